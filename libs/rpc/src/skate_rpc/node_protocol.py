@@ -1,0 +1,391 @@
+"""What a worker or driver and its node's raylet say to each other over the stream.
+
+These are control messages, but on the path of every lease and of every blocking ``get``, so they use the
+stream (about 70 us a round trip) and not gRPC (about 450 us), and a worker needs no gRPC at all: a
+message that is meant for the GCS goes to the raylet, which calls the GCS for it.
+
+Every struct is an array on the wire: fields may only be appended, each with a default.
+Amounts of resources are in units of 1e-4. Ids are raw bytes (layouts: ``libs/core-ids``).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class NodeMessage(msgspec.Struct, array_like=True, tag_field="t", gc=False):
+    """Base of every message below; the tag is the class's number."""
+
+
+# ---- process to raylet ----
+
+
+class RegisterProcess(NodeMessage, tag=1):
+    """The first message of a process. Answered by :class:`ProcessRegistered`."""
+
+    worker_id: bytes
+    pid: int
+    endpoint: str  # where it listens for the task plane: "unix:/path"
+    is_driver: bool
+    startup_id: int = 0  # workers: the number given at fork; 0 for drivers
+    namespace: str = ""  # drivers: "" asks for an anonymous namespace
+    entrypoint: str = ""  # drivers: the command line, for people
+    metadata: dict[str, str] = {}
+
+
+class RequestLease(NodeMessage, tag=2):
+    """Ask for a worker. Answered by :class:`LeaseGranted` or :class:`LeaseRefused`, or cancelled."""
+
+    request_id: int  # the process's own counter
+    resources: dict[str, int]
+    env_vars: dict[str, str] = {}
+    backlog: int = 0  # tasks that wait behind this request, for demand reports
+    trace_parent: str = ""
+
+
+class CancelLeaseRequest(NodeMessage, tag=3):
+    """Withdraw a request; a grant may already be on its way and must then be returned."""
+
+    request_id: int
+
+
+class ReturnLease(NodeMessage, tag=4):
+    """Give a worker back. ``discard`` retires the worker (it exited or is unfit for reuse)."""
+
+    lease_id: bytes
+    discard: bool = False
+
+
+class Blocked(NodeMessage, tag=5):
+    """This worker waits in get or wait: its CPUs may be lent until :class:`Unblocked`."""
+
+
+class Unblocked(NodeMessage, tag=6):
+    """This worker runs again. It does not wait for its CPUs: the node is briefly oversubscribed."""
+
+
+class ControlCall(NodeMessage, tag=7):
+    """A call for the GCS or the raylet. Answered by :class:`ControlReply` with the same id.
+
+    ``method`` is one of ``CONTROL_METHODS``; ``body`` is the msgpack encoding of its request struct.
+    """
+
+    call_id: int
+    method: str
+    body: bytes
+
+
+class KillWorker(NodeMessage, tag=8):
+    """Kill a worker leased to this process (``cancel(force=True)``); answered by :class:`LeaseLost`."""
+
+    lease_id: bytes
+    reason: str
+
+
+class ActorCreated(NodeMessage, tag=9):
+    """An actor's worker: the constructor ran."""
+
+    actor_id: bytes
+    incarnation: int
+
+
+class ActorCreationFailed(NodeMessage, tag=10):
+    """An actor's worker: the constructor raised. The worker exits afterwards."""
+
+    actor_id: bytes
+    incarnation: int
+    error: bytes  # pickled, opaque to the control plane
+    message: str
+
+
+class Exiting(NodeMessage, tag=11):
+    """This worker ends on purpose (``exit_actor``, ``max_calls``); its exit is not a failure."""
+
+    reason: str
+
+
+class TaskEvents(NodeMessage, tag=12):
+    """A batch of task events for spans and metrics; sent only while tracing is on."""
+
+    events: list[TaskEvent]
+
+
+class SubscribeActor(NodeMessage, tag=13):
+    """Send :class:`ActorUpdate` for this actor now (its present state) and at every change."""
+
+    actor_id: bytes
+
+
+class UnsubscribeActor(NodeMessage, tag=14):
+    """Stop :class:`ActorUpdate` for this actor."""
+
+    actor_id: bytes
+
+
+# ---- raylet to process ----
+
+
+class ProcessRegistered(NodeMessage, tag=32):
+    """The process is known. ``error`` not empty: it was refused and the connection closes."""
+
+    node_id: bytes = b""
+    job_id: bytes = b""  # drivers: the new job; workers: the job they were forked for
+    namespace: str = ""
+    store_endpoint: str = ""
+    session_dir: str = ""
+    gcs_endpoint: str = ""
+    error: str = ""
+    is_tracing: bool = False  # task events are wanted
+
+
+class LeaseGranted(NodeMessage, tag=33):
+    """A worker is yours until :class:`ReturnLease` or :class:`LeaseLost`."""
+
+    request_id: int
+    lease_id: bytes
+    worker_id: bytes
+    node_id: bytes
+    endpoint: str
+    pid: int
+    resource_ids: dict[str, list[tuple[int, int]]] = {}  # e.g. {"GPU": [(index, amount)]}
+
+
+class LeaseRefused(NodeMessage, tag=34):
+    """The request can not be granted: the environment or the worker failed to start, or it is invalid."""
+
+    request_id: int
+    kind: str  # "worker_start_failed", "invalid"
+    message: str
+
+
+class LeaseLost(NodeMessage, tag=35):
+    """The leased worker died; its running tasks are to be retried or failed with this cause."""
+
+    lease_id: bytes
+    cause: Death
+
+
+class ReclaimLease(NodeMessage, tag=36):
+    """Others wait: take back what has not started, finish what runs, and return the lease."""
+
+    lease_id: bytes
+
+
+class ControlReply(NodeMessage, tag=37):
+    """The answer to :class:`ControlCall`. ``error`` not empty: the call failed with this sentence."""
+
+    call_id: int
+    body: bytes = b""
+    error: str = ""
+    error_kind: str = ""  # "not_found", "already_exists", "unavailable", "invalid", "internal"
+
+
+class CreateActor(NodeMessage, tag=38):
+    """To an idle worker: become this actor. Answered by ActorCreated or ActorCreationFailed."""
+
+    actor_id: bytes
+    incarnation: int
+    creation_task: bytes
+    resource_ids: dict[str, list[tuple[int, int]]] = {}
+
+
+class ActorUpdate(NodeMessage, tag=39):
+    """The state of an actor that this process subscribed to."""
+
+    actor: ActorView
+
+
+class ExitNow(NodeMessage, tag=40):
+    """To a worker: end in an orderly way (run exit hooks) within ``grace_s``; then it is killed."""
+
+    reason: str
+    grace_s: float = 5.0
+
+
+class WorkerDied(NodeMessage, tag=41):
+    """Some process of the cluster died: owners drop its borrows, borrowers fail its objects."""
+
+    worker_id: bytes
+    cause: Death
+
+
+# ---- parts ----
+
+
+class Death(msgspec.Struct, array_like=True, gc=False):
+    """Why a process ended. Mirrors ``DeathCause`` of common.proto."""
+
+    kind: str  # the enum name without its prefix, lower case: "signaled", "exited", ...
+    message: str
+    pid: int = 0
+    exit_code: int = 0
+    signal: int = 0
+    log_tail: str = ""
+
+
+class ActorView(msgspec.Struct, array_like=True, gc=False):
+    """What a caller needs to know about an actor. ``state`` is the enum name without its prefix."""
+
+    actor_id: bytes
+    state: str  # "PENDING_CREATION", "ALIVE", "RESTARTING", "DEAD", ...
+    incarnation: int = 0
+    endpoint: str = ""
+    worker_id: bytes = b""
+    node_id: bytes = b""
+    pid: int = 0
+    name: str = ""
+    namespace: str = ""
+    class_name: str = ""
+    max_restarts: int = 0
+    handle_state: bytes = b""
+    death: Death | None = None
+    creation_error: bytes = b""
+    pending_reason: str = ""
+
+
+class TaskEvent(msgspec.Struct, array_like=True, gc=False):
+    """One step in a task's life, from the process where it happened. Times are Unix seconds."""
+
+    kind: str  # "submit" (owner, whole life), "lease" (owner, request to grant), "run" (worker)
+    task_id: bytes
+    name: str
+    start_s: float
+    end_s: float
+    trace_id: str  # 32 hex digits
+    span_id: str  # 16 hex digits
+    parent_span_id: str = ""  # empty: a root span
+    error: str = ""
+    attempt: int = 0
+
+
+# ---- bodies of ControlCall; replies are named beside each ----
+
+
+class KvPut(msgspec.Struct, array_like=True):
+    """``kv_put`` -> bool: whether the key was new (or was overwritten)."""
+
+    namespace: str
+    key: bytes
+    value: bytes
+    overwrite: bool = True
+
+
+class KvGet(msgspec.Struct, array_like=True):
+    """``kv_get`` -> bytes | None. ``kv_delete`` -> int. ``kv_keys`` (key is a prefix) -> list[bytes]."""
+
+    namespace: str
+    key: bytes
+    is_prefix: bool = False
+
+
+class ActorRegistration(msgspec.Struct, array_like=True):
+    """``register_actor`` -> RegisteredActor; error_kind "already_exists" when the name is taken."""
+
+    actor_id: bytes
+    name: str
+    namespace: str
+    is_detached: bool
+    class_name: str
+    max_restarts: int
+    placement_resources: dict[str, int]
+    running_resources: dict[str, int]
+    env_vars: dict[str, str]
+    creation_task: bytes
+    handle_state: bytes
+    get_if_exists: bool = False
+    trace_parent: str = ""
+
+
+class RegisteredActor(msgspec.Struct, array_like=True):
+    """Answer to ``register_actor``: the new actor, or the existing one."""
+
+    actor: ActorView
+    is_new: bool
+
+
+class ActorName(msgspec.Struct, array_like=True):
+    """``get_named_actor`` -> ActorView | None."""
+
+    name: str
+    namespace: str
+
+
+class ActorKill(msgspec.Struct, array_like=True):
+    """``kill_actor`` -> bool: whether it was found."""
+
+    actor_id: bytes
+    no_restart: bool = True
+
+
+class ActorRelease(msgspec.Struct, array_like=True):
+    """``release_actor`` -> None: the last handle is gone; the actor ends after its queued calls."""
+
+    actor_id: bytes
+
+
+class Empty(msgspec.Struct, array_like=True):
+    """``list_nodes`` -> list[NodeView]. ``list_actors`` -> list[ActorView]."""
+
+
+class NodeView(msgspec.Struct, array_like=True):
+    """A row of the node table. Amounts in units of 1e-4."""
+
+    node_id: bytes
+    is_alive: bool
+    node_name: str
+    hostname: str
+    ip_address: str
+    stream_endpoint: str
+    store_endpoint: str
+    raylet_endpoint: str
+    metrics_endpoint: str
+    is_head: bool
+    total: dict[str, int]
+    available: dict[str, int]
+    labels: dict[str, str]
+    death: Death | None = None
+    session_dir: str = ""
+
+
+CONTROL_METHODS = (
+    "kv_put",
+    "kv_get",
+    "kv_delete",
+    "kv_keys",
+    "register_actor",
+    "get_named_actor",
+    "get_actor",  # body ActorRelease (an actor id) -> ActorView | None
+    "kill_actor",
+    "release_actor",
+    "list_nodes",
+    "list_actors",
+)
+
+FromProcess = (
+    RegisterProcess
+    | RequestLease
+    | CancelLeaseRequest
+    | ReturnLease
+    | Blocked
+    | Unblocked
+    | ControlCall
+    | KillWorker
+    | ActorCreated
+    | ActorCreationFailed
+    | Exiting
+    | TaskEvents
+    | SubscribeActor
+    | UnsubscribeActor
+)
+FromRaylet = (
+    ProcessRegistered
+    | LeaseGranted
+    | LeaseRefused
+    | LeaseLost
+    | ReclaimLease
+    | ControlReply
+    | CreateActor
+    | ActorUpdate
+    | ExitNow
+    | WorkerDied
+)
