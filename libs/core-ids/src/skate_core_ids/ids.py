@@ -1,16 +1,16 @@
 """The binary identifiers of everything Skate names, and how one embeds another.
 
-An id is its bytes: each class is a ``bytes`` subclass, so hashing, equality, ordering and pickling run
-at C speed and an id can be written to a frame or used as a dictionary key without conversion. The
-price is that ids of two classes with the same bytes compare equal; no two classes share a meaning for
-the same bytes, because the longer ids embed the shorter ones.
+An id is its bytes: each class is a ``bytes`` subclass, so hashing, equality, ordering and pickling
+run at C speed and an id can be written to a frame or used as a dictionary key without conversion.
+The price is that ids of two classes with the same bytes compare equal; no two classes share a
+meaning for the same bytes, because the longer ids embed the shorter ones.
 
 Layout (big end first; sizes in bytes)::
 
     JobID             4   counter, one per driver, handed out by the GCS
     ActorID          16   unique 12 | JobID 4
-    TaskID           24   unique 8  | ActorID 16     (unique part of the ActorID is nil for a plain task)
-    ObjectID         28   TaskID 24 | index 4        (1.. returns of the task; 2**31.. values that it put)
+    TaskID           24   unique 8  | ActorID 16     (a plain task's ActorID has a nil unique part)
+    ObjectID         28   TaskID 24 | index 4        (1.. returns; 2**31.. values that the task put)
     PlacementGroupID 18   unique 14 | JobID 4
     UniqueID         28   random; NodeID and WorkerID are UniqueIDs
 
@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import ClassVar, TypeVar
-
-_Id = TypeVar("_Id", bound="BaseID")
+from typing import ClassVar, Self
 
 _NIL_BYTE = b"\xff"
 
@@ -34,7 +32,8 @@ class BaseID(bytes):
     __slots__ = ()
     SIZE: ClassVar[int] = 0
 
-    def __new__(cls: type[_Id], binary: bytes) -> _Id:
+    def __new__(cls, binary: bytes) -> Self:
+        """Take the bytes of an id; ``ValueError`` when they are not ``SIZE`` long."""
         if len(binary) != cls.SIZE:
             raise ValueError(
                 f"{cls.__name__} takes {cls.SIZE} bytes, got {len(binary)};"
@@ -43,17 +42,17 @@ class BaseID(bytes):
         return bytes.__new__(cls, binary)
 
     @classmethod
-    def nil(cls: type[_Id]) -> _Id:
+    def nil(cls) -> Self:
         """The id that names nothing (all bits set)."""
         return bytes.__new__(cls, _NIL_BYTE * cls.SIZE)
 
     @classmethod
-    def from_random(cls: type[_Id]) -> _Id:
+    def from_random(cls) -> Self:
         """A fresh id from the operating system's random source."""
         return bytes.__new__(cls, os.urandom(cls.SIZE))
 
     @classmethod
-    def from_hex(cls: type[_Id], text: str) -> _Id:
+    def from_hex(cls, text: str) -> Self:
         """Parse ``2 * SIZE`` hex digits. Raises ``ValueError`` for anything else."""
         try:
             return cls(bytes.fromhex(text))
@@ -79,7 +78,7 @@ class BaseID(bytes):
     def __str__(self) -> str:
         return self.hex()
 
-    def __reduce__(self: _Id) -> tuple[type[_Id], tuple[bytes]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[bytes]]:
         return type(self), (bytes(self),)
 
 
@@ -174,7 +173,8 @@ class ObjectID(BaseID):
         """The job that the value belongs to."""
         return JobID(self[20:24])
 
-    def index(self) -> int:
+    # It hides bytes.index, which looks for a byte: nobody searches inside an id.
+    def index(self) -> int:  # type: ignore[override]
         """Position among the task's returns (from 1) or puts (from ``FIRST_PUT_INDEX``)."""
         return int.from_bytes(self[24:], "big")
 
@@ -221,8 +221,8 @@ class PlacementGroupID(BaseID):
 class TaskIdSource:
     """Fresh task ids without a system call each: a random 64-bit start, then a counter.
 
-    Two sources collide with probability about ``n * m / 2**64`` after ``n`` and ``m`` ids. Safe to use
-    from several threads; must be made anew after a fork.
+    Two sources collide with probability about ``n * m / 2**64`` after ``n`` and ``m`` ids. Safe to
+    use from several threads; must be made anew after a fork.
     """
 
     __slots__ = ("_next",)
