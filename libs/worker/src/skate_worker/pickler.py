@@ -1,0 +1,103 @@
+"""The one pickler of the runtime: cloudpickle, plus references, plus serialisers that users register.
+
+It collects every reference (an ``ObjectRef``, an actor handle) that it meets, so that the owner can
+count the reference as held by the value that contains it.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+
+PROTOCOL = 5
+
+Reduced = tuple[Any, ...]
+Reducer = Callable[[Any], Reduced]
+
+# Exact class to reducer. Registries of the process, filled at import of the reference types and by users.
+_reference_reducers: dict[type, Reducer] = {}
+_value_reducers: dict[type, Reducer] = {}
+
+
+class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles one value; ``contained`` lists the references that it met, in order."""
+
+    def __init__(
+        self, file: io.BytesIO, buffer_callback: Callable[[Any], object] | None = None
+    ) -> None:
+        # The C pickler looks into this table for nearly every object; a plain dict is several times
+        # faster than cloudpickle's ChainMap (measured: ten fractions 9.8 us against 17.5 us).
+        self.dispatch_table = _flat_table()
+        super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)
+        self.contained: list[Any] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        """Called by the C pickler for everything but the plainest built-in types."""
+        kind = type(value)
+        reduce = _reference_reducers.get(kind)
+        if reduce is not None:
+            self.contained.append(value)
+            return reduce(value)
+        reduce = _value_reducers.get(kind)
+        if reduce is not None:
+            return reduce(value)
+        return super().reducer_override(value)
+
+
+def register_reference_type(cls: type, reduce: Reducer) -> None:
+    """Make instances of exactly ``cls`` references: collected when pickled, and reduced by ``reduce``."""
+    _reference_reducers[cls] = reduce
+
+
+def is_reference_type(cls: type) -> bool:
+    """Whether :func:`register_reference_type` was called for ``cls``."""
+    return cls in _reference_reducers
+
+
+def register_serializer(
+    cls: type, *, serializer: Callable[[Any], Any], deserializer: Callable[[Any], Any]
+) -> None:
+    """Pickle instances of exactly ``cls`` as ``serializer(value)``, in this process only.
+
+    ``deserializer`` travels with each value, so the reading process needs no registration.
+
+    Raises:
+        TypeError: an argument is not a class, or not callable.
+    """
+    if not isinstance(cls, type):
+        raise TypeError(f"register_serializer takes a class, got {cls!r}.")
+    if not callable(serializer) or not callable(deserializer):
+        raise TypeError("serializer and deserializer must be callables that take one argument.")
+
+    def reduce(value: Any) -> Reduced:
+        return deserializer, (serializer(value),)
+
+    _value_reducers[cls] = reduce
+
+
+def deregister_serializer(cls: type) -> None:
+    """Undo :func:`register_serializer`; nothing happens when the class was not registered."""
+    _value_reducers.pop(cls, None)
+
+
+def pickle_in_band(value: Any) -> bytes:
+    """Pickle into one ``bytes``, buffers included."""
+    file = io.BytesIO()
+    ValuePickler(file).dump(value)
+    return file.getvalue()
+
+
+_flat: dict[type, Reducer] = dict(cloudpickle.Pickler.dispatch_table)
+_flat_of: dict[type, Reducer] = dict(copyreg.dispatch_table)
+
+
+def _flat_table() -> dict[type, Reducer]:
+    global _flat, _flat_of  # noqa: PLW0603 - a cache of the process, made anew when copyreg changed.
+    if copyreg.dispatch_table != _flat_of:
+        _flat_of = dict(copyreg.dispatch_table)
+        _flat = dict(cloudpickle.Pickler.dispatch_table)
+    return _flat
