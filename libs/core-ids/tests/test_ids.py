@@ -105,8 +105,8 @@ def test_job_number_survives_the_round_trip(number: int) -> None:
 
 
 def test_job_ids_sort_in_order_of_arrival() -> None:
-    jobs = [JobID.from_int(number) for number in (1, 2, 255, 256, 65536)]
-    assert sorted(jobs[::-1]) == jobs
+    jobs = [JobID.from_int(number) for number in (65536, 1, 256, 255, 2)]
+    assert [job.to_int() for job in sorted(jobs)] == [1, 2, 255, 256, 65536]
 
 
 @given(job_numbers, return_indexes)

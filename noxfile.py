@@ -1,0 +1,202 @@
+"""The checks and tests of the workspace: ``nox --list`` shows them, ``ci`` runs the usual ones.
+
+Each library's tests run in an environment that holds that library, what it depends on (siblings
+from the checkout) and its ``test`` extra, so an undeclared dependency fails there. Environments are
+made anew for each run: with uv that costs less than working out whether an old one still fits.
+
+    nox -s "tests(core-ids)"              one library, on the Python that runs nox
+    nox -P 3.12 -s "tests(core-ids)"      the same on another Python
+    nox -s tests_other_pythons            all libraries on every other supported Python found here
+    nox -s "tests(rpc)" -- -k handshake   arguments after -- go to pytest
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nox
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+
+from tools.totals import report_name  # noqa: E402 - nox runs this file without its folder on the path
+from tools.workspace import Member, closure, read_members  # noqa: E402 - as above
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+REPORTS = ROOT / "build" / "reports"
+SUPPORTED_PYTHONS = ("3.11", "3.12", "3.13")
+TESTING = ("pytest", "pytest-timeout")
+
+nox.needs_version = ">=2026.10"
+nox.options.default_venv_backend = "uv|venv"
+nox.options.download_python = "never"
+nox.options.sessions = ["lint", "types", "layers", "tests"]
+os.environ["UV_PYTHON_DOWNLOADS"] = "never"  # an interpreter is found, or the session says so
+
+MEMBERS = read_members(ROOT)
+
+
+def interpreter_folders() -> dict[str, Path]:
+    """Where each supported Python lives, by version: on the PATH first, then under pyenv.
+
+    pyenv puts only chosen versions on the PATH, and its shims answer for the others with an error,
+    so its ``versions`` folder is read instead.
+    """
+    pyenv = shutil.which("pyenv")
+    roots = [Path(os.environ["PYENV_ROOT"])] if os.environ.get("PYENV_ROOT") else []
+    roots += [Path(pyenv).resolve().parent.parent] if pyenv else []
+    roots.append(Path.home() / ".pyenv")
+    on_path = [Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
+    folders = [folder for folder in on_path if folder.name != "shims"]
+    for root in roots:
+        folders += sorted(root.glob("versions/3.*/bin"), reverse=True)
+    found: dict[str, Path] = {}
+    for version in SUPPORTED_PYTHONS:
+        for folder in folders:
+            if os.access(folder / f"python{version}", os.X_OK):
+                found[version] = folder
+                break
+    return found
+
+
+THIS_PYTHON = "{}.{}".format(*sys.version_info[:2])
+OTHER_PYTHONS = {
+    version: folder for version, folder in interpreter_folders().items() if version != THIS_PYTHON
+}
+# nox looks on the PATH; a shim found there first would answer with an error.
+os.environ["PATH"] = os.pathsep.join(
+    [*map(str, OTHER_PYTHONS.values()), os.environ.get("PATH", os.defpath)]
+)
+
+
+def install(
+    session: nox.Session, members: Iterable[Member], *tools: str, tested: Iterable[Member] = ()
+) -> None:
+    """Install members from the checkout, editable, and tools; ``tested`` get their test extra."""
+    with_extra = {member.key for member in tested if "test" in member.extras}
+    arguments = ["-q", "-c", "constraints.txt"]
+    for member in members:
+        extra = "[test]" if member.key in with_extra else ""
+        arguments += ["-e", f"{member.folder.relative_to(ROOT)}{extra}"]
+    session.install(*arguments, *tools)
+
+
+def run_pytest(session: nox.Session, *arguments: str) -> None:
+    """Run pytest with the root's settings and leave a JUnit file for ``tools/totals.py``."""
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    junit = REPORTS / report_name(session.name)
+    junit.unlink(missing_ok=True)
+    session.run(
+        "python", "-m", "pytest", "-c", "pyproject.toml", f"--junitxml={junit}", "-q",
+        *arguments, *session.posargs,
+    )  # fmt: skip
+
+
+def test_member(session: nox.Session, key: str) -> None:
+    """Test one member with nothing but its own closure installed."""
+    member = MEMBERS[key]
+    install(session, closure(member, MEMBERS), *TESTING, tested=[member])
+    run_pytest(session, str(member.tests.relative_to(ROOT)))
+
+
+@nox.session
+@nox.parametrize("lib", list(MEMBERS), ids=list(MEMBERS))
+def tests(session: nox.Session, lib: str) -> None:
+    """Test one library or app in an environment of its own."""
+    test_member(session, lib)
+
+
+if OTHER_PYTHONS:
+
+    @nox.session(python=list(OTHER_PYTHONS), default=False)
+    @nox.parametrize("lib", list(MEMBERS), ids=list(MEMBERS))
+    def tests_other_pythons(session: nox.Session, lib: str) -> None:
+        """Test one library or app on another Python than the one that runs nox."""
+        test_member(session, lib)
+
+
+@nox.session
+def tools(session: nox.Session) -> None:
+    """Test the developers' tools."""
+    session.install("-q", "-c", "constraints.txt", *TESTING)
+    run_pytest(session, "tools/tests")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, formatting, and the house rules that ruff cannot know."""
+    session.install("-q", "-c", "constraints.txt", "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", "--quiet", ".")
+    session.run("python", "tools/tidy.py")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types strictly, over every library, app, tool and example."""
+    everything = MEMBERS.values()
+    checkers = ("mypy", "nox", "types-protobuf", "types-psutil")
+    install(session, everything, *TESTING, *checkers, tested=everything)
+    sources = [str(member.folder.relative_to(ROOT) / "src") for member in everything]
+    session.run("mypy", *sources, "tools", "dev.py", "noxfile.py", "examples/word_count.py")
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Check that imports only point down and that machines stay pure."""
+    folders = [f"-e{member.folder.relative_to(ROOT)}" for member in MEMBERS.values()]
+    session.install("-q", "--no-deps", *folders)
+    session.install("-q", "-c", "constraints.txt", "import-linter")
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def protos(session: nox.Session) -> None:
+    """Check that the committed gRPC code is what the .proto files give."""
+    session.install("-q", "-c", "constraints.txt", "grpcio-tools", "mypy-protobuf")
+    session.run("python", "tools/generate_protos.py", "--check")
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """Test what crosses libraries, on real processes."""
+    install(session, MEMBERS.values(), *TESTING, tested=MEMBERS.values())
+    run_pytest(session, "tests", "-m", "not chaos")
+
+
+@nox.session(default=False)
+def chaos(session: nox.Session) -> None:
+    """Kill processes of a running cluster: ``nox -s chaos -- --faults 3000``."""
+    install(session, MEMBERS.values(), *TESTING, tested=MEMBERS.values())
+    run_pytest(session, "tests", "-m", "chaos")
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks; arguments after -- go to ``python -m benchmarks``."""
+    install(session, MEMBERS.values(), "numpy")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def bench_smoke(session: nox.Session) -> None:
+    """Run each benchmark once, small, so that none of them rots."""
+    install(session, MEMBERS.values(), *TESTING, "numpy")
+    run_pytest(session, "benchmarks/tests")
+
+
+@nox.session(default=False, venv_backend="none")
+def ci(session: nox.Session) -> None:
+    """Queue what every change must pass."""
+    for name in ("lint", "types", "layers", "protos", "tools"):
+        session.notify(name)
+    for key in MEMBERS:
+        session.notify(f"tests({key})")
+    for name in ("integration", "bench_smoke"):
+        session.notify(name)
