@@ -1,12 +1,13 @@
 """Generate the Python code of ``protos/`` into ``libs/rpc/src/skate_rpc/gen``.
 
-Run it after changing a ``.proto`` file and commit what it writes; ``--check`` writes nothing and fails
-when the committed code differs from what the ``.proto`` files give. protoc names modules after the proto
-files (``skate.v1.gcs_pb2``), which would sit inside the package ``skate`` of the public API; the imports
-are therefore rewritten to ``skate_rpc.gen.skate.v1.gcs_pb2``.
+Run it after changing a ``.proto`` file and commit what it writes; ``--check`` writes nothing and
+fails when the committed code differs from what the ``.proto`` files give. protoc names modules
+after the proto files (``skate.v1.gcs_pb2``), which would sit inside the package ``skate`` of the
+public API; the imports are therefore rewritten to ``skate_rpc.gen.skate.v1.gcs_pb2``.
 
-The output depends on the generator's version, and generated code refuses an older grpcio or protobuf
-at import, so the versions are pinned here and are the lower bounds in ``libs/rpc/pyproject.toml``.
+The output depends on the generator's version, and generated code refuses an older grpcio or
+protobuf at import, so the versions are pinned here and are the lower bounds in
+``libs/rpc/pyproject.toml``.
 """
 
 from __future__ import annotations
@@ -107,7 +108,9 @@ def rewrite_imports(text: str) -> str:
     text = re.sub(r"^from skate\.", f"from {PACKAGE}.skate.", text, flags=re.MULTILINE)
     text = re.sub(r"^import skate\.", f"import {PACKAGE}.skate.", text, flags=re.MULTILINE)
     # The module name that messages carry in __module__, for repr and pickling.
-    return re.sub(r"(TopDescriptorsAndMessages\(DESCRIPTOR, ')skate\.", rf"\1{PACKAGE}.skate.", text)
+    return re.sub(
+        r"(TopDescriptorsAndMessages\(DESCRIPTOR, ')skate\.", rf"\1{PACKAGE}.skate.", text
+    )
 
 
 def read_tree(root: Path) -> dict[str, str]:

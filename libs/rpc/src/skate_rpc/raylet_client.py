@@ -1,0 +1,65 @@
+"""The client of a node's control service, used by the GCS and the command line."""
+
+from __future__ import annotations
+
+import grpc.aio
+
+from skate_rpc.calls import Caller, RetryPolicy
+from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2, raylet_pb2, raylet_pb2_grpc
+
+
+class RayletClient:
+    """RayletService of one node."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, target: str = "", retry: RetryPolicy | None = None
+    ) -> None:
+        """``target`` is named in errors. The channel stays the caller's to close."""
+        self._caller = Caller(channel, target, retry)
+        self._stub = raylet_pb2_grpc.RayletServiceStub(channel)
+
+    async def start_actor(
+        self, spec: gcs_pb2.ActorSpec, incarnation: int, *, timeout_s: float | None = None
+    ) -> raylet_pb2.StartActorReply:
+        """Ask the node to start one life of an actor; the outcome is reported to the GCS."""
+        return await self._caller.unary(
+            "RayletService.StartActor",
+            self._stub.StartActor,
+            raylet_pb2.StartActorRequest(spec=spec, incarnation=incarnation),
+            timeout_s,
+        )
+
+    async def kill_actor(
+        self,
+        actor_id: bytes,
+        incarnation: int,
+        cause: common_pb2.DeathCause | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> None:
+        """End the worker of one life of an actor; nothing happens when it has ended."""
+        await self._caller.unary(
+            "RayletService.KillActor",
+            self._stub.KillActor,
+            raylet_pb2.KillActorOnNodeRequest(
+                actor_id=actor_id, incarnation=incarnation, cause=cause
+            ),
+            timeout_s,
+        )
+
+    async def status(self, *, timeout_s: float | None = None) -> raylet_pb2.NodeStatusReply:
+        """Leases, workers and store of the node at this moment."""
+        return await self._caller.unary(
+            "RayletService.Status", self._stub.Status, raylet_pb2.NodeStatusRequest(), timeout_s
+        )
+
+    async def shutdown(
+        self, grace_s: float, reason: str, *, timeout_s: float | None = None
+    ) -> None:
+        """Ask the node to stop within ``grace_s``; it answers before it has stopped."""
+        await self._caller.unary(
+            "RayletService.Shutdown",
+            self._stub.Shutdown,
+            raylet_pb2.ShutdownNodeRequest(grace_s=grace_s, reason=reason),
+            timeout_s,
+        )
