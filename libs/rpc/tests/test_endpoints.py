@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from skate_rpc.endpoints import TcpEndpoint, UnixEndpoint, resolve_bind_endpoint
 from skate_rpc.errors import BindError
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from skate_rpc.gen.skate.v1 import gcs_pb2, raylet_pb2
 from skate_rpc.methods import METHODS, Repeat
 

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from skate_rpc.tokens import (
     TokenError,
     TokenFileError,
@@ -34,7 +35,16 @@ def test_generate_token_gives_64_hex_digits_that_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    "token", ["", "hunter2", "x" * 513, "a" * 20 + " " + "b" * 20, "a" * 30 + "\n", "ä" * 30, "a" * 30 + "\0"]
+    "token",
+    [
+        "",
+        "hunter2",
+        "x" * 513,
+        "a" * 20 + " " + "b" * 20,
+        "a" * 30 + "\n",
+        "ä" * 30,
+        "a" * 30 + "\0",
+    ],
 )
 def test_check_token_unusable_is_refused_without_showing_it(token: str) -> None:
     with pytest.raises(TokenError) as caught:

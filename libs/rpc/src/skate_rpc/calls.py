@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -108,7 +108,7 @@ class Caller:
         name: str,
         call: grpc.aio.UnaryStreamMultiCallable[_Request, _Reply],
         request: _Request,
-    ) -> AsyncIterator[_Reply]:
+    ) -> AsyncGenerator[_Reply, None]:
         """Messages of a server stream until it breaks; it does not end without an error.
 
         Close the iterator (``contextlib.aclosing``) to end the call. Raises as :meth:`unary`,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 
 import grpc.aio
 
@@ -357,7 +357,7 @@ class EventClient:
         self._caller = caller
         self._stub = gcs_pb2_grpc.EventServiceStub(caller.channel)
 
-    def subscribe(self, channels: Iterable[str]) -> AsyncIterator[gcs_pb2.Event]:
+    def subscribe(self, channels: Iterable[str]) -> AsyncGenerator[gcs_pb2.Event, None]:
         """Follow tables: their present rows, an event with ``snapshot_end``, then every change.
 
         The channels are ``"actor"``, ``"node"``, ``"job"`` and ``"worker"``. The stream lasts until
