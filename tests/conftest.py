@@ -1,0 +1,78 @@
+"""What tests of the whole system share: a cluster of their own, and scripts run as a user would."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import skate
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT_TIMEOUT_S = 50.0
+
+RunScript = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--faults`` sizes the chaos tests."""
+    parser.addoption("--faults", type=int, default=30, help="faults that a chaos test injects")
+
+
+@pytest.fixture
+def faults(request: pytest.FixtureRequest) -> int:
+    """How many faults to inject."""
+    count: int = request.config.getoption("--faults")
+    return count
+
+
+@pytest.fixture
+def session_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of its own for session folders, short enough for socket paths.
+
+    pytest's ``tmp_path`` is too deep: a Unix socket's path has at most 107 bytes.
+    """
+    root = Path(tempfile.mkdtemp(prefix="sk-"))
+    monkeypatch.setenv("SKATE_TMPDIR", str(root))
+    yield root
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster(session_root: Path) -> Iterator[Any]:
+    """A local cluster with two CPUs and this process as its driver; gives what ``init`` gave."""
+    context = skate.init(num_cpus=2)
+    yield context
+    skate.shutdown()
+
+
+@pytest.fixture
+def run_script(session_root: Path) -> RunScript:
+    """Run a Python file with this interpreter, from the root, as a user would.
+
+    ``run_script(path, *arguments, timeout_s=50.0)`` returns the completed process with text output;
+    a script past its time is killed and raises ``subprocess.TimeoutExpired``.
+    """
+
+    def run(
+        path: Path, *arguments: str, timeout_s: float = SCRIPT_TIMEOUT_S
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(path), *arguments],
+            cwd=ROOT,
+            env={**os.environ, "SKATE_TMPDIR": str(session_root)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    return run
