@@ -1,0 +1,169 @@
+"""Gathers a cluster's status: the node table from the GCS, then each live node's own account."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from skate_rpc.clients import GcsClient, RayletClient
+from skate_rpc.errors import RpcError
+from skate_rpc.gen.skate.v1 import gcs_pb2, raylet_pb2
+from skate_rpc.grpc_channel import open_channel
+from skate_scheduler.resources import from_units
+
+SCHEMA = "skate.status/1"
+_CALLS_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A worker in use. Amounts are whole resources, not units."""
+
+    lease_id: str
+    worker_pid: int
+    actor_id: str
+    resources: dict[str, float]
+    is_blocked: bool
+    """Waits in get or wait, and lends its CPUs meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingLease:
+    """A request that waits, and why."""
+
+    resources: dict[str, float]
+    reason: str
+    waiting_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One row of the node table and, when it answered, what it says of itself."""
+
+    node_id: str
+    name: str
+    ip_address: str
+    is_head: bool
+    is_alive: bool
+    death: str
+    total: dict[str, float]
+    available: dict[str, float]
+    labels: dict[str, str]
+    metrics_endpoint: str
+    problem: str = ""
+    """Why the node itself did not answer; empty when it did."""
+    workers_idle: int = 0
+    workers_total: int = 0
+    store_capacity_bytes: int = 0
+    store_used_bytes: int = 0
+    store_objects: int = 0
+    leases: list[Lease] = field(default_factory=list)
+    pending: list[PendingLease] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The cluster at one moment, head first."""
+
+    address: str
+    nodes: list[Node]
+
+    @property
+    def live_nodes(self) -> list[Node]:
+        """The nodes that are up."""
+        return [node for node in self.nodes if node.is_alive]
+
+    def resources(self) -> dict[str, tuple[float, float]]:
+        """Used and total amount by resource, over the live nodes, in order of first appearance."""
+        sums: dict[str, tuple[float, float]] = {}
+        for node in self.live_nodes:
+            for name, total in node.total.items():
+                used, whole = sums.get(name, (0.0, 0.0))
+                sums[name] = (used + total - node.available.get(name, 0.0), whole + total)
+        return sums
+
+    def to_json(self) -> dict[str, Any]:
+        """The report under its versioned schema."""
+        return {
+            "schema": SCHEMA,
+            "address": self.address,
+            "resources": {
+                name: {"used": used, "total": total}
+                for name, (used, total) in self.resources().items()
+            },
+            "nodes": [asdict(node) for node in self.nodes],
+        }
+
+
+async def collect_report(gcs_endpoint: str, token: str, timeout_s: float) -> Report:
+    """Ask the GCS and every live node. A node that does not answer is in the report with its problem.
+
+    Raises ``RpcError`` when the GCS itself does not answer.
+    """
+    gcs_channel = open_channel(gcs_endpoint, token)
+    try:
+        rows = await GcsClient(gcs_channel, gcs_endpoint).nodes.list(timeout_s=timeout_s)
+    finally:
+        await gcs_channel.close()
+    slots = asyncio.Semaphore(_CALLS_MAX)
+    nodes = await asyncio.gather(*(_describe(row, token, timeout_s, slots) for row in rows))
+    return Report(gcs_endpoint, sorted(nodes, key=lambda node: (not node.is_head, node.node_id)))
+
+
+async def _describe(
+    row: gcs_pb2.NodeInfo, token: str, timeout_s: float, slots: asyncio.Semaphore
+) -> Node:
+    if row.state != gcs_pb2.NodeInfo.STATE_ALIVE:
+        return _node(row, None, "")
+    async with slots:
+        channel = open_channel(row.raylet_endpoint, token)
+        try:
+            client = RayletClient(channel, row.raylet_endpoint)
+            return _node(row, await client.status(timeout_s=timeout_s), "")
+        except RpcError as error:
+            return _node(row, None, str(error))
+        finally:
+            await channel.close()
+
+
+def _node(row: gcs_pb2.NodeInfo, status: raylet_pb2.NodeStatusReply | None, problem: str) -> Node:
+    status_or_empty = raylet_pb2.NodeStatusReply() if status is None else status
+    available = row.available if status is None else status.node.available
+    return Node(
+        node_id=row.node_id.hex(),
+        name=row.node_name or row.hostname,
+        ip_address=row.ip_address,
+        is_head=row.is_head,
+        is_alive=row.state == gcs_pb2.NodeInfo.STATE_ALIVE,
+        death=row.death_cause.message,
+        total=_amounts(row.total.amounts),
+        available=_amounts(available.amounts),
+        labels=dict(row.labels),
+        metrics_endpoint=row.metrics_endpoint,
+        problem=problem,
+        workers_idle=status_or_empty.workers_idle,
+        workers_total=status_or_empty.workers_total,
+        store_capacity_bytes=status_or_empty.store_capacity_bytes,
+        store_used_bytes=status_or_empty.store_used_bytes,
+        store_objects=status_or_empty.store_objects,
+        leases=[
+            Lease(
+                lease_id=lease.lease_id.hex(),
+                worker_pid=lease.worker_pid,
+                actor_id=lease.actor_id.hex(),
+                resources=_amounts(lease.resources.amounts),
+                is_blocked=lease.lending_cpu,
+            )
+            for lease in status_or_empty.leases
+        ],
+        pending=[
+            PendingLease(_amounts(item.resources.amounts), item.reason, item.waiting_s)
+            for item in status_or_empty.pending
+        ],
+    )
+
+
+def _amounts(units: Mapping[str, int]) -> dict[str, float]:
+    return {name: from_units(units[name]) for name in sorted(units)}

@@ -1,0 +1,140 @@
+"""A report as text for a terminal. Plain columns: it reads the same in a pipe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from skate_cluster.report import Node, Report
+from skate_scheduler.resources import format_units, to_units
+
+_BYTE_RESOURCES = ("memory", "object_store_memory")
+_HIDDEN_PREFIX = "node:"
+_PENDING_ROWS_MAX = 20
+_LEASE_ROWS_MAX = 100
+
+
+def format_report(report: Report, *, is_verbose: bool) -> str:
+    """The whole page, without a final newline."""
+    dead = len(report.nodes) - len(report.live_nodes)
+    lines = [
+        f"Cluster at {report.address}: {len(report.live_nodes)} alive"
+        + (f", {dead} dead" if dead else "")
+    ]
+    lines += ["", "Nodes", *_nodes(report, is_verbose)]
+    lines += ["", "Resources (used / total)", *_resources(report)]
+    lines += ["", "Leases", *_leases(report, is_verbose)]
+    lines += ["", "Pending", *_pending(report)]
+    return "\n".join(lines)
+
+
+def format_bytes(count: float) -> str:
+    """Binary units with one decimal: ``format_bytes(1536) == "1.5 KiB"``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _nodes(report: Report, is_verbose: bool) -> list[str]:
+    rows = [("id", "name", "address", "role", "state", "workers", "store")]
+    for node in report.nodes if is_verbose else report.live_nodes:
+        rows.append(
+            (
+                node.node_id[:12],
+                node.name,
+                node.ip_address,
+                "head" if node.is_head else "worker",
+                _state(node),
+                f"{node.workers_total - node.workers_idle} busy, {node.workers_idle} idle",
+                f"{format_bytes(node.store_used_bytes)} / {format_bytes(node.store_capacity_bytes)}"
+                f", {node.store_objects} objects",
+            )
+        )
+    return _columns(rows)
+
+
+def _state(node: Node) -> str:
+    if not node.is_alive:
+        return f"dead ({node.death})" if node.death else "dead"
+    return f"no answer ({node.problem})" if node.problem else "alive"
+
+
+def _resources(report: Report) -> list[str]:
+    rows = []
+    for name, (used, total) in sorted(report.resources().items()):
+        if name.startswith(_HIDDEN_PREFIX):
+            continue
+        form = format_bytes if name in _BYTE_RESOURCES else _plain
+        rows.append((name, f"{form(used)} / {form(total)}"))
+    return _columns(rows)
+
+
+def _leases(report: Report, is_verbose: bool) -> list[str]:
+    leases = [(node, lease) for node in report.live_nodes for lease in node.leases]
+    if not is_verbose:
+        counts = Counter(
+            ("actor" if lease.actor_id else "task", _shape(lease.resources)) for _, lease in leases
+        )
+        rows = [(str(count), kind, shape) for (kind, shape), count in counts.most_common()]
+        return _columns([("count", "kind", "resources"), *rows]) if rows else ["  none"]
+    if not leases:
+        return ["  none"]
+    rows5 = [
+        (
+            node.node_id[:12],
+            str(lease.worker_pid),
+            f"actor {lease.actor_id[:12]}" if lease.actor_id else "task",
+            _shape(lease.resources),
+            "blocked, lends its CPU" if lease.is_blocked else "",
+        )
+        for node, lease in leases[:_LEASE_ROWS_MAX]
+    ]
+    lines = _columns([("node", "pid", "kind", "resources", ""), *rows5])
+    return lines + _left_out(len(leases), _LEASE_ROWS_MAX)
+
+
+def _pending(report: Report) -> list[str]:
+    counts: Counter[tuple[str, str]] = Counter()
+    longest: dict[tuple[str, str], float] = {}
+    for node in report.live_nodes:
+        for item in node.pending:
+            key = (_shape(item.resources), item.reason)
+            counts[key] += 1
+            longest[key] = max(longest.get(key, 0.0), item.waiting_s)
+    if not counts:
+        return ["  none"]
+    rows = [
+        (str(count), shape, f"{longest[shape, reason]:.0f} s", reason)
+        for (shape, reason), count in counts.most_common(_PENDING_ROWS_MAX)
+    ]
+    lines = _columns([("count", "resources", "longest", "why"), *rows])
+    return lines + _left_out(len(counts), _PENDING_ROWS_MAX)
+
+
+def _left_out(count: int, shown_max: int) -> list[str]:
+    return [f"  ... and {count - shown_max} more (--format json)"] if count > shown_max else []
+
+
+def _shape(resources: Mapping[str, float]) -> str:
+    parts = [
+        f"{name} {format_bytes(amount) if name in _BYTE_RESOURCES else _plain(amount)}"
+        for name, amount in sorted(resources.items())
+    ]
+    return ", ".join(parts) or "nothing"
+
+
+def _plain(amount: float) -> str:
+    return format_units(to_units(amount)) if amount >= 0 else f"-{_plain(-amount)}"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
+        return ["  none"]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  "
+        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

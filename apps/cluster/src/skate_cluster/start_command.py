@@ -1,0 +1,210 @@
+"""``skate start``: a head node, or a node that joins a cluster, on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from skate_cluster.exit_codes import FAILED, INTERRUPTED, OK, USAGE, CommandError
+from skate_core_ids import SkateError
+from skate_node.launcher import RunningNode, start_node
+from skate_node.options import NodeOptions, parse_labels, parse_resources
+from skate_node.session import NodeRecord, live_nodes
+from skate_rpc.tokens import read_token_file
+
+DEFAULT_PORT = 6379
+DEFAULT_HOST = "127.0.0.1"
+_OPEN_SPELLINGS = (
+    "--no-token",
+    "--no-auth",
+    "--disable-auth",
+    "--insecure",
+    "--auth",
+    "--auth-mode",
+)
+
+
+def _refuse_open(_context: click.Context, parameter: click.Parameter, value: object) -> None:
+    if value:
+        raise CommandError(
+            f"{parameter.opts[0]} is not supported: a Skate cluster always has a token;"
+            " give your own with --token-file, or leave it to Skate to make one.",
+            USAGE,
+        )
+
+
+@click.command(name="start", short_help="Start a node.")
+@click.option("--head", is_flag=True, help="Start a new cluster, with its control service here.")
+@click.option("--address", metavar="HOST:PORT", help="Join the cluster whose head listens here.")
+@click.option("--token-file", type=click.Path(), help="File with the cluster's token, mode 0600.")
+@click.option("--host", metavar="HOST", help=f"Address to listen on.  [default: {DEFAULT_HOST}]")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help=f"Port of the head's control service; 0 takes a free one.  [default: {DEFAULT_PORT}]",
+)
+@click.option("--num-cpus", type=float, help="CPUs to offer.  [default: detected]")
+@click.option("--num-gpus", type=float, help="GPUs to offer.  [default: detected]")
+@click.option("--memory", type=int, metavar="BYTES", help="Memory to offer to tasks.")
+@click.option("--object-store-memory", type=int, metavar="BYTES", help="Size of the object store.")
+@click.option("--resources", metavar="JSON", help="""Custom resources: '{"disk": 2}'.""")
+@click.option("--labels", metavar="JSON|K=V,...", help="Labels of the node.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, show_default="any free")
+@click.option(
+    "--storage", metavar="URL", help="memory, or sqlite:/path.  [default: in the session]"
+)
+@click.option("--temp-dir", type=click.Path(), help="Where session folders go.")
+@click.option("--node-name", default="", help="Name of the node, for people.")
+@click.option(
+    "--block", is_flag=True, help="Stay in the foreground; the node ends with the command."
+)
+@click.option(
+    *_OPEN_SPELLINGS,
+    "open_spelling",
+    hidden=True,
+    expose_value=False,
+    is_flag=False,
+    flag_value="on",
+    callback=_refuse_open,
+)
+def command(
+    head: bool,
+    address: str | None,
+    token_file: str | None,
+    host: str | None,
+    port: int | None,
+    num_cpus: float | None,
+    num_gpus: float | None,
+    memory: int | None,
+    object_store_memory: int | None,
+    resources: str | None,
+    labels: str | None,
+    metrics_port: int,
+    storage: str | None,
+    temp_dir: str | None,
+    node_name: str,
+    block: bool,
+) -> None:
+    """Start a node on this machine: --head for a new cluster, --address to join one."""
+    if head == (address is not None):
+        raise CommandError("Give either --head, or --address of the cluster to join.", USAGE)
+    if address is not None and (port is not None or storage is not None):
+        raise CommandError("--port and --storage belong to --head.", USAGE)
+    _check_host(host)
+    try:
+        nodes = live_nodes(temp_dir)
+        if head:
+            port = DEFAULT_PORT if port is None else port
+            _refuse_second_head(nodes, port)
+        options = NodeOptions(
+            is_head=head,
+            gcs_address=address,
+            token=_token(address, token_file, nodes),
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            memory=memory,
+            resources=parse_resources(resources) if resources else {},
+            labels=parse_labels(labels) if labels else {},
+            object_store_memory=object_store_memory,
+            host=host or (DEFAULT_HOST if head else None),
+            port=port,
+            metrics_port=metrics_port,
+            storage=storage,
+            temp_dir=os.path.abspath(temp_dir) if temp_dir else None,
+            node_name=node_name,
+            lifeline=block,
+            keep_logs=True,
+        )
+    except (ValueError, TypeError) as error:
+        raise CommandError(str(error), USAGE) from None
+    except SkateError as error:
+        raise CommandError(str(error), FAILED) from None
+    try:
+        node = start_node(options)
+    except SkateError as error:
+        raise CommandError(str(error), FAILED) from None
+    _announce(node, head)
+    if block:
+        _block(node)
+
+
+def _check_host(host: str | None) -> None:
+    if host is not None and (not host.strip() or host.strip() == "*"):
+        raise CommandError("--host takes an address; 0.0.0.0 stands for every interface.", USAGE)
+
+
+def _refuse_second_head(nodes: list[NodeRecord], port: int) -> None:
+    for node in nodes:
+        if node.is_head and port and node.gcs_endpoint.endswith(f":{port}"):
+            raise CommandError(
+                f"A head node already runs at {node.gcs_endpoint} (pid {node.pid});"
+                " stop it with `skate stop`, or choose another --port."
+            )
+
+
+def _token(address: str | None, token_file: str | None, nodes: list[NodeRecord]) -> str | None:
+    """From the file; a node that joins a cluster of this machine finds it by itself."""
+    if token_file is not None:
+        return read_token_file(token_file)
+    if address is None:
+        return None
+    for node in nodes:
+        if node.gcs_endpoint == address:
+            return read_token_file(node.token_path)
+    raise CommandError(
+        f"The token of the cluster at {address} is not known on this machine; copy the head's"
+        " token file here and give it with --token-file.",
+        USAGE,
+    )
+
+
+def _announce(node: RunningNode, is_head: bool) -> None:
+    token_path = os.path.join(node.session_dir, "token")
+    lines = [
+        f"Skate {'head ' if is_head else ''}node started.",
+        f"  address      {node.gcs_endpoint}",
+        f"  session      {node.session_dir}",
+        f"  token file   {token_path}",
+    ]
+    if node.metrics_endpoint:
+        lines.append(f"  metrics      http://{node.metrics_endpoint}/metrics")
+    lines += [
+        "",
+        "Next steps",
+        '  from Python  skate.init(address="auto")',
+        "  a script     skate run script.py",
+        "  look         skate status",
+        "  end          skate stop",
+    ]
+    if is_head:
+        joining = f"skate start --address {node.gcs_endpoint} --token-file FILE"
+        lines.insert(-3, f"  more nodes   {joining}")
+    click.echo("\n".join(lines))
+    sys.stdout.flush()
+
+
+def _block(node: RunningNode) -> NoReturn:
+    """Wait for the node's end (status 1: nobody asked for it) or for a signal (0, or 130)."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, note)
+    status = None
+    while not received and status is None:
+        status = node.wait(0.25)
+    node.stop()
+    if received:
+        sys.exit(INTERRUPTED if received[0] == signal.SIGINT else OK)
+    raise CommandError(
+        f"The node ended by itself (its process {status}); see {node.session_dir}/logs."
+    )

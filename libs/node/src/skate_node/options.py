@@ -1,0 +1,188 @@
+"""What a node is asked to be, checked before any process is started. Standard library only.
+
+The launcher writes these options as JSON to the daemon's standard input; nothing of them is in its
+arguments or environment.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+MINIMUM_OBJECT_STORE_BYTES = 75 * 1024 * 1024
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+_RESERVED_RESOURCES = {
+    "CPU": "num_cpus",
+    "GPU": "num_gpus",
+    "object_store_memory": "object_store_memory",
+}
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """How to start a node. Raises ``ValueError`` or ``TypeError`` naming the option at fault.
+
+    The defaults are those of ``skate.init()``: a cluster of one node that belongs to this process, speaks
+    over Unix sockets alone, keeps its tables in memory and goes when the process goes.
+    """
+
+    is_head: bool = True
+    """Run the GCS here. False joins the cluster at ``gcs_address``."""
+    gcs_address: str | None = None
+    """``host:port`` or ``unix:/path`` of the GCS to join; None on a head."""
+    token: str | None = field(default=None, repr=False)
+    """The cluster's token; None on a head makes a new one."""
+
+    num_cpus: float | None = None
+    """None: as many as this process may use (affinity and cgroup quota)."""
+    num_gpus: float | None = None
+    """None: those that the driver shows, limited by ``CUDA_VISIBLE_DEVICES``."""
+    memory: int | None = None
+    """Bytes that tasks may ask for; None: 70 % of what is available."""
+    resources: dict[str, float] = field(default_factory=dict)
+    """Custom resources by name. ``CPU`` and ``GPU`` have options of their own."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Facts about the node for people and policies."""
+    object_store_memory: int | None = None
+    """Bytes of the object store, at least 75 MiB; None: 30 % of what is available."""
+
+    host: str | None = None
+    """Address to listen on. None: Unix sockets only, or 127.0.0.1 when ``port`` is given."""
+    port: int | None = None
+    """TCP port of the GCS (head). 0 takes a free one; None: a Unix socket."""
+    metrics_port: int | None = None
+    """Port of ``GET /metrics``. 0 takes a free one; None: no endpoint, nothing listens."""
+
+    storage: str | None = None
+    """``memory`` or ``sqlite:/path``. None: memory when owned by its starter, else a file of the session."""
+    temp_dir: str | None = None
+    """Where session folders go. None: ``$SKATE_TMPDIR``, ``$TMPDIR`` or ``/tmp``."""
+    node_name: str = ""
+    """For people. Empty: the host's name."""
+
+    is_tracing: bool = False
+    """Workers and drivers report task events; the daemon turns them into spans."""
+    lifeline: bool = True
+    """The node ends when the starting process ends, however it ends."""
+    keep_logs: bool = False
+    """Leave ``logs/`` behind at a stop, for people; a later start deletes the oldest."""
+    workers_max: int | None = None
+    """Hard limit of worker processes on the node. None: the raylet's default."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_cpus", "num_gpus"):
+            _check_quantity(name, getattr(self, name))
+        for name in ("memory", "object_store_memory"):
+            _check_bytes(name, getattr(self, name))
+        for name in ("port", "metrics_port"):
+            _check_port(name, getattr(self, name))
+        if (self.object_store_memory or MINIMUM_OBJECT_STORE_BYTES) < MINIMUM_OBJECT_STORE_BYTES:
+            raise ValueError(
+                f"object_store_memory must be at least {MINIMUM_OBJECT_STORE_BYTES} bytes (75 MiB),"
+                f" got {self.object_store_memory}."
+            )
+        for resource, quantity in self.resources.items():
+            _check_resource(resource, quantity)
+        for key, value in self.labels.items():
+            if not isinstance(key, str) or not isinstance(value, str) or not key:
+                raise TypeError(f"labels maps strings to strings, got {key!r}: {value!r}.")
+        self._check_role()
+
+    def _check_role(self) -> None:
+        if self.is_head and self.gcs_address is not None:
+            raise ValueError("A head node has no gcs_address: it is the GCS.")
+        if not self.is_head and not self.gcs_address:
+            raise ValueError("A node that joins needs the gcs_address of its cluster.")
+        if not self.is_head and not self.token:
+            raise ValueError("A node that joins needs the token of its cluster.")
+        if self.token is not None and not self.token.strip():
+            raise ValueError("The token is empty; a cluster without a token does not start.")
+        if self.storage is not None and self.storage != "memory":
+            kind, _, path = self.storage.partition(":")
+            if kind != "sqlite" or not path.startswith("/"):
+                raise ValueError(
+                    f"storage must be 'memory' or 'sqlite:/absolute/path', got {self.storage!r}."
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> NodeOptions:
+        """The options from :meth:`to_json`. Raises ``TypeError`` for an unknown name."""
+        return cls(**values)
+
+
+def parse_resources(text: str) -> dict[str, float]:
+    """Custom resources from a JSON object. Raises ``ValueError`` with what is wrong."""
+    return {name: float(value) for name, value in _parse_object("resources", text).items()}
+
+
+def parse_labels(text: str) -> dict[str, str]:
+    """Labels from a JSON object or from ``key=value,key=value``. Raises ``ValueError``."""
+    if text.lstrip().startswith("{"):
+        return {name: str(value) for name, value in _parse_object("labels", text).items()}
+    labels: dict[str, str] = {}
+    for item in filter(None, text.split(",")):
+        key, separator, value = item.partition("=")
+        if not separator or not key.strip():
+            raise ValueError(f"labels takes key=value pairs, got {item!r}.")
+        labels[key.strip()] = value.strip()
+    return labels
+
+
+def _parse_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} must be a JSON object such as '{{\"name\": 1}}', got {text}.")
+    for key, value in values.items():
+        if name == "resources" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"resources maps names to numbers, got {key!r}: {value!r}.")
+    return values
+
+
+def _check_quantity(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}.")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be a finite number that is not negative, got {value}.")
+    units = value * 10_000
+    if abs(units - round(units)) > 1e-6 * max(1.0, units):
+        raise ValueError(f"{name} has a granularity of 0.0001, got {value}.")
+
+
+def _check_resource(resource: object, quantity: object) -> None:
+    if not isinstance(resource, str) or not resource:
+        raise TypeError(f"resources maps names to numbers, got the name {resource!r}.")
+    if resource in _RESERVED_RESOURCES or resource == "memory":
+        option = _RESERVED_RESOURCES.get(resource, "memory")
+        raise ValueError(f"Give {resource!r} by the option {option}, not inside resources.")
+    if resource.startswith("node:"):
+        raise ValueError(f"resources can not hold {resource!r}: the node makes it itself.")
+    _check_quantity(f"resources[{resource!r}]", quantity)
+
+
+def _check_bytes(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number of bytes, got {type(value).__name__}.")
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, got {value}.")
+
+
+def _check_port(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {type(value).__name__}.")
+    if not 0 <= value <= 65535:
+        raise ValueError(f"{name} must lie between 0 and 65535, got {value}.")
