@@ -1,0 +1,3 @@
+"""A node of a cluster: worker leases, the worker pool, and the gateway of its processes."""
+
+from __future__ import annotations

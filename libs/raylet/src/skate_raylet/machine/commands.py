@@ -1,0 +1,166 @@
+"""What the node's machines want done. The shell carries each out once, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from skate_raylet.machine.events import EnvVars, WorkerHanded, WorkerRefused
+
+DeviceIds = Mapping[str, tuple[tuple[int, int], ...]]
+"""For each device resource the devices assigned: ``(index, units of it)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrantLease:
+    """Tell the holder which worker is its own."""
+
+    holder_id: bytes
+    request_id: int
+    lease_id: bytes
+    startup_id: int
+    worker_id: bytes
+    device_ids: DeviceIds = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseLease:
+    """Tell the requester that its request failed."""
+
+    holder_id: bytes
+    request_id: int
+    kind: str  # "worker_start_failed", "invalid", "unschedulable"
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoseLease:
+    """Tell the holder that its worker died. The shell knows the cause."""
+
+    holder_id: bytes
+    lease_id: bytes
+    worker_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AskLeaseBack:
+    """Tell the holder that others wait. Answered, sooner or later, by ``LeaseReturned``."""
+
+    holder_id: bytes
+    lease_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceActor:
+    """Send the actor's creation to this worker."""
+
+    actor_id: bytes
+    incarnation: int
+    lease_id: bytes
+    startup_id: int
+    worker_id: bytes
+    device_ids: DeviceIds = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseActor:
+    """Report to the GCS that this life of the actor did not come about."""
+
+    actor_id: bytes
+    incarnation: int
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoseActor:
+    """Report to the GCS that the actor's worker died. The shell knows the cause."""
+
+    actor_id: bytes
+    incarnation: int
+    worker_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    """Fork a worker. Answered by ``WorkerRegistered`` or ``WorkerStartFailed``, always."""
+
+    startup_id: int
+    job_id: bytes
+    env_vars: EnvVars
+
+
+@dataclass(frozen=True, slots=True)
+class EndWorker:
+    """End a worker's process: ask, then kill after ``grace_s``. Answered by its death.
+
+    Repeated with a shorter grace it tightens the deadline. The first cause stands.
+    ``grace_s`` infinite: ask only; the worker leaves once nobody needs what it owns.
+    """
+
+    startup_id: int
+    kind: str
+    message: str
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireWorker:
+    """From the leases to the pool. Answered by ``WorkerHanded`` or ``WorkerRefused``."""
+
+    lease_id: bytes
+    job_id: bytes
+    env_vars: EnvVars
+    is_actor: bool
+    holder_id: bytes  # never its own worker
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonWorker:
+    """From the leases to the pool: the lease no longer needs a worker. No answer."""
+
+    lease_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseWorker:
+    """From the leases to the pool: the worker is free again."""
+
+    startup_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetireWorker:
+    """From the leases to the pool: end this worker. Answered by its death."""
+
+    startup_id: int
+    kind: str
+    message: str
+    grace_s: float
+
+
+NodeCommand = (
+    GrantLease
+    | RefuseLease
+    | LoseLease
+    | AskLeaseBack
+    | PlaceActor
+    | RefuseActor
+    | LoseActor
+    | StartWorker
+    | EndWorker
+)
+"""What the shell carries out."""
+
+PoolRequest = AcquireWorker | AbandonWorker | ReleaseWorker | RetireWorker
+LeaseCommand = (
+    GrantLease
+    | RefuseLease
+    | LoseLease
+    | AskLeaseBack
+    | PlaceActor
+    | RefuseActor
+    | LoseActor
+    | PoolRequest
+)
+PoolCommand = StartWorker | EndWorker | WorkerHanded | WorkerRefused

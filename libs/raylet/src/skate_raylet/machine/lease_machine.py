@@ -1,0 +1,500 @@
+"""Who has which of the node's resources: requests become leases, leases end, others wait.
+
+::
+
+    LeaseRequested --> queue --resources free--> AwaitingWorker --WorkerHanded--> Granted -->
+    returned
+                         |                             |                             |
+                     cancelled,                   WorkerRefused,                discarded, holder
+                     gone,
+                    unschedulable                   cancelled                     worker unfit:
+                    Ending
+                                                                                         |
+                                                                          WorkerGone --> removed
+
+Resources are set aside *before* a worker is sought, so no more processes start than can be granted.
+They stay set aside until the process is really gone, because until then it may hold a device's
+memory.
+
+Actors need ``placement`` to fit the node's total and hold ``running`` while they live. They do not
+wait for free CPUs that they would give up at once: a default actor starts on a busy node, as users
+of Ray expect.
+
+Comes after the stream's dispatch in the shell; next is ``worker_pool_machine``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+from skate_raylet.machine import commands as do
+from skate_raylet.machine import events as on
+from skate_raylet.machine.devices import assign_devices
+from skate_raylet.machine.lease_table import (
+    ActorRequest,
+    AwaitingWorker,
+    Ending,
+    Granted,
+    Lease,
+    LeaseTable,
+    Request,
+    TaskRequest,
+)
+from skate_raylet.machine.reclaim import choose_leases_to_ask_back
+from skate_scheduler import (
+    DEVICE_RESOURCES,
+    UNITS,
+    LeaseQueue,
+    LeaseQueueConfig,
+    LeaseSupply,
+    QueuedLease,
+    ResourceSet,
+    format_units,
+)
+
+RECLAIM_INTERVAL_S = 0.01  # passes over all leases are not made more often than this
+DISCARD_GRACE_S = 5.0  # a retired worker runs its exit hooks for at most this long
+REQUESTS_PER_HOLDER_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseConfig:
+    """The constants of a node's leases."""
+
+    total: ResourceSet
+    # First bytes of every lease id; makes them unique in the cluster.
+    id_prefix: bytes
+    # A request that this node can never hold is refused after this long; None: it waits for ever.
+    infeasible_grace_s: float | None = 10.0
+    queue: LeaseQueueConfig = field(default_factory=LeaseQueueConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What the queue does not need to know about a request."""
+
+    request: Request
+    job_id: bytes
+    env_vars: on.EnvVars
+    backlog: int = 0
+    is_detached: bool = False
+
+
+class LeaseMachine:
+    """The leases of one node."""
+
+    def __init__(self, config: LeaseConfig) -> None:
+        self.table = LeaseTable(config.total)
+        self.queue = LeaseQueue(config.queue)
+        self._config = config
+        self._waiting: dict[Request, _Waiting] = {}
+        self._infeasible: dict[Request, QueuedLease] = {}  # in order of arrival; not in the queue
+        self._requests_of: dict[bytes, int] = {}  # waiting requests by holder
+        self._blocked: dict[bytes, None] = {}
+        self._finished_jobs: dict[bytes, None] = {}
+        self._count = 0
+        self._reclaimed_at_s = float("-inf")
+        self._reclaim_next_s: float | None = None
+
+    def handle(self, event: on.LeaseEvent, now_s: float) -> list[do.LeaseCommand]:
+        """Take one event; returns what follows from it, grants to others included."""
+        commands: list[do.LeaseCommand] = []
+        match event:
+            case on.LeaseRequested():
+                self._request(event, now_s, commands)
+            case on.LeaseRequestCancelled(holder_id, request_id):
+                self._cancel(TaskRequest(holder_id, request_id), commands)
+            case on.LeaseReturned(holder_id, lease_id, discard):
+                self._take_back(holder_id, lease_id, discard, commands)
+            case on.ActorRequested():
+                self._request_actor(event, now_s, commands)
+            case on.ActorEnded():
+                self._end_actor(event, commands)
+            case on.WorkerBlocked(worker_id):
+                self._blocked[worker_id] = None
+                self._set_blocked(worker_id, True)
+            case on.WorkerUnblocked(worker_id):
+                self._blocked.pop(worker_id, None)
+                self._set_blocked(worker_id, False)
+            case on.WorkerHanded():
+                self._hand(event, now_s, commands)
+            case on.WorkerRefused(lease_id, kind, message):
+                lease = self.table.get(lease_id)
+                if lease is not None:
+                    self.table.remove(lease)
+                    commands.append(_refusal(lease.request, kind, message))
+            case on.WorkerGone(_, worker_id):
+                self._lose_worker(worker_id, commands)
+            case on.HolderGone(holder_id):
+                self._lose_holder(holder_id, commands)
+            case on.JobFinished(job_id):
+                self._finish_job(job_id, commands)
+            case on.TimePassed():
+                pass
+            case _:
+                assert_never(event)
+        self._refuse_infeasible(now_s, commands)
+        self._grant_ready(now_s, commands)
+        self._reclaim(now_s, commands)
+        return commands
+
+    def next_wakeup(self, now_s: float) -> tuple[float, str] | None:
+        """When ``TimePassed`` is due, and why; None when time alone changes nothing."""
+        times: list[tuple[float, str]] = []
+        change_s = self.queue.next_change_s(now_s)
+        if change_s is not None:
+            times.append((change_s, "a waiting request begins or stops to be saved up for"))
+        if self._reclaim_next_s is not None and self.queue:
+            times.append((self._reclaim_next_s, "a lease can be asked back"))
+        if self._infeasible and self._config.infeasible_grace_s is not None:
+            first = next(iter(self._infeasible.values()))
+            due_s = first.since_s + self._config.infeasible_grace_s
+            times.append((due_s, "an impossible request is refused"))
+        return min(times, default=None)
+
+    def is_holder(self, worker_id: bytes) -> bool:
+        """Whether this process holds leases or waits for one, so that its end would cost work."""
+        return worker_id in self._requests_of or bool(self.table.of_holder(worker_id))
+
+    def supply(self) -> LeaseSupply:
+        """What can be handed out now."""
+        table = self.table
+        returnable = table.total.minus(table.used_by_actors).clamped()
+        return LeaseSupply(
+            available=table.available,
+            fits=lambda needs: (
+                needs.fits_in(table.available) and assign_devices(needs, table.free) is not None
+            ),
+            can_return=lambda needs: needs.fits_in(returnable),
+            share_of=table.share_of,
+            is_blocked=self._is_holder_blocked(),
+        )
+
+    def waiting(self) -> list[tuple[Request, QueuedLease, int]]:
+        """The requests without resources, feasible ones first, with the backlog behind each."""
+        items = [*self.queue, *self._infeasible.values()]
+        result = []
+        for item in items:
+            entry = self._waiting[item.key]
+            result.append((entry.request, item, entry.backlog))
+        return result
+
+    def is_waiting(self, request: Request) -> bool:
+        """Whether the request has no resources yet."""
+        return request in self._waiting
+
+    def infeasible_count(self) -> int:
+        """Requests that this node can never hold."""
+        return len(self._infeasible)
+
+    # ---- events ----
+
+    def _request(
+        self, event: on.LeaseRequested, now_s: float, commands: list[do.LeaseCommand]
+    ) -> None:
+        request = TaskRequest(event.holder_id, event.request_id)
+        if request in self._waiting or self.table.of_request(request) is not None:
+            return  # said twice
+        problem = _problem_with(event.resources)
+        if self._requests_of.get(event.holder_id, 0) >= REQUESTS_PER_HOLDER_MAX:
+            problem = f"More than {REQUESTS_PER_HOLDER_MAX} lease requests of one process wait."
+        if problem:
+            commands.append(_refusal(request, "invalid", problem))
+            return
+        entry = _Waiting(request, event.job_id, event.env_vars, event.backlog)
+        self._enqueue(entry, event.holder_id, event.resources, now_s)
+
+    def _request_actor(
+        self, event: on.ActorRequested, now_s: float, commands: list[do.LeaseCommand]
+    ) -> None:
+        request = ActorRequest(event.actor_id, event.incarnation)
+        if request in self._waiting or self.table.of_request(request) is not None:
+            return
+        problem = _problem_with(event.running) or _problem_with(event.placement)
+        kind = "invalid"
+        for needs in (event.placement, event.running):
+            if not problem and not needs.fits_in(self.table.total):
+                short = needs.shortfall(self.table.total)
+                problem, kind = f"This node lacks {short} of the {needs} needed.", "unschedulable"
+        if problem:
+            commands.append(_refusal(request, kind, problem))
+            return
+        entry = _Waiting(request, event.job_id, event.env_vars, is_detached=event.is_detached)
+        # Actors are asked for by the GCS; for the order of requests their job counts as the holder.
+        self._enqueue(entry, event.job_id, event.running, now_s)
+
+    def _enqueue(self, entry: _Waiting, holder: bytes, needs: ResourceSet, now_s: float) -> None:
+        item = QueuedLease(entry.request, holder, (needs, entry.env_vars), needs, now_s)
+        self._waiting[entry.request] = entry
+        if isinstance(entry.request, TaskRequest):
+            self._requests_of[holder] = self._requests_of.get(holder, 0) + 1
+        if needs.fits_in(self.table.total):
+            self.queue.push(item)
+        else:
+            self._infeasible[entry.request] = item
+
+    def _forget(self, request: Request) -> _Waiting | None:
+        """The request no longer waits."""
+        entry = self._waiting.pop(request, None)
+        if entry is not None and isinstance(request, TaskRequest):
+            left = self._requests_of[request.holder_id] - 1
+            if left:
+                self._requests_of[request.holder_id] = left
+            else:
+                del self._requests_of[request.holder_id]
+        self._infeasible.pop(request, None)
+        self.queue.discard(request)
+        return entry
+
+    def _cancel(self, request: Request, commands: list[do.LeaseCommand]) -> None:
+        self._forget(request)
+        lease = self.table.of_request(request)
+        if lease is not None and isinstance(lease.state, AwaitingWorker):
+            self.table.remove(lease)
+            commands.append(do.AbandonWorker(lease.lease_id))
+
+    def _take_back(
+        self, holder_id: bytes, lease_id: bytes, discard: bool, commands: list[do.LeaseCommand]
+    ) -> None:
+        lease = self.table.get(lease_id)
+        if lease is None or lease.holder_id != holder_id or not isinstance(lease.state, Granted):
+            return  # returned twice, lost meanwhile, or not this process's to return
+        state = lease.state
+        if discard:
+            self._end(
+                lease,
+                False,
+                "intended_exit",
+                "Its lease's holder discarded it.",
+                DISCARD_GRACE_S,
+                commands,
+            )
+            return
+        self._blocked.pop(state.worker_id, None)
+        self.table.remove(lease)
+        commands.append(do.ReleaseWorker(state.startup_id))
+
+    def _end_actor(self, event: on.ActorEnded, commands: list[do.LeaseCommand]) -> None:
+        request = ActorRequest(event.actor_id, event.incarnation)
+        self._cancel(request, commands)
+        lease = self.table.of_request(request)
+        if lease is not None:
+            self._end(lease, True, event.kind, event.message, event.grace_s, commands)
+
+    def _hand(self, event: on.WorkerHanded, now_s: float, commands: list[do.LeaseCommand]) -> None:
+        lease = self.table.get(event.lease_id)
+        if lease is None or not isinstance(lease.state, AwaitingWorker):
+            commands.append(do.ReleaseWorker(event.startup_id))
+            return
+        self._blocked.pop(event.worker_id, None)
+        self.table.set_state(lease, Granted(event.startup_id, event.worker_id, now_s))
+        match lease.request:
+            case TaskRequest(holder_id, request_id):
+                commands.append(
+                    do.GrantLease(
+                        holder_id,
+                        request_id,
+                        lease.lease_id,
+                        event.startup_id,
+                        event.worker_id,
+                        lease.device_ids,
+                    )
+                )
+            case ActorRequest(actor_id, incarnation):
+                commands.append(
+                    do.PlaceActor(
+                        actor_id,
+                        incarnation,
+                        lease.lease_id,
+                        event.startup_id,
+                        event.worker_id,
+                        lease.device_ids,
+                    )
+                )
+
+    def _lose_worker(self, worker_id: bytes, commands: list[do.LeaseCommand]) -> None:
+        self._blocked.pop(worker_id, None)
+        lease = self.table.of_worker(worker_id)
+        if lease is not None:
+            self.table.remove(lease)
+            is_reported = isinstance(lease.state, Granted) or (
+                isinstance(lease.state, Ending) and lease.state.is_loss_reported
+            )
+            if is_reported:
+                match lease.request:
+                    case TaskRequest(holder_id, _):
+                        commands.append(do.LoseLease(holder_id, lease.lease_id, worker_id))
+                    case ActorRequest(actor_id, incarnation):
+                        commands.append(do.LoseActor(actor_id, incarnation, worker_id))
+        self._lose_holder(worker_id, commands)
+
+    def _lose_holder(self, holder_id: bytes, commands: list[do.LeaseCommand]) -> None:
+        self._blocked.pop(holder_id, None)
+        if holder_id in self._requests_of:
+            for request in list(self._waiting):
+                if isinstance(request, TaskRequest) and request.holder_id == holder_id:
+                    self._forget(request)
+        for lease in self.table.of_holder(holder_id):
+            if isinstance(lease.state, AwaitingWorker):
+                self._cancel(lease.request, commands)
+                continue
+            kind, message = "owner_died", "The process that owned its tasks ended."
+            if lease.job_id in self._finished_jobs:
+                kind, message = "job_finished", "Its job finished."
+            self._end(lease, False, kind, message, 0.0, commands)
+
+    def _finish_job(self, job_id: bytes, commands: list[do.LeaseCommand]) -> None:
+        self._finished_jobs[job_id] = None
+        # Tasks end with the processes that own them; this is the top of each tree. A detached actor
+        # and what it started live on.
+        for request, entry in list(self._waiting.items()):
+            if (
+                isinstance(request, ActorRequest)
+                and entry.job_id == job_id
+                and not entry.is_detached
+            ):
+                self._forget(request)
+        for lease in list(self.table):
+            if (
+                isinstance(lease.request, ActorRequest)
+                and lease.job_id == job_id
+                and not lease.is_detached
+            ):
+                self._cancel(lease.request, commands)
+                self._end(lease, True, "job_finished", "Its job finished.", 0.0, commands)
+
+    def _set_blocked(self, worker_id: bytes, is_blocked: bool) -> None:
+        lease = self.table.of_worker(worker_id)
+        if lease is not None:
+            self.table.set_blocked(lease, is_blocked)
+
+    def _end(
+        self,
+        lease: Lease,
+        is_loss_reported: bool,
+        kind: str,
+        message: str,
+        grace_s: float,
+        commands: list[do.LeaseCommand],
+    ) -> None:
+        """Have the lease's worker ended; the lease goes with it."""
+        match lease.state:
+            case Granted(startup_id, worker_id):
+                self.table.set_state(lease, Ending(startup_id, worker_id, is_loss_reported))
+                commands.append(do.RetireWorker(startup_id, kind, message, grace_s))
+            case Ending(startup_id):
+                lease.state = replace(
+                    lease.state,
+                    is_loss_reported=lease.state.is_loss_reported and is_loss_reported,
+                )
+                commands.append(do.RetireWorker(startup_id, kind, message, grace_s))
+            case AwaitingWorker():
+                pass  # cancelled before, nothing to end
+
+    # ---- what follows ----
+
+    def _refuse_infeasible(self, now_s: float, commands: list[do.LeaseCommand]) -> None:
+        grace_s = self._config.infeasible_grace_s
+        if grace_s is None:
+            return
+        for request, item in list(self._infeasible.items()):
+            if now_s < item.since_s + grace_s:
+                break  # in order of arrival
+            self._forget(request)
+            short = item.needs.shortfall(self.table.total)
+            names = ", ".join(f"{name} {format_units(item.needs[name])}" for name in short)
+            totals = ", ".join(f"{name} {format_units(self.table.total[name])}" for name in short)
+            message = f"This node can never hold it: it needs {names} and the node has {totals}."
+            commands.append(_refusal(request, "unschedulable", message))
+
+    def _grant_ready(self, now_s: float, commands: list[do.LeaseCommand]) -> None:
+        while self.queue:
+            item = self.queue.pop_next(self.supply(), now_s)
+            if item is None:
+                return
+            request: Request = item.key  # type: ignore[assignment]  # see _enqueue
+            entry = self._forget(request)
+            device_ids = assign_devices(item.needs, self.table.free)
+            assert entry is not None
+            assert device_ids is not None, "the queue granted what does not fit"
+            self._count += 1
+            lease = Lease(
+                lease_id=self._config.id_prefix + self._count.to_bytes(8, "big"),
+                request=request,
+                holder_id=request.holder_id if isinstance(request, TaskRequest) else b"",
+                job_id=entry.job_id,
+                resources=item.needs,
+                env_vars=entry.env_vars,
+                created_s=now_s,
+                device_ids=device_ids,
+                state=AwaitingWorker(),
+                is_detached=entry.is_detached,
+            )
+            self.table.add(lease)
+            is_actor = isinstance(request, ActorRequest)
+            commands.append(
+                do.AcquireWorker(
+                    lease.lease_id, lease.job_id, lease.env_vars, is_actor, lease.holder_id
+                )
+            )
+
+    def _reclaim(self, now_s: float, commands: list[do.LeaseCommand]) -> None:
+        if not self.queue:
+            self._reclaim_next_s = None
+            return
+        if now_s < self._reclaimed_at_s + RECLAIM_INTERVAL_S:
+            self._reclaim_next_s = self._reclaimed_at_s + RECLAIM_INTERVAL_S
+            return
+        self._reclaimed_at_s = now_s
+        supply = self.supply()
+        reserved = self.queue.reserved_for(supply, now_s)
+        waiting: dict[object, QueuedLease] = {}
+        for item in ([reserved] if reserved else []) + self.queue.heads(supply) + list(self.queue):
+            waiting.setdefault(item.key, item)
+        chosen, self._reclaim_next_s = choose_leases_to_ask_back(
+            waiting.values(), self.table, now_s
+        )
+        for lease in chosen:
+            assert isinstance(lease.state, Granted)
+            self.table.set_state(lease, replace(lease.state, is_asked_back=True))
+            commands.append(do.AskLeaseBack(lease.holder_id, lease.lease_id))
+
+    def _is_holder_blocked(self) -> Callable[[bytes], bool]:
+        blocked = self._blocked
+        return lambda holder_id: holder_id in blocked
+
+    def check_invariants(self) -> None:
+        """Raise ``AssertionError`` when the parts disagree. O(leases + requests). For tests."""
+        self.table.check_invariants()
+        self.queue.check_invariants()
+        queued = {item.key for item in self.queue}
+        assert queued | set(self._infeasible) == set(self._waiting)
+        assert not queued & set(self._infeasible)
+        counts: dict[bytes, int] = {}
+        for request in self._waiting:
+            assert self.table.of_request(request) is None, "a request waits and is granted"
+            if isinstance(request, TaskRequest):
+                counts[request.holder_id] = counts.get(request.holder_id, 0) + 1
+        assert counts == self._requests_of
+        for lease in self.table:
+            assert not lease.is_blocked or lease.worker_id in self._blocked
+
+
+def _refusal(request: Request, kind: str, message: str) -> do.RefuseLease | do.RefuseActor:
+    match request:
+        case TaskRequest(holder_id, request_id):
+            return do.RefuseLease(holder_id, request_id, kind, message)
+        case ActorRequest(actor_id, incarnation):
+            return do.RefuseActor(actor_id, incarnation, kind, message)
+
+
+def _problem_with(needs: ResourceSet) -> str:
+    """What is wrong with the amounts of a request; empty when nothing is."""
+    for name, units in needs.items():
+        if units < 0:
+            return f"The amount of {name} is negative."
+        if name in DEVICE_RESOURCES and units > UNITS and units % UNITS:
+            return f"Above one, only whole devices of {name} can be requested."
+    return ""
