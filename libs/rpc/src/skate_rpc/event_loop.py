@@ -1,8 +1,8 @@
 """The loop that carries stream connections in a worker or driver: epoll in one daemon thread.
 
-A stream needs only readiness, timers and a thread-safe wake-up. asyncio offers the same methods, so the same
-connection class runs in the node daemon on asyncio's loop and in workers on this one, which costs about a
-third per event and needs no import of asyncio.
+A stream needs only readiness, timers and a thread-safe wake-up. asyncio offers the same methods, so
+the same connection class runs in the node daemon on asyncio's loop and in workers on this one,
+which costs about a third per event and needs no import of asyncio.
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ class _Timer:
 class IoThread:
     """An :class:`EventLoop` on a thread of its own.
 
-    ``on_idle`` callbacks run after each batch of events, before the thread sleeps: a place to flush what
-    the events produced. A callback that raises is logged and the loop goes on: one broken connection must not
-    end the process's only link to the others.
+    A callback that raises is logged and the loop goes on: one broken connection must not end the
+    process's only link to the others.
     """
 
     def __init__(self, name: str = "skate-io") -> None:
@@ -191,5 +190,5 @@ class IoThread:
     def _call(self, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
         try:
             callback(*args)
-        except Exception:  # the boundary of the loop: see the class's docstring
+        except Exception:  # noqa: BLE001 - the boundary of the loop: see the class's docstring
             _log.exception("event=callback_failed callback=%r", callback)

@@ -1,20 +1,21 @@
 """Proof of the cluster's token on a fresh connection, before a single byte of it is parsed.
 
-Both sides prove that they know the token without sending it: each answers the other's random challenge with
-an HMAC. Messages have fixed sizes, so an unauthenticated peer can neither make the other side allocate nor
-reach a parser. The roles are part of what is signed, so a challenge can not be reflected back, and both
-nonces are, so a recorded exchange can not be replayed.
+Both sides prove that they know the token without sending it: each answers the other's random
+challenge with an HMAC. Messages have fixed sizes, so an unauthenticated peer can neither make the
+other side allocate nor reach a parser. The roles are part of what is signed, so a challenge can not
+be reflected back, and both nonces are, so a recorded exchange can not be replayed.
 
 ::
 
     client                                   server
       magic 8 | nonce_c 32          ---->
-                                    <----    magic 8 | nonce_s 32 | HMAC(token, "server" nonce_c nonce_s) 32
+                                    <----    magic 8 | nonce_s 32 | HMAC(token, "server" nonce_c
+                                    nonce_s) 32
       HMAC(token, "client" nonce_s nonce_c)  ---->
                                     <----    0x01
 
-The two classes hold no socket: they take the bytes that came and return the bytes to send. Rules: RELIABILITY,
-Security (b).
+The two classes hold no socket: they take the bytes that came and return the bytes to send. Rules:
+RELIABILITY, Security (b).
 """
 
 from __future__ import annotations
@@ -135,8 +136,8 @@ class ClientHandshake:
 def run_client_handshake(sock: socket.socket, token: bytes, timeout_s: float = DEADLINE_S) -> bytes:
     """Prove the token over a blocking socket and return the bytes that came after.
 
-    Raises :class:`AuthenticationError` when the server is not of this cluster, or hangs up, or takes longer
-    than ``timeout_s`` in all. The socket's own timeout is restored.
+    Raises :class:`AuthenticationError` when the server is not of this cluster, or hangs up, or
+    takes longer than ``timeout_s`` in all. The socket's own timeout is restored.
     """
     deadline = time.monotonic() + timeout_s
     previous = sock.gettimeout()

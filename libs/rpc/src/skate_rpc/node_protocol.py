@@ -1,8 +1,8 @@
 """What a worker or driver and its node's raylet say to each other over the stream.
 
-These are control messages, but on the path of every lease and of every blocking ``get``, so they use the
-stream (about 70 us a round trip) and not gRPC (about 450 us), and a worker needs no gRPC at all: a
-message that is meant for the GCS goes to the raylet, which calls the GCS for it.
+These are control messages, but on the path of every lease and of every blocking ``get``, so they
+use the stream (about 70 us a round trip) and not gRPC (about 450 us), and a worker needs no gRPC at
+all: a message that is meant for the GCS goes to the raylet, which calls the GCS for it.
 
 Every struct is an array on the wire: fields may only be appended, each with a default.
 Amounts of resources are in units of 1e-4. Ids are raw bytes (layouts: ``libs/core-ids``).
@@ -67,7 +67,8 @@ class Unblocked(NodeMessage, tag=6):
 class ControlCall(NodeMessage, tag=7):
     """A call for the GCS or the raylet. Answered by :class:`ControlReply` with the same id.
 
-    ``method`` is one of ``CONTROL_METHODS``; ``body`` is the msgpack encoding of its request struct.
+    ``method`` is one of ``CONTROL_METHODS``; ``body`` is the msgpack encoding of its request
+    struct.
     """
 
     call_id: int

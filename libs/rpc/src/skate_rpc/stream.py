@@ -1,21 +1,22 @@
 """The task plane's transport: authenticated connections that carry batches of msgpack messages.
 
-A frame is a 4-byte little-endian length and a msgpack array of messages. Whoever finds the line idle writes at
-once, from its own thread; while a write is under way, what others send is queued, and the writer takes all of
-it in its next frame. So a lone call pays no thread hop and no timer, and a burst pays one system call for
-hundreds of messages.
+A frame is a 4-byte little-endian length and a msgpack array of messages. Whoever finds the line
+idle writes at once, from its own thread; while a write is under way, what others send is queued,
+and the writer takes all of it in its next frame. So a lone call pays no thread hop and no timer,
+and a burst pays one system call for hundreds of messages.
 
-Bounds: a frame is at most ``FRAME_BYTES_MAX`` and ``BATCH_MESSAGES_MAX`` messages; a sender that is ahead of
-its peer by ``UNSENT_BYTES_MAX`` or ``PENDING_MESSAGES_MAX`` waits (unless it is the loop's own thread, which
-must never wait for itself).
+Bounds: a frame is at most ``FRAME_BYTES_MAX`` and ``BATCH_MESSAGES_MAX`` messages; a sender that is
+ahead of its peer by ``UNSENT_BYTES_MAX`` or ``PENDING_MESSAGES_MAX`` waits (unless it is the loop's
+own thread, which must never wait for itself).
 
-Before this module: ``handshake`` (nothing is parsed before it). After it: ``node_protocol`` and the worker's
-task protocol, which say what the messages are.
+Before this module: ``handshake`` (nothing is parsed before it). After it: ``node_protocol`` and the
+worker's task protocol, which say what the messages are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -27,12 +28,13 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import msgspec
-from skate_core_ids import SkateError
 
+from skate_core_ids import SkateError
 from skate_rpc.event_loop import EventLoop, TimerHandle
 from skate_rpc.handshake import (
     DEADLINE_S,
     AuthenticationError,
+    ClientHandshake,
     ServerHandshake,
     run_client_handshake,
 )
@@ -65,10 +67,11 @@ class MessageTooLargeError(SkateError):
 
 
 class StreamConnection(Generic[In, Out]):
-    """One authenticated connection. ``send``, ``post``, ``flush`` and ``close`` may be called on any thread.
+    """One authenticated connection. ``send``, ``post``, ``flush`` and ``close`` may be called on
+    any thread.
 
-    ``on_messages(connection, batch)`` and ``on_close(connection, reason)`` run on the loop's thread;
-    ``on_close`` runs exactly once, also after :meth:`close`.
+    ``on_messages(connection, batch)`` and ``on_close(connection, reason)`` run on the loop's
+    thread; ``on_close`` runs exactly once, also after :meth:`close`.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class StreamConnection(Generic[In, Out]):
         self._partial = bytearray()
         self._partial_have = 0  # bytes of _partial that are filled
         self._is_finished = False
+        self._is_open = True
 
     # ---- sending ----
 
@@ -117,31 +121,37 @@ class StreamConnection(Generic[In, Out]):
         if not self._room.is_set():
             self._wait_for_room()
         self._pending.append(message)
-        self._drain()
+        if self._is_open:
+            self._drain()
 
     def post(self, message: Out) -> None:
         """Queue the message; the loop sends it with whatever else is queued by then."""
-        if self.is_closed:
-            raise StreamClosedError(f"The connection to {self.peer} is closed.")
-        pending = self._pending
-        pending.append(message)
-        if not self._is_flush_scheduled:
-            self._is_flush_scheduled = True
-            self._loop.call_soon_threadsafe(self._scheduled_flush)
-        elif len(pending) > PENDING_MESSAGES_MAX:
-            self._drain()
-            if not self._room.is_set():
-                self._wait_for_room()
+        self.queue(message)
+        self.schedule_flush()
 
     def queue(self, message: Out) -> None:
-        """Queue the message and wake nobody: the caller promises a :meth:`flush` soon."""
+        """Queue the message and wake nobody; never waits, so it may be called with a lock held.
+
+        The caller promises a :meth:`flush` or :meth:`schedule_flush` after it has released its
+        locks.
+        """
         if self.is_closed:
             raise StreamClosedError(f"The connection to {self.peer} is closed.")
         self._pending.append(message)
 
+    def schedule_flush(self) -> None:
+        """Have the loop write what is queued, soon. Waits while the peer is far behind."""
+        if not self._is_flush_scheduled:
+            self._is_flush_scheduled = True
+            self._loop.call_soon_threadsafe(self._scheduled_flush)
+        elif len(self._pending) > PENDING_MESSAGES_MAX and self._is_open:
+            self._drain()
+        if not self._room.is_set():
+            self._wait_for_room()
+
     def flush(self) -> None:
         """Write what is queued, on this thread."""
-        if self._pending and not self.is_closed:
+        if self._pending and not self.is_closed and self._is_open:
             self._drain()
 
     def _scheduled_flush(self) -> None:
@@ -149,10 +159,9 @@ class StreamConnection(Generic[In, Out]):
         self.flush()
 
     def _drain(self) -> None:
-        # The check after the release closes the gap in which another thread queued a message, found the
-        # lock taken and left.
-        # While the peer is behind, messages wait here to share a frame, but only a few: their bytes are
-        # counted against the bound once they are encoded.
+        # The check after the release closes the gap in which another thread queued a message, found
+        # the lock taken and left. While the peer is behind, messages wait here to share a frame,
+        # but only a few: their bytes are counted against the bound once they are encoded.
         while (
             self._pending
             and (not self._unsent or len(self._pending) > BLOCKED_MESSAGES_MAX)
@@ -308,7 +317,8 @@ class StreamConnection(Generic[In, Out]):
     def _begin_partial(self, tail: memoryview) -> None:
         if len(tail) >= 4:
             (size,) = _LENGTH.unpack_from(tail, 0)
-            # Grows with what arrives, doubling: a peer can not make this side allocate by announcing.
+            # Grows with what arrives, doubling: a peer can not make this side allocate by
+            # announcing.
             self._partial = bytearray(min(4 + size, max(READ_BYTES, 2 * len(tail))))
         else:
             self._partial = bytearray(4)
@@ -404,7 +414,8 @@ def connect_stream(
     timeout_s: float = DEADLINE_S,
     context: Any = None,
 ) -> StreamConnection[Any, Any]:
-    """Connect, prove the token, and start delivering messages on ``loop``. Blocks at most ``timeout_s``.
+    """Connect, prove the token, and start delivering messages on ``loop``. Blocks at most
+    ``timeout_s``.
 
     Raises :class:`AuthenticationError` or :class:`StreamClosedError` (nobody listens there).
     """
@@ -431,13 +442,133 @@ def connect_stream(
     return connection
 
 
+def open_stream(
+    endpoint: str,
+    token: bytes,
+    loop: EventLoop,
+    *,
+    incoming: Any,
+    on_messages: Callable[[StreamConnection[Any, Any], list[Any]], None],
+    on_close: Callable[[StreamConnection[Any, Any], str], None],
+    context: Any = None,
+) -> StreamConnection[Any, Any]:
+    """Like :func:`connect_stream` but returns at once; what is sent meanwhile waits for the
+    handshake.
+
+    A failure to connect or to authenticate is reported by ``on_close``, on the loop's thread.
+    """
+    family, address = parse_endpoint(endpoint)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    _tune(sock)
+    connection: StreamConnection[Any, Any] = StreamConnection(
+        sock, loop, make_decoder(incoming), on_messages, on_close, peer=endpoint
+    )
+    connection.context = context
+    connection._is_open = False
+    _Opening(connection, sock, token, loop, address)
+    return connection
+
+
+class _Opening:
+    """The client's handshake on a loop: connect, prove, then hand over to the connection."""
+
+    def __init__(
+        self,
+        connection: StreamConnection[Any, Any],
+        sock: socket.socket,
+        token: bytes,
+        loop: EventLoop,
+        address: Any,
+    ) -> None:
+        self._connection = connection
+        self._sock = sock
+        self._loop = loop
+        self._address = address
+        self._handshake = ClientHandshake(token)
+        self._timer: TimerHandle | None = None
+        self._is_over = False
+        loop.call_soon_threadsafe(self._connect)
+
+    def _connect(self) -> None:
+        self._timer = self._loop.call_later(DEADLINE_S, self._fail, "no handshake within 5 s")
+        self._try_connect()
+
+    def _try_connect(self) -> None:
+        if self._is_over:
+            return
+        code = self._sock.connect_ex(self._address)
+        if code == errno.EAGAIN and self._sock.family == socket.AF_UNIX:
+            # The peer's accept queue is full, and a Unix socket gives no event for room in it.
+            self._loop.call_later(0.005, self._try_connect)
+        elif code == errno.EINPROGRESS:
+            self._loop.add_writer(self._sock.fileno(), self._on_connected)
+        elif code:
+            self._fail(os.strerror(code))
+        else:
+            self._say_hello()
+
+    def _on_connected(self) -> None:
+        self._loop.remove_writer(self._sock.fileno())
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._fail(os.strerror(code))
+        else:
+            self._say_hello()
+
+    def _say_hello(self) -> None:
+        if self._connection.is_closed:
+            self._fail("closed by this process")
+            return
+        try:
+            self._sock.send(self._handshake.receive(b""))
+        except OSError as error:
+            self._fail(f"{error.strerror or error}")
+            return
+        self._loop.add_reader(self._sock.fileno(), self._on_readable)
+
+    def _on_readable(self) -> None:
+        if self._connection.is_closed:
+            self._fail("closed by this process")
+            return
+        try:
+            data = self._sock.recv(4096)
+            if not data:
+                self._fail("the peer closed the connection during the handshake")
+                return
+            answer = self._handshake.receive(data)
+            if answer and self._sock.send(answer) != len(answer):
+                self._fail("the peer does not read")
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except (AuthenticationError, OSError) as error:
+            self._fail(str(error))
+            return
+        if self._handshake.done:
+            self._is_over = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self._loop.remove_reader(self._sock.fileno())
+            self._connection._is_open = True
+            self._connection.start_reading(self._handshake.leftover)
+            self._connection.flush()
+
+    def _fail(self, reason: str) -> None:
+        if not self._is_over:
+            self._is_over = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self._connection.close(reason)
+
+
 class StreamListener:
     """Accepts connections on ``endpoint`` and delivers those that prove the token.
 
-    ``on_open(connection)`` runs on the loop's thread after the handshake. A Unix socket is made with mode
-    0600. A TCP port of 0 picks a free one; ``endpoint`` then names it. A peer that has not finished the
-    handshake within 5 s is dropped, and of more than 64 such peers the oldest is. Must be made and closed
-    on the loop's thread. Raises ``OSError`` when the endpoint can not be bound.
+    ``on_open(connection)`` runs on the loop's thread after the handshake. A Unix socket is made
+    with mode 0600. A TCP port of 0 picks a free one; ``endpoint`` then names it. A peer that has
+    not finished the handshake within 5 s is dropped, and of more than 64 such peers the oldest is.
+    Must be made and closed on the loop's thread. Raises ``OSError`` when the endpoint can not be
+    bound.
     """
 
     def __init__(
@@ -526,7 +657,8 @@ class StreamListener:
                 self._drop(fd)
                 return
             answer = handshake.receive(data)
-            # An answer is at most 73 bytes on a fresh socket: it is sent whole or the peer is broken.
+            # An answer is at most 73 bytes on a fresh socket: it is sent whole or the peer is
+            # broken.
             if answer and sock.send(answer) != len(answer):
                 self._drop(fd)
                 return

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Protocol
 
 from skate_core_ids import SkateError
 from skate_object_store import StoreFullError as ObjectStoreFullError
-
 from skate_worker.task_error import (
     TaskError,
     UnserializableError,
@@ -195,7 +194,8 @@ class PendingCallsLimitExceededError(SkateError):
 
 class ActorError(RecordError):
     """An actor can not answer. Fields: ``actor_id`` (hex), ``error_msg``, ``actor_init_failed``,
-    ``preempted``, and what is known of the actor."""
+    ``preempted``, and what is known of the actor.
+    """
 
     FIELDS = (
         "error_msg",
@@ -250,7 +250,9 @@ class ActorError(RecordError):
         super().__init__(self._text())
 
     def _text(self) -> str:
-        lines = [f"{self.HEADLINE}: {self.error_msg or ending(self.kind, self.exit_code, self.signal)}"]
+        lines = [
+            f"{self.HEADLINE}: {self.error_msg or ending(self.kind, self.exit_code, self.signal)}"
+        ]
         known = {
             "class_name": self.class_name,
             "actor_id": self.actor_id,

@@ -58,8 +58,15 @@ def built_in_base(cls: type[BaseException]) -> type[BaseException]:
 def new_exception(
     cls: type[BaseException], base: type[BaseException], args: tuple[Any, ...]
 ) -> BaseException:
-    """An instance of ``cls`` made by the constructors of ``base`` alone."""
-    error = base.__new__(cls, *args)
+    """An instance of ``cls`` made by the built-in constructors alone.
+
+    The interpreter insists on the ``__new__`` of the class that gives the layout, which is another than
+    ``base`` when ``base`` adds nothing to ``Exception``.
+    """
+    maker: Any = cls
+    while maker.__flags__ & _HEAP_TYPE_FLAG:
+        maker = maker.__base__
+    error: BaseException = maker.__new__(cls, *args)
     base.__init__(error, *args)
     return error
 
@@ -68,6 +75,9 @@ def built_in_arguments(error: BaseException, base: type[BaseException]) -> tuple
     """What the constructor of ``base`` needs to make an equal built-in part."""
     if base.__basicsize__ == BaseException.__basicsize__:
         return ()  # Nothing but args, which are set afterwards and so may refer to the error itself.
+    if isinstance(error, BaseExceptionGroup):
+        # A subclass with its own __new__ leaves in `args` what that took.
+        return error.message, list(error.exceptions)
     reduced: Any = base.__reduce__(error)
     return tuple(reduced[1])
 
@@ -105,14 +115,19 @@ def set_exception_state(error: BaseException, state: State) -> None:
         BaseException.args.__set__(error, args)  # type: ignore[attr-defined]
     # Written past the class's own __setattr__, which may forbid it.
     error.__dict__.update(attributes)
+    set_slots(error, slots)
+    object.__setattr__(error, "__cause__", cause)
+    object.__setattr__(error, "__context__", context)
+    object.__setattr__(error, "__suppress_context__", suppress)
+
+
+def set_slots(error: BaseException, slots: dict[str, Any]) -> None:
+    """Set what is not in the instance dictionary, past the class's own ``__setattr__``."""
     for name, value in slots.items():
         try:
             object.__setattr__(error, name, value)
         except AttributeError:  # A class that changed between the two processes.
             continue
-    object.__setattr__(error, "__cause__", cause)
-    object.__setattr__(error, "__context__", context)
-    object.__setattr__(error, "__suppress_context__", suppress)
 
 
 def has_own_pickling(cls: type[BaseException]) -> bool:

@@ -169,7 +169,9 @@ def _class_children(cls: type) -> Iterator[Child]:
 def _instance_children(value: Any) -> Iterator[Child]:
     try:
         reduced = value.__reduce_ex__(5)
-    except Exception:  # User code; without a reduction, only what the instance holds is left to see.
+    except (
+        Exception
+    ):  # User code; without a reduction, only what the instance holds is left to see.
         yield from _state_children(getattr(value, "__dict__", None))
         return
     if not isinstance(reduced, tuple) or len(reduced) < 2:

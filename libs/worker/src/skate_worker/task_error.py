@@ -12,13 +12,14 @@ import pickle
 from typing import Any
 
 from skate_core_ids import SkateError
-
 from skate_worker.exception_pickle import (
     built_in_arguments,
     built_in_base,
+    exception_state,
     new_exception,
     pickle_exception,
     safe_repr,
+    set_slots,
 )
 from skate_worker.traceback_text import exception_text
 
@@ -64,11 +65,12 @@ class TaskError(SkateError):
         return self.traceback_str
 
     def __reduce__(self) -> tuple[Any, ...]:
-        cause, cause_pickle = self.cause, self._cause_pickle
+        origin: TaskError = self.__dict__.get("_origin", self)
+        cause, cause_pickle = origin.cause, origin._cause_pickle
         if not cause_pickle:
             cause, cause_pickle = _sendable(cause)
-        fields = {name: getattr(self, name) for name in _FIELDS}
-        notes = self.__dict__.get("__notes__")
+        fields = {name: getattr(origin, name) for name in _FIELDS}
+        notes = origin.__dict__.get("__notes__")
         return _rebuild, (
             isinstance(self, _Dual),
             fields,
@@ -94,7 +96,12 @@ class TaskError(SkateError):
             _warn_final(type(cause), failure)
             return self
         assert isinstance(error, TaskError)
+        attributes, slots = exception_state(cause)
+        # A field that both have, such as `pid`, is the cause's: the user's code reads its own class.
         error.__dict__.update(self.__dict__)
+        error.__dict__.update({k: v for k, v in attributes.items() if k not in _RESERVED})
+        error.__dict__["_origin"] = self
+        set_slots(error, slots)
         BaseException.args.__set__(error, _args(cause))  # type: ignore[attr-defined]
         object.__setattr__(error, "__cause__", cause.__cause__)
         object.__setattr__(error, "__context__", cause.__context__)
@@ -103,6 +110,7 @@ class TaskError(SkateError):
 
 
 _FIELDS = ("function_name", "traceback_str", "proctitle", "pid", "ip", "actor_repr", "actor_id")
+_RESERVED = frozenset({"function_name", "traceback_str", "cause", "_cause_pickle", "_origin"})
 
 
 class _Dual:

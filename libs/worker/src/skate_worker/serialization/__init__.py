@@ -7,17 +7,17 @@ the C pickler alone; everything else goes through cloudpickle with out-of-band b
 
 from __future__ import annotations
 
+from skate_worker.pickler import (
+    deregister_serializer,
+    register_reference_type,
+    register_serializer,
+)
 from skate_worker.serialization.arguments import (
     EMPTY_ARGUMENTS,
     INLINE_LIMIT_BYTES,
     deserialize_args,
     register_argument_reference,
     serialize_args,
-)
-from skate_worker.pickler import (
-    deregister_serializer,
-    register_reference_type,
-    register_serializer,
 )
 from skate_worker.serialization.wire import (
     ErrorValue,

@@ -1,0 +1,5 @@
+"""The runtime inside every driver and worker."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

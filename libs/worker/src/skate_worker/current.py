@@ -1,0 +1,36 @@
+"""The process's connection to a cluster: the one ambient value of the runtime.
+
+Set by ``skate.init`` in a driver and by ``run_worker`` in a worker. Everything below the API is
+handed the core explicitly; only unpickling a reference and the API's functions look here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from skate_worker.errors import NotInitializedError
+
+if TYPE_CHECKING:
+    from skate_worker.core import CoreWorker
+
+_slot: list[CoreWorker | None] = [None]
+
+
+def current_core() -> CoreWorker | None:
+    """The connection of this process, or None."""
+    return _slot[0]
+
+
+def set_current_core(core: CoreWorker | None) -> None:
+    """Make ``core`` the connection of this process."""
+    _slot[0] = core
+
+
+def require_core() -> CoreWorker:
+    """The connection of this process. Raises :class:`NotInitializedError` without one."""
+    core = _slot[0]
+    if core is None:
+        raise NotInitializedError(
+            "Skate is not initialised in this process; call skate.init() first."
+        )
+    return core

@@ -1,0 +1,343 @@
+"""Running what was pushed: plain tasks and the calls of a synchronous actor, one after the other,
+on the process's main thread.
+
+The loop's thread queues what arrives and may take it back while it has not started. A result is
+written at once when nothing else waits; between short tasks results are kept for at most
+``FLUSH_S``, and they are always written before a task that is not known to be short.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from skate_rpc import node_protocol as node
+from skate_rpc.stream import StreamClosedError
+from skate_worker.context import TaskContext, running_task
+from skate_worker.errors import TaskCancelledError
+from skate_worker.outcome import OutcomeWriter
+from skate_worker.peers import Connection, Peer
+from skate_worker.serialization import ErrorValue, deserialize, deserialize_args
+from skate_worker.task_protocol import PushCall, PushTask, TasksGivenBack
+
+if TYPE_CHECKING:
+    from skate_worker.core import CoreWorker
+
+FLUSH_S: Final = 0.0002
+SHORT_TASK_S: Final = 0.001
+_EWMA: Final = 0.3
+
+Work = tuple[Peer, Any]
+
+
+class WorkerExit(BaseException):
+    """Ends the worker from inside a task: ``exit_actor``, ``max_calls``. Not an error of the task."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Executor:
+    """The main thread's work of a worker process."""
+
+    def __init__(self, core: CoreWorker, outcomes: OutcomeWriter) -> None:
+        self._core = core
+        self._outcomes = outcomes
+        self._queue: deque[Work] = deque()
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._is_waiting = False
+        self._exit_reason: str | None = None
+        self._exit_code = 0
+        self._dirty: Connection | None = None
+        self._flushed_s = 0.0
+        self._run_s: dict[bytes | str, float] = {}
+        self._calls_of: dict[bytes, int] = {}
+        self._current: Work | None = None
+        self._cancelling: bytes | None = None
+        self._main_thread = threading.get_ident()
+        self.actor: Any = None  # the actor's instance, in an actor's worker
+        self.actor_id = b""
+        self.handle_elsewhere: Callable[[Work], None] | None = None  # async and threaded actors
+        self.run_creation: Callable[[node.CreateActor], None] | None = None
+
+    # ---- on the loop's thread ----
+
+    def push(self, work: list[Work]) -> None:
+        """Queue what arrived."""
+        elsewhere = self.handle_elsewhere
+        if elsewhere is not None:
+            for item in work:
+                elsewhere(item)
+            return
+        self._queue.extend(work)
+        if self._is_waiting:
+            self._is_waiting = False
+            self._release()
+
+    def take_back(self, peer: Peer, count: int) -> None:
+        """The owner wants up to ``count`` tasks that have not started: the youngest."""
+        taken: list[bytes] = []
+        kept: list[Work] = []
+        while len(taken) < count:
+            try:
+                work = self._queue.pop()
+            except IndexError:
+                break
+            if work[0] is peer and type(work[1]) is PushTask:
+                taken.append(work[1].task_id)
+            else:
+                kept.append(work)
+        self._queue.extend(reversed(kept))
+        taken.reverse()
+        peer.connection.post(TasksGivenBack(taken))
+
+    def cancel(self, peer: Peer, task_id: bytes) -> None:
+        """Drop the task if it has not started, interrupt it if it runs; else it is over."""
+        for work in list(self._queue):
+            if work[1].task_id == task_id:
+                try:
+                    self._queue.remove(work)
+                except ValueError:
+                    break  # it started this very moment
+                message = work[1]
+                error = TaskCancelledError(task_id.hex())
+                peer.connection.post(
+                    self._outcomes.error(task_id, error, message.num_returns, is_cancelled=True)
+                )
+                return
+        current = self._current
+        if current is not None and current[1].task_id == task_id:
+            self._cancelling = task_id
+            signal.pthread_kill(self._main_thread, signal.SIGINT)
+
+    def exit_soon(self, reason: str, code: int = 0) -> None:
+        """End the main loop after the task that runs now."""
+        self._exit_reason = reason
+        self._exit_code = code
+        self._release()
+
+    def create_actor(self, message: node.CreateActor) -> None:
+        """Become an actor; queued like a task."""
+        self._queue.append((None, message))  # type: ignore[arg-type]
+        self._release()
+
+    # ---- on the main thread ----
+
+    def give_back_queue(self) -> None:
+        """The running task is about to wait: other workers may run what stands behind it."""
+        current = self._current
+        if current is None or self.actor is not None:
+            return
+        taken: dict[Peer, list[bytes]] = {current[0]: []}
+        while True:
+            try:
+                peer, message = self._queue.popleft()
+            except IndexError:
+                break
+            taken.setdefault(peer, []).append(message.task_id)
+        self._flush()
+        for peer, task_ids in taken.items():
+            if not peer.connection.is_closed:
+                peer.connection.post(TasksGivenBack(task_ids, is_blocked=True))
+
+    def is_executing_here(self) -> bool:
+        """Whether the calling thread is the one that runs tasks, and one is running."""
+        return self._current is not None and threading.get_ident() == self._main_thread
+
+    def run(self) -> int:
+        """Run until told to exit; returns the exit code."""
+        self._main_thread = threading.get_ident()
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        queue = self._queue
+        while self._exit_reason is None:
+            try:
+                work = queue.popleft()
+            except IndexError:
+                self._flush()
+                if self._core.tracer is not None:
+                    self._core.tracer.flush()
+                self._sleep()
+                continue
+            try:
+                if type(work[1]) is node.CreateActor:
+                    assert self.run_creation is not None
+                    self.run_creation(work[1])
+                else:
+                    self._execute(*work)
+            except WorkerExit as request:
+                self._flush()
+                self._core.announce_exit(request.reason)
+                self._exit_reason = request.reason
+            except KeyboardInterrupt:
+                continue  # a cancellation that came a moment after its task had ended
+        self._flush()
+        return self._exit_code
+
+    def _sleep(self) -> None:
+        self._is_waiting = True
+        if self._queue or self._exit_reason is not None:
+            self._is_waiting = False
+            return
+        self._wake.acquire()
+
+    def _release(self) -> None:
+        try:
+            self._wake.release()
+        except RuntimeError:
+            return  # it is awake already
+
+    def _on_interrupt(self, signum: int, frame: Any) -> None:
+        current = self._current
+        if (
+            current is not None
+            and self._cancelling is not None
+            and current[1].task_id == self._cancelling
+        ):
+            self._cancelling = None
+            raise KeyboardInterrupt
+
+    def _flush(self) -> None:
+        dirty = self._dirty
+        if dirty is not None:
+            self._dirty = None
+            self._flushed_s = time.monotonic()
+            try:
+                dirty.flush()
+            except StreamClosedError:
+                return  # the owner is gone, and its results with it
+
+    def _execute(self, peer: Peer, message: Any) -> None:
+        is_call = type(message) is PushCall
+        key: bytes | str = message.method if is_call else message.function_id
+        if self._dirty is not None and self._run_s.get(key, 1.0) > SHORT_TASK_S:
+            self._flush()
+        self._current = (peer, message)
+        tracer = self._core.tracer
+        context = "" if tracer is None else tracer.begin_run(message.trace_parent)
+        wall_s = time.time() if context else 0.0
+        token = running_task.set(
+            TaskContext(
+                message.task_id,
+                message.name,
+                message.name,
+                self.actor_id,
+                message.attempt,
+                {},
+                context,
+            )
+        )
+        started_s = time.perf_counter()
+        exit_after: WorkerExit | None = None
+        try:
+            try:
+                outcome = self._run(peer, message, is_call, started_s)
+            except KeyboardInterrupt:
+                error = TaskCancelledError(message.task_id.hex())
+                outcome = self._outcomes.error(
+                    message.task_id, error, message.num_returns, is_cancelled=True
+                )
+        except WorkerExit as request:
+            exit_after = request
+            outcome = None
+        finally:
+            self._current = None
+            running_task.reset(token)
+        ended_s = time.perf_counter()
+        run_s = ended_s - started_s
+        mean_s = self._run_s.get(key)
+        self._run_s[key] = run_s if mean_s is None else mean_s + _EWMA * (run_s - mean_s)
+        if outcome is not None:
+            self._reply(peer, outcome)
+        if tracer is not None and context:
+            failed = outcome is not None and getattr(outcome, "is_error", False)
+            tracer.ended_run(message, context, wall_s, "failed" if failed else "")
+        if exit_after is not None:
+            self._flush()
+            raise exit_after
+        if not is_call and message.max_calls:
+            count = self._calls_of[key] = self._calls_of.get(key, 0) + 1  # type: ignore[index, arg-type]
+            if count >= message.max_calls:
+                self._flush()
+                raise WorkerExit(f"{message.name} ran {count} times, its max_calls")
+
+    def _run(self, peer: Peer, message: Any, is_call: bool, started_s: float) -> Any:
+        core = self._core
+        try:
+            if is_call:
+                function = getattr(self.actor, message.method)
+            else:
+                function = core.functions.load(message.function_id)
+            args, kwargs = load_arguments(core, message)
+            value = function(*args, **kwargs)
+            run_us = int((time.perf_counter() - started_s) * 1e6)
+            del args, kwargs
+            return self._outcomes.success(
+                peer, message.task_id, message.name, value, message.num_returns, run_us
+            )
+        except (WorkerExit, KeyboardInterrupt):
+            raise
+        except SystemExit as request:
+            raise exit_request(request) from None
+        except BaseException as error:  # noqa: BLE001 - the boundary of user code: whatever it raises is its outcome
+            run_us = int((time.perf_counter() - started_s) * 1e6)
+            return self._outcomes.failure(
+                message.task_id,
+                message.name,
+                error,
+                message.num_returns,
+                run_us,
+                actor_id=self.actor_id,
+                actor_repr=core.actor_repr(),
+            )
+
+    def _reply(self, peer: Peer, outcome: Any) -> None:
+        ownership = self._core.ownership
+        if ownership.untold:
+            # The registration travels before the outcome, or the outcome waits for it.
+            ownership.tell_untold(peer, lambda: self._reply_now(peer, outcome))
+            return
+        connection = peer.connection
+        if self._dirty is not None and self._dirty is not connection:
+            self._flush()
+        try:
+            connection.queue(outcome)
+        except StreamClosedError:
+            return  # the owner is gone, and its results with it
+        self._dirty = connection
+        if not self._queue or time.monotonic() - self._flushed_s > FLUSH_S:
+            self._flush()
+
+    def _reply_now(self, peer: Peer, outcome: Any) -> None:
+        try:
+            peer.connection.send(outcome)
+        except StreamClosedError:
+            return  # the owner is gone, and its results with it
+
+
+def exit_request(request: SystemExit) -> BaseException:
+    """What ``sys.exit`` in user code means: 0 is a wish, anything else a crash (SURFACE E4)."""
+    code = request.code
+    if code is None or code == 0:
+        return WorkerExit("the task called sys.exit(0)")
+    raise SystemExit(code)
+
+
+def load_arguments(core: CoreWorker, message: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a task or call, with the values of its top-level references in place."""
+    resolved = message.resolved
+    if not resolved:
+        return deserialize_args(message.args)
+    values: list[tuple[int | str, Any]] = []
+    for item in resolved:
+        data = item.data or core.read_stored(item.object_id)
+        value = deserialize(data)
+        if isinstance(value, ErrorValue):
+            raise value.to_raise()
+        values.append((item.position, value))
+    return deserialize_args(message.args, values)

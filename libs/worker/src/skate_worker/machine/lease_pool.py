@@ -1,0 +1,301 @@
+"""Which leased worker gets which task, and how many leases to ask for.
+
+Tasks of one scheduling key (resources, environment) share leased workers. A worker holds a *window*
+of tasks:
+one while nothing is known about their length, then about ``WINDOW_S`` worth, so that short tasks
+travel in batches and long ones stay with the owner, who can still send them elsewhere. When a
+worker falls idle while another holds tasks that have not started, those are taken back.
+
+::
+
+    submit --> queue.pending --push--> lease.in_flight --done/failed--> out
+                   ^                        |
+                   +------ given back ------+          (never started: costs no attempt)
+
+Plain methods that change the pool and return what to send, instead of event objects: this is the
+path of every task. Before it: argument resolution. After it: ``task_submitter``, the shell.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from typing import Any, Final, Generic, TypeVar
+
+WINDOW_S: Final = (
+    0.004  # tasks worth this long wait at a worker: longer than a wake-up, shorter than a pause
+)
+WINDOW_MAX: Final = 1000
+REQUESTS_MAX: Final = 4  # outstanding lease requests per key: each grant triggers the next
+LINGER_S: Final = 0.2  # an idle lease is kept this long for the next task
+_EWMA: Final = 0.3
+_RUN_FLOOR_S: Final = WINDOW_S / WINDOW_MAX
+
+T = TypeVar("T")
+
+
+class Lease(Generic[T]):
+    """A worker that is ours for now."""
+
+    __slots__ = (
+        "connection",
+        "endpoint",
+        "idle_since_s",
+        "in_flight",
+        "is_blocked",
+        "is_draining",
+        "is_lost",
+        "is_taking_back",
+        "lease_id",
+        "pid",
+        "queue",
+        "run_s",
+        "window",
+        "worker_id",
+    )
+
+    def __init__(self, lease_id: bytes, worker_id: bytes, endpoint: str, pid: int) -> None:
+        self.lease_id = lease_id
+        self.worker_id = worker_id
+        self.endpoint = endpoint
+        self.pid = pid
+        self.connection: Any = None
+        self.queue: KeyQueue[T] | None = None
+        self.in_flight: dict[bytes, T] = {}  # task id -> task, in the order of pushing
+        self.window = 1
+        self.run_s = 0.0  # moving average of the tasks' run time
+        self.idle_since_s = 0.0
+        self.is_draining = False  # to be returned as soon as it is empty
+        self.is_blocked = False  # its running task waits in get or wait
+        self.is_taking_back = False
+        self.is_lost = False
+
+
+class KeyQueue(Generic[T]):
+    """The tasks and leases of one scheduling key."""
+
+    __slots__ = ("in_flight", "key", "leases", "open", "pending", "requests")
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.pending: deque[T] = deque()
+        self.leases: dict[bytes, Lease[T]] = {}
+        self.open: deque[Lease[T]] = (
+            deque()
+        )  # leases with room; may hold stale ones, checked on use
+        self.requests: dict[int, None] = {}  # outstanding request ids
+        self.in_flight = 0  # over all leases
+
+
+class LeasePool(Generic[T]):
+    """All keys of one owner. The caller serialises the calls. ``T`` has ``task_id`` and
+    ``is_solo``.
+
+    A task that ``is_solo`` travels alone: when its worker dies it must be certain that it had
+    started (``max_retries=0`` promises at most one start, and a retry counts exactly).
+    """
+
+    def __init__(self) -> None:
+        self.queues: dict[Hashable, KeyQueue[T]] = {}
+        self.leases: dict[bytes, Lease[T]] = {}
+        self._queue_of_request: dict[int, KeyQueue[T]] = {}
+        self._next_request = 0
+
+    # ---- tasks ----
+
+    def queue_of(self, key: Hashable) -> KeyQueue[T]:
+        """The queue of a scheduling key; made on first use."""
+        queue = self.queues.get(key)
+        if queue is None:
+            queue = self.queues[key] = KeyQueue(key)
+        return queue
+
+    def submit(self, queue: KeyQueue[T], task: Any) -> Lease[T] | None:
+        """Queue a task, or place it at once: then its lease is returned and the caller pushes it."""
+        if not queue.pending:
+            is_open = queue.open
+            while is_open:
+                lease = is_open[0]
+                if not self._has_room(lease, task):
+                    is_open.popleft()
+                    continue
+                is_open.rotate(-1)
+                self._place(queue, lease, task)
+                return lease
+        queue.pending.append(task)
+        return None
+
+    def requeue(self, queue: KeyQueue[T], tasks: list[T]) -> None:
+        """Put tasks that were given back, or are to be retried, at the head, in their order."""
+        queue.pending.extendleft(reversed(tasks))
+
+    def refill(self, lease: Lease[T]) -> list[T]:
+        """The tasks to push to this lease now. Waits until half the window is free, so pushes batch."""
+        queue = lease.queue
+        assert queue is not None
+        pending = queue.pending
+        if lease.is_draining or lease.is_blocked or lease.is_lost:
+            return []
+        if not pending:
+            if len(lease.in_flight) < lease.window and lease not in queue.open:
+                queue.open.append(lease)
+            return []
+        if len(lease.in_flight) > lease.window // 2:
+            return []
+        pushed: list[T] = []
+        while pending and self._has_room(lease, pending[0]):
+            task = pending.popleft()
+            self._place(queue, lease, task)
+            pushed.append(task)
+        if not pending and len(lease.in_flight) < lease.window and lease not in queue.open:
+            queue.open.append(lease)
+        return pushed
+
+    def done(self, lease: Lease[T], task_id: bytes, run_s: float, now_s: float) -> T | None:
+        """A task finished. None: unknown, because it was given back or the lease was lost."""
+        task = lease.in_flight.pop(task_id, None)
+        if task is None:
+            return None
+        queue = lease.queue
+        assert queue is not None
+        queue.in_flight -= 1
+        lease.is_blocked = False
+        mean_s = lease.run_s
+        mean_s = run_s if mean_s == 0.0 else mean_s + _EWMA * (run_s - mean_s)
+        lease.run_s = mean_s
+        lease.window = max(1, int(WINDOW_S / max(mean_s, _RUN_FLOOR_S)))
+        if not lease.in_flight:
+            lease.idle_since_s = now_s
+        return task
+
+    def given_back(self, lease: Lease[T], task_ids: list[bytes], is_blocked: bool) -> list[T]:
+        """Tasks that never started come back to the head of the queue; returned in their order."""
+        lease.is_taking_back = False
+        if is_blocked:
+            lease.is_blocked = True
+            lease.window = 1
+        tasks = [
+            task
+            for task in (lease.in_flight.pop(task_id, None) for task_id in task_ids)
+            if task is not None
+        ]
+        queue = lease.queue
+        assert queue is not None
+        queue.in_flight -= len(tasks)
+        self.requeue(queue, tasks)
+        return tasks
+
+    def steal_for(self, idle: Lease[T]) -> tuple[Lease[T], int] | None:
+        """For a worker that fell idle: whom to ask for tasks back, and how many (half of the surplus)."""
+        queue = idle.queue
+        assert queue is not None
+        if queue.pending or idle.in_flight or idle.is_draining:
+            return None
+        victim: Lease[T] | None = None
+        for lease in queue.leases.values():
+            if (
+                len(lease.in_flight) > 1
+                and not lease.is_taking_back
+                and (victim is None or len(lease.in_flight) > len(victim.in_flight))
+            ):
+                victim = lease
+        if victim is None:
+            return None
+        victim.is_taking_back = True
+        return victim, len(victim.in_flight) // 2
+
+    # ---- leases ----
+
+    def requests_wanted(self, queue: KeyQueue[T]) -> int:
+        """How many more leases to request now; negative: how many requests to cancel.
+
+        Wanted is a worker for each task that has none of its own: tasks that queue behind another
+        at a worker count too, because their length is only guessed.
+        """
+        needed = len(queue.pending) + queue.in_flight - len(queue.leases)
+        if needed <= 0:
+            return -len(queue.requests)
+        return (
+            min(needed, REQUESTS_MAX) - len(queue.requests) if needed > len(queue.requests) else 0
+        )
+
+    def new_request(self, queue: KeyQueue[T]) -> int:
+        """Number a lease request."""
+        self._next_request += 1
+        queue.requests[self._next_request] = None
+        self._queue_of_request[self._next_request] = queue
+        return self._next_request
+
+    def end_request(self, request_id: int) -> KeyQueue[T] | None:
+        """A request was granted, refused or cancelled. None: it was cancelled before."""
+        queue = self._queue_of_request.pop(request_id, None)
+        if queue is not None:
+            queue.requests.pop(request_id, None)
+        return queue
+
+    def granted(self, queue: KeyQueue[T], lease: Lease[T], now_s: float) -> None:
+        """A lease arrived; ``refill`` it next."""
+        lease.queue = queue
+        lease.idle_since_s = now_s
+        queue.leases[lease.lease_id] = lease
+        self.leases[lease.lease_id] = lease
+
+    def lost(self, lease_id: bytes) -> tuple[Lease[T], list[T]] | None:
+        """A leased worker died. Its tasks, in the order of pushing: only the first surely started."""
+        lease = self.leases.get(lease_id)
+        if lease is None:
+            return None
+        tasks = list(lease.in_flight.values())
+        self._remove(lease)
+        return lease, tasks
+
+    def reclaim(self, lease_id: bytes) -> Lease[T] | None:
+        """Others wait for this lease: push no more to it; the caller takes back and returns it."""
+        lease = self.leases.get(lease_id)
+        if lease is not None:
+            lease.is_draining = True
+        return lease
+
+    def returnable(self, now_s: float) -> list[Lease[T]]:
+        """Removes and returns the leases to give back: drained ones, and idle ones past ``LINGER_S``."""
+        leases = [
+            lease
+            for lease in self.leases.values()
+            if not lease.in_flight and (lease.is_draining or now_s - lease.idle_since_s >= LINGER_S)
+        ]
+        for lease in leases:
+            self._remove(lease)
+        return leases
+
+    def check_invariants(self) -> None:
+        """Raise ``AssertionError`` when the counts disagree. O(leases)."""
+        for queue in self.queues.values():
+            assert queue.in_flight == sum(len(lease.in_flight) for lease in queue.leases.values())
+            assert len(queue.requests) <= REQUESTS_MAX
+            for lease in queue.leases.values():
+                assert len(lease.in_flight) <= WINDOW_MAX
+                assert self.leases[lease.lease_id] is lease
+
+    def _has_room(self, lease: Lease[T], task: Any) -> bool:
+        if lease.is_lost or lease.is_draining or lease.is_blocked:
+            return False
+        in_flight = lease.in_flight
+        if not in_flight:
+            return True
+        if task.is_solo or len(in_flight) >= lease.window:
+            return False
+        first: Any = next(iter(in_flight.values()))
+        return not first.is_solo
+
+    def _place(self, queue: KeyQueue[T], lease: Lease[T], task: Any) -> None:
+        lease.in_flight[task.task_id] = task
+        queue.in_flight += 1
+
+    def _remove(self, lease: Lease[T]) -> None:
+        queue = lease.queue
+        assert queue is not None
+        lease.is_lost = True
+        queue.in_flight -= len(lease.in_flight)
+        lease.in_flight = {}
+        queue.leases.pop(lease.lease_id, None)
+        self.leases.pop(lease.lease_id, None)

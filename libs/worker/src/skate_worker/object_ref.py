@@ -1,0 +1,132 @@
+"""``ObjectRef``: a user's hold on a value that may not exist yet.
+
+Each instance counts once in the process's reference table; its end is only *noted* in ``__del__``
+(which may run at any moment, in any thread, inside any lock) and counted later by the runtime.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from skate_core_ids import JobID, ObjectID, TaskID
+from skate_worker.machine.references import Entry, Owner
+from skate_worker.serialization import register_argument_reference, register_reference_type
+
+if TYPE_CHECKING:
+    from skate_worker.core import CoreWorker
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class ObjectRef(Generic[T_co]):
+    """A reference to a value of type ``T_co``. Made by the runtime only; hashable; awaitable.
+
+    Two references are equal when they name the same object. Pass it to a task to have the value
+    resolved there, or inside a container to pass the reference itself (SURFACE T20).
+    """
+
+    __slots__ = ("__weakref__", "_core", "_entry")
+
+    def __init__(self, core: CoreWorker, entry: Entry) -> None:
+        # The count was raised by whoever made or found the entry, under the runtime's lock.
+        self._core = core
+        self._entry = entry
+
+    def __del__(self) -> None:
+        self._core.note_dropped(self._entry)
+
+    def binary(self) -> bytes:
+        """The 28 bytes of the object's id."""
+        return bytes(self._entry.object_id)
+
+    def hex(self) -> str:
+        """The object's id in hex."""
+        return self._entry.object_id.hex()
+
+    def is_nil(self) -> bool:
+        """Always False: a reference names an object."""
+        return False
+
+    def object_id(self) -> ObjectID:
+        """The object's id."""
+        return ObjectID(self._entry.object_id)
+
+    def task_id(self) -> TaskID:
+        """The task that returned or put the object."""
+        return TaskID(self._entry.object_id[:24])
+
+    def job_id(self) -> JobID:
+        """The job that the object belongs to."""
+        return JobID(self._entry.object_id[20:24])
+
+    def future(self) -> concurrent.futures.Future[T_co]:
+        """A future that gets the value or the error. Cancelling it does not cancel the task."""
+        future: concurrent.futures.Future[T_co] = concurrent.futures.Future()
+
+        def resolve(ref: ObjectRef[T_co]) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(ref._core.get([ref], None)[0])
+            except BaseException as error:  # noqa: BLE001 - the boundary of the future: it carries the error on
+                future.set_exception(error)
+
+        self._core.when_ready(self, resolve)
+        return future
+
+    def __await__(self) -> Generator[Any, None, T_co]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> T_co:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        def on_ready(_: ObjectRef[T_co]) -> None:
+            # The loop may have ended meanwhile: then nobody waits any more.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(wake)
+
+        if not self._core.is_ready(self):
+            self._core.when_ready(self, on_ready)
+            await ready
+        value: T_co = self._core.get([self], None)[0]
+        return value
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not ObjectRef:
+            return NotImplemented
+        return self._entry.object_id == other._entry.object_id
+
+    def __hash__(self) -> int:
+        return hash(self._entry.object_id)
+
+    def __repr__(self) -> str:
+        return f"ObjectRef({self._entry.object_id.hex()})"
+
+    def __reduce__(self) -> Any:
+        # Pickled by something other than the runtime, which can not know when the bytes are gone.
+        self._core.pin_out_of_band(self._entry)
+        return _reduce(self)
+
+
+def _reduce(ref: ObjectRef[Any]) -> tuple[Any, ...]:
+    core, entry = ref._core, ref._entry
+    owner = entry.owner or core.as_owner
+    return _rebuild, (entry.object_id, owner.worker_id, owner.endpoint)
+
+
+def _rebuild(object_id: bytes, owner_id: bytes, endpoint: str) -> ObjectRef[Any]:
+    from skate_worker.current import require_core  # noqa: PLC0415 - the core imports this module
+
+    return require_core().adopt(object_id, Owner(owner_id, endpoint))
+
+
+register_reference_type(ObjectRef, _reduce)
+register_argument_reference(ObjectRef)

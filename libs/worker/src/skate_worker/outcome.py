@@ -1,0 +1,133 @@
+"""From what user code returned or raised to the message that goes to the owner."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from skate_worker.errors import make_task_error
+from skate_worker.machine.references import Entry
+from skate_worker.ownership import INLINE_MAX_BYTES, Ownership, contained_entries
+from skate_worker.peers import Peer
+from skate_worker.serialization import Serialized, serialize
+from skate_worker.task_protocol import Reference, Returned, TaskDone, TaskReturned
+
+
+class OutcomeWriter:
+    """Serialises returns; pins what they contain until the owner holds it."""
+
+    def __init__(self, ownership: Ownership, ip: str) -> None:
+        self._ownership = ownership
+        self._ip = ip
+        self._pins: dict[bytes, tuple[bytes, list[Entry]]] = {}  # task id -> (owner's id, entries)
+
+    def success(
+        self, peer: Peer, task_id: bytes, name: str, value: Any, num_returns: int, run_us: int
+    ) -> TaskDone | TaskReturned:
+        """The outcome of a call that returned. Raises what serialising the value raises."""
+        if num_returns == 1:
+            serialized = serialize(value, subject=f"return value of {name}()")
+            if not serialized.contained and serialized.total_bytes <= INLINE_MAX_BYTES:
+                return TaskDone(task_id, serialized.to_bytes(), run_us)
+            values: Sequence[Serialized] = (serialized,)
+        elif num_returns == 0:
+            return TaskReturned(task_id, [], run_us)
+        else:
+            values = [
+                serialize(item, subject=f"return value of {name}()")
+                for item in _exactly(value, num_returns, name)
+            ]
+        pinned: list[Entry] = []
+        returns = [
+            self._returned(peer, task_id, index, item, pinned)
+            for index, item in enumerate(values, start=1)
+        ]
+        if pinned:
+            self._pins[task_id] = (peer.worker_id, pinned)
+        return TaskReturned(task_id, returns, run_us, holds_pins=bool(pinned))
+
+    def failure(
+        self,
+        task_id: bytes,
+        name: str,
+        error: BaseException,
+        num_returns: int,
+        run_us: int,
+        *,
+        actor_id: bytes = b"",
+        actor_repr: str = "",
+    ) -> TaskReturned:
+        """The outcome of a call that raised: every return is the error."""
+        wrapped = make_task_error(
+            error,
+            function_name=name,
+            pid=os.getpid(),
+            ip=self._ip,
+            actor_id=actor_id.hex(),
+            actor_repr=actor_repr,
+        )
+        return self.error(task_id, wrapped, num_returns, run_us, is_user_error=True)
+
+    def error(
+        self,
+        task_id: bytes,
+        error: BaseException,
+        num_returns: int,
+        run_us: int = 0,
+        *,
+        is_user_error: bool = False,
+        is_cancelled: bool = False,
+    ) -> TaskReturned:
+        """The outcome of a call that ended with an error that is sent as it is."""
+        data = serialize(error, is_error=True).to_bytes()
+        returns = [Returned(data, is_error=True) for _ in range(num_returns)]
+        return TaskReturned(
+            task_id, returns, run_us, is_error=is_user_error, is_cancelled=is_cancelled
+        )
+
+    def free(self, task_id: bytes) -> None:
+        """The owner holds what the returns of this task contain."""
+        held = self._pins.pop(task_id, None)
+        if held is not None:
+            self._ownership.release_later(held[1])
+
+    def owner_lost(self, worker_id: bytes) -> None:
+        """An owner is gone: what was pinned for it goes."""
+        for task_id, (owner_id, _) in list(self._pins.items()):
+            if owner_id == worker_id:
+                self.free(task_id)
+
+    def _returned(
+        self, peer: Peer, task_id: bytes, index: int, value: Serialized, pinned: list[Entry]
+    ) -> Returned:
+        contained: list[Reference] = []
+        if value.contained:
+            ownership = self._ownership
+            with ownership.lock:
+                for entry in contained_entries(value):
+                    entry.pins += 1
+                    pinned.append(entry)
+                    contained.append(ownership.reference_of(entry))
+                    if entry.owner is None:
+                        ownership.table.add_borrower(entry.object_id, peer.worker_id)
+        if value.total_bytes <= INLINE_MAX_BYTES:
+            return Returned(value.to_bytes(), contained=contained)
+        object_id = task_id + index.to_bytes(4, "big")
+        self._ownership.put_parts(object_id, value, peer.worker_id)
+        return Returned(b"", value.total_bytes, contained)
+
+
+def _exactly(value: Any, count: int, name: str) -> list[Any]:
+    try:
+        items = list(value)
+    except TypeError:
+        raise ValueError(
+            f"{name}() has num_returns={count} and must return an iterable of {count} values,"
+            f" but it returned {type(value).__name__}."
+        ) from None
+    if len(items) != count:
+        raise ValueError(
+            f"{name}() has num_returns={count} but returned {len(items)} values; return exactly {count}."
+        )
+    return items

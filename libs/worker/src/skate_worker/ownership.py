@@ -1,0 +1,443 @@
+"""Objects of this process and objects that it borrows: values, waiting, and the borrowing protocol.
+
+The decisions are in ``machine.references``; this shell sends what they imply.
+
+Who tells whom. A process that unpickles a reference from the arguments of a task is covered by the
+caller until the task ends; if it still holds the reference then, it registers with the owner
+*before* it reports the end. A value that contains references lists them, so whoever receives the
+value registers for them when the value arrives, and pins the value until the owners have confirmed.
+Where the owner is the peer that the covering party's release goes through, the order of the
+connection is the confirmation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from skate_object_store import StoreClient
+from skate_rpc.stream import StreamClosedError
+from skate_worker.errors import ObjectFreedError, OwnerDiedError
+from skate_worker.machine.references import (
+    FAILED,
+    INLINE,
+    PENDING,
+    STORED,
+    Entry,
+    Owner,
+    ReferenceTable,
+)
+from skate_worker.peers import Peer, Peers
+from skate_worker.serialization import Serialized, serialize
+from skate_worker.task_protocol import (
+    AskObject,
+    Borrow,
+    BorrowKnown,
+    EndBorrow,
+    ObjectValue,
+    Reference,
+)
+
+if TYPE_CHECKING:
+    from skate_rpc.event_loop import IoThread
+
+INLINE_MAX_BYTES = 100 * 1024  # SURFACE 3.1
+DROPS_BEFORE_DRAIN = 512
+
+Waiters = list[tuple[Entry, list[Callable[[Entry], None]]]]
+
+
+def wake(waiters: Waiters) -> None:
+    """Call who waits. Without the lock: they may take it."""
+    for entry, callbacks in waiters:
+        for callback in callbacks:
+            callback(entry)
+
+
+class Ownership:
+    """The reference table with its lock, values and messages."""
+
+    def __init__(self, worker_id: bytes, node_id: bytes, loop: IoThread) -> None:
+        self.lock = threading.Lock()
+        self.table = ReferenceTable()
+        self.worker_id = worker_id
+        self.node_id = node_id
+        self.peers: Peers | None = None
+        self.store: StoreClient | None = None
+        self._loop = loop
+        self._dropped: deque[Entry] = deque()
+        self._is_drain_scheduled = False
+        # References unpickled and not yet registered with their owners.
+        self.untold: dict[Entry, None] = {}
+        self._borrow_numbers = itertools.count(1)
+        # Objects that stand for the handles of actors that this process created.
+        self.actor_keepers: dict[bytes, bytes] = {}
+        self.on_actor_unheld: Callable[[bytes], None] = _nobody
+        self._after_borrow: dict[int, tuple[bytes, Callable[[], None]]] = {}
+
+    # ---- local references ----
+
+    def note_dropped(self, entry: Entry) -> None:
+        """An instance is gone. Runs inside ``__del__``: no lock, no I/O but a wake-up."""
+        dropped = self._dropped
+        dropped.append(entry)
+        # A small owned value may wait for the next message; shared memory and owners elsewhere may
+        # not.
+        if (
+            entry.state == STORED
+            or entry.owner is not None
+            or entry.data == b""  # it stands for an actor's handles
+            or entry.contained
+            or len(dropped) > DROPS_BEFORE_DRAIN
+        ) and not self._is_drain_scheduled:
+            self._is_drain_scheduled = True
+            self._loop.call_soon_threadsafe(self.drain_dropped)
+
+    def drain_dropped(self) -> None:
+        """Count the instances that are gone."""
+        self._is_drain_scheduled = False
+        dropped = self._dropped
+        if not dropped:
+            return
+        released: list[Entry] = []
+        with self.lock:
+            drop = self.table.drop_local
+            while dropped:
+                drop(dropped.popleft(), released)
+        if released:
+            self.finish_released(released)
+
+    def finish_released(self, released: list[Entry]) -> None:
+        """Free the values of owned entries and tell the owners of borrowed ones. Without the lock."""
+        stored: list[bytes] = []
+        ended: dict[Owner, list[bytes]] = {}
+        for entry in released:
+            if entry.owner is None:
+                if entry.state == STORED and entry.node_id == self.node_id:
+                    stored.append(entry.object_id)
+                entry.data = None
+                if self.actor_keepers:
+                    actor_id = self.actor_keepers.pop(entry.object_id, None)
+                    if actor_id is not None:
+                        self.on_actor_unheld(actor_id)
+            else:
+                self.untold.pop(entry, None)
+                if entry.is_told:
+                    ended.setdefault(entry.owner, []).append(entry.object_id)
+        if stored and self.store is not None:
+            self.store.delete(stored)
+        for owner, object_ids in ended.items():
+            self._tell(owner, EndBorrow(object_ids))
+
+    def release_later(self, entries: Iterable[Entry]) -> None:
+        """Unpin entries and finish what that releases."""
+        released: list[Entry] = []
+        with self.lock:
+            self.table.unpin_all(entries, released)
+        if released:
+            self.finish_released(released)
+
+    # ---- values ----
+
+    def settle(self, entry: Entry, state: int, data: Any) -> None:
+        """Give one entry its value and wake who waits."""
+        with self.lock:
+            waiters = entry.settle(state, data)
+        if waiters:
+            wake([(entry, waiters)])
+
+    def fail(self, entries: Iterable[Entry], error: BaseException) -> None:
+        """Give entries that are still pending this error."""
+        data = serialize(error, is_error=True).to_bytes()
+        woken: Waiters = []
+        with self.lock:
+            for entry in entries:
+                if entry.state == PENDING:
+                    waiters = entry.settle(FAILED, data)
+                    if waiters:
+                        woken.append((entry, waiters))
+        wake(woken)
+
+    def watch(self, entry: Entry, callback: Callable[[Entry], None]) -> bool:
+        """Have ``callback`` called once the entry is settled. False: it is settled already."""
+        with self.lock:
+            if entry.state != PENDING:
+                return False
+            if entry.waiters is None:
+                entry.waiters = []
+            entry.waiters.append(callback)
+            must_ask = entry.owner is not None and not entry.is_asked
+            entry.is_asked = entry.is_asked or must_ask
+        if must_ask:
+            self._ask(entry)
+        return True
+
+    def unwatch(self, entry: Entry, callback: Callable[[Entry], None]) -> None:
+        """Undo :meth:`watch`."""
+        with self.lock:
+            if entry.waiters is not None and callback in entry.waiters:
+                entry.waiters.remove(callback)
+
+    def put_parts(self, object_id: bytes, value: Serialized, owner_id: bytes) -> None:
+        """Write a large value into the node's store, in the name of its owner."""
+        assert self.store is not None
+        self.store.put(object_id, value.parts, value.total_bytes, owner=owner_id)
+
+    # ---- references that travel ----
+
+    def adopt(self, object_id: bytes, owner: Owner) -> Entry:
+        """The entry of a reference that was unpickled here, with one more local reference."""
+        with self.lock:
+            is_own = owner.worker_id == self.worker_id
+            is_new = object_id not in self.table.entries
+            entry = self.table.borrow(object_id, None if is_own else owner)
+            entry.local += 1
+            if is_own:
+                if is_new:
+                    # Unknown to its owner: it was freed while only unregistered copies existed.
+                    entry.state = FAILED
+                    entry.data = serialize(
+                        ObjectFreedError(object_id.hex()), is_error=True
+                    ).to_bytes()
+            elif not entry.is_told:
+                self.untold[entry] = None
+            return entry
+
+    def reference_of(self, entry: Entry) -> Reference:
+        """The entry as it travels."""
+        owner = entry.owner
+        if owner is None:
+            assert self.peers is not None
+            return Reference(entry.object_id, self.worker_id, self.peers.endpoint)
+        return Reference(entry.object_id, owner.worker_id, owner.endpoint)
+
+    def take_contained(
+        self,
+        holder: Entry,
+        references: list[Reference],
+        sender: Peer,
+        then: Callable[[], None] | None,
+    ) -> None:
+        """A value arrived whose inside refers to other objects: hold those while the value lives.
+
+        The sender has registered this process for what it owns itself. ``then`` runs once every
+        other owner has confirmed.
+        """
+        inner: list[Entry] = []
+        to_tell: list[Entry] = []
+        twice: list[bytes] = []
+        with self.lock:
+            for reference in references:
+                is_own = reference.owner_id == self.worker_id
+                entry = self.table.borrow(
+                    reference.object_id,
+                    None if is_own else Owner(reference.owner_id, reference.owner_endpoint),
+                )
+                entry.pins += 1
+                inner.append(entry)
+                if is_own:
+                    continue
+                if reference.owner_id == sender.worker_id:
+                    if entry.is_told:
+                        twice.append(entry.object_id)
+                    entry.is_told = True
+                    self.untold.pop(entry, None)
+                elif not entry.is_told:
+                    to_tell.append(entry)
+            if holder.is_released:
+                released: list[Entry] = []
+                self.table.unpin_all(inner, released)
+            else:
+                released = []
+                holder.contained = (holder.contained or []) + inner
+        if twice:
+            self._send(sender, EndBorrow(twice))
+        if to_tell:
+            holder_pinned = self._pin(holder)
+            self.tell_owners(to_tell, None, lambda: self._told(holder, holder_pinned, then))
+        elif then is not None:
+            then()
+        if released:
+            self.finish_released(released)
+
+    def _pin(self, entry: Entry) -> bool:
+        with self.lock:
+            if entry.is_released:
+                return False
+            entry.pins += 1
+            return True
+
+    def _told(self, holder: Entry, was_pinned: bool, then: Callable[[], None] | None) -> None:
+        if was_pinned:
+            self.release_later((holder,))
+        if then is not None:
+            then()
+
+    def tell_untold(self, caller: Peer | None, then: Callable[[], None]) -> None:
+        """Register what was unpickled and is still held; ``then`` runs when the owners know.
+
+        ``caller``: the peer through which the covering party hears of the end; a registration with
+        it needs no confirmation, because the connection keeps the order.
+        """
+        with self.lock:
+            entries = [
+                entry for entry in self.untold if not entry.is_released and not entry.is_told
+            ]
+            self.untold.clear()
+        self.tell_owners(entries, caller, then)
+
+    def tell_owners(
+        self, entries: list[Entry], caller: Peer | None, then: Callable[[], None]
+    ) -> None:
+        """Register this process as borrower of ``entries`` with each owner."""
+        by_owner: dict[Owner, list[bytes]] = {}
+        for entry in entries:
+            assert entry.owner is not None
+            entry.is_told = True
+            by_owner.setdefault(entry.owner, []).append(entry.object_id)
+        waits = [o for o in by_owner if caller is None or o.worker_id != caller.worker_id]
+        count = len(waits)
+        if count == 0:
+            for object_ids in by_owner.values():
+                assert caller is not None
+                self._send(caller, Borrow(0, object_ids))
+            then()
+            return
+        left = itertools.count(count - 1, -1)
+
+        def one_known() -> None:
+            if next(left) == 0:
+                then()
+
+        for owner, object_ids in by_owner.items():
+            if caller is not None and owner.worker_id == caller.worker_id:
+                self._send(caller, Borrow(0, object_ids))
+                continue
+            number = next(self._borrow_numbers)
+            self._after_borrow[number] = (owner.worker_id, one_known)
+            if not self._tell(owner, Borrow(number, object_ids)):
+                self._borrow_known(number)
+
+    # ---- messages; on the loop's thread ----
+
+    def on_message(self, peer: Peer, message: Any) -> None:
+        """Dispatch one message of the borrowing protocol."""
+        kind = type(message)
+        if kind is ObjectValue:
+            self._on_value(peer, message)
+        elif kind is AskObject:
+            self._on_ask(peer, message)
+        elif kind is Borrow:
+            with self.lock:
+                for object_id in message.object_ids:
+                    self.table.add_borrower(object_id, peer.worker_id)
+            if message.number:
+                self._send(peer, BorrowKnown(message.number))
+        elif kind is BorrowKnown:
+            self._borrow_known(message.number)
+        elif kind is EndBorrow:
+            released: list[Entry] = []
+            with self.lock:
+                for object_id in message.object_ids:
+                    self.table.remove_borrower(object_id, peer.worker_id, released)
+            if released:
+                self.finish_released(released)
+
+    def on_process_lost(self, worker_id: bytes, cause: str) -> None:
+        """A process died: its borrows end, and what it owned is lost to this process."""
+        released: list[Entry] = []
+        with self.lock:
+            self.table.lose_borrower(worker_id, released)
+            orphans = [e for e in self.table.owned_by(worker_id) if e.state == PENDING]
+        if released:
+            self.finish_released(released)
+        for entry in orphans:
+            self.fail(
+                (entry,), OwnerDiedError(entry.object_id.hex(), worker_id.hex(), detail=cause)
+            )
+        for number, (owner_id, _) in list(self._after_borrow.items()):
+            if owner_id == worker_id:
+                self._borrow_known(number)
+
+    def _on_value(self, peer: Peer, message: ObjectValue) -> None:
+        with self.lock:
+            entry = self.table.entries.get(message.object_id)
+        if entry is None or entry.state != PENDING:
+            return
+        if message.failure:
+            self.fail((entry,), ObjectFreedError(message.object_id.hex()))
+            return
+        if message.contained:
+            self.take_contained(entry, message.contained, peer, None)
+        if message.node_id:
+            entry.node_id = message.node_id
+            entry.size_bytes = message.size_bytes
+            self.settle(entry, STORED, None)
+        else:
+            self.settle(entry, FAILED if message.is_error else INLINE, message.data)
+
+    def _on_ask(self, peer: Peer, message: AskObject) -> None:
+        with self.lock:
+            entry = self.table.entries.get(message.object_id)
+        if entry is None or entry.owner is not None:
+            self._send(peer, ObjectValue(message.object_id, failure="freed"))
+            return
+        if not self.watch(entry, lambda settled: self._answer(peer, settled)):
+            self._answer(peer, entry)
+
+    def _answer(self, peer: Peer, entry: Entry) -> None:
+        contained: list[Reference] = []
+        with self.lock:
+            for inner in entry.contained or ():
+                contained.append(self.reference_of(inner))
+                if inner.owner is None:
+                    self.table.add_borrower(inner.object_id, peer.worker_id)
+        if entry.state == STORED:
+            answer = ObjectValue(
+                entry.object_id,
+                node_id=entry.node_id,
+                size_bytes=entry.size_bytes,
+                contained=contained,
+            )
+        else:
+            is_error = entry.state == FAILED
+            answer = ObjectValue(entry.object_id, entry.data, is_error, contained=contained)
+        self._send(peer, answer)
+
+    def _borrow_known(self, number: int) -> None:
+        waiting = self._after_borrow.pop(number, None)
+        if waiting is not None:
+            waiting[1]()
+
+    def _ask(self, entry: Entry) -> None:
+        owner = entry.owner
+        assert owner is not None
+        if not self._tell(owner, AskObject(entry.object_id)):
+            self.fail(
+                (entry,),
+                OwnerDiedError(entry.object_id.hex(), owner.worker_id.hex()),
+            )
+
+    def _tell(self, owner: Owner, message: Any) -> bool:
+        if self.peers is None:
+            return False
+        return self._send(self.peers.get(owner.worker_id, owner.endpoint), message)
+
+    def _send(self, peer: Peer, message: Any) -> bool:
+        try:
+            peer.connection.post(message)
+        except StreamClosedError:
+            return False
+        return True
+
+
+def _nobody(actor_id: bytes) -> None:
+    return None
+
+
+def contained_entries(value: Serialized) -> list[Entry]:
+    """The entries of the references inside a serialised value, each once."""
+    return list(dict.fromkeys(ref._entry for ref in value.contained if hasattr(ref, "_entry")))

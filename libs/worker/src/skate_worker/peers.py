@@ -1,0 +1,131 @@
+"""The connections of a process to the other processes that own or execute.
+
+At most one connection is used per peer: the first one made, whichever side made it. Messages to one
+peer therefore keep their order, which the borrowing protocol relies on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from skate_rpc.event_loop import IoThread
+from skate_rpc.stream import StreamConnection, StreamListener, open_stream
+from skate_worker.task_protocol import AnyMessage, Hello
+
+Connection = StreamConnection[Any, Any]
+
+
+class Peer:
+    """Another process, and what this process has to do with it."""
+
+    __slots__ = ("actor", "connection", "endpoint", "lease", "worker_id")
+
+    def __init__(self, worker_id: bytes, endpoint: str, connection: Connection) -> None:
+        self.worker_id = worker_id
+        self.endpoint = endpoint
+        self.connection = connection
+        self.lease: Any = None  # the lease on this worker, when it is leased to us
+        self.actor: Any = None  # the queue of the actor that it is, when we call it
+
+
+class Peers:
+    """Connections by worker id. ``get`` may be called on any thread."""
+
+    def __init__(
+        self,
+        worker_id: bytes,
+        endpoint: str,
+        token: bytes,
+        loop: IoThread,
+        on_messages: Callable[[Peer, list[Any]], None],
+        on_lost: Callable[[Peer, str], None],
+    ) -> None:
+        self.endpoint = endpoint
+        self._worker_id = worker_id
+        self._token = token
+        self._loop = loop
+        self._handle_messages = on_messages
+        self._handle_lost = on_lost
+        self._peers: dict[bytes, Peer] = {}
+        self._connections: dict[Connection, None] = {}
+        self._lock = threading.Lock()
+        self._listener: StreamListener | None = None
+        self._is_closed = False
+
+    def listen(self) -> None:
+        """Start to accept. On the loop's thread."""
+        self._listener = StreamListener(
+            self.endpoint,
+            self._token,
+            self._loop,
+            incoming=AnyMessage,
+            on_open=self._on_open,
+            on_messages=self._on_messages,
+            on_close=self._on_close,
+        )
+
+    def get(self, worker_id: bytes, endpoint: str) -> Peer:
+        """The peer, connecting in the background if there is no connection yet."""
+        with self._lock:
+            peer = self._peers.get(worker_id)
+            if peer is not None and not peer.connection.is_closed:
+                return peer
+            connection: Connection = open_stream(
+                endpoint,
+                self._token,
+                self._loop,
+                incoming=AnyMessage,
+                on_messages=self._on_messages,
+                on_close=self._on_close,
+            )
+            peer = Peer(worker_id, endpoint, connection)
+            connection.context = peer
+            connection.queue(Hello(self._worker_id, self.endpoint))
+            self._peers[worker_id] = peer
+            self._connections[connection] = None
+            return peer
+
+    def find(self, worker_id: bytes) -> Peer | None:
+        """The peer if there is a connection to it."""
+        return self._peers.get(worker_id)
+
+    def close(self) -> None:
+        """Close everything. On the loop's thread."""
+        self._is_closed = True
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(self._connections):
+            connection.close()
+
+    def _on_open(self, connection: Connection) -> None:
+        with self._lock:
+            self._connections[connection] = None
+
+    def _on_messages(self, connection: Connection, batch: list[Any]) -> None:
+        peer: Peer | None = connection.context
+        if peer is None:
+            first = batch[0]
+            if type(first) is not Hello:
+                connection.close("the peer did not say who it is")
+                return
+            peer = Peer(first.worker_id, first.endpoint, connection)
+            connection.context = peer
+            with self._lock:
+                known = self._peers.get(first.worker_id)
+                if known is None or known.connection.is_closed:
+                    self._peers[first.worker_id] = peer
+            batch = batch[1:]
+            if not batch:
+                return
+        self._handle_messages(peer, batch)
+
+    def _on_close(self, connection: Connection, reason: str) -> None:
+        peer: Peer | None = connection.context
+        with self._lock:
+            self._connections.pop(connection, None)
+            if peer is not None and self._peers.get(peer.worker_id) is peer:
+                del self._peers[peer.worker_id]
+        if peer is not None and not self._is_closed:
+            self._handle_lost(peer, reason)

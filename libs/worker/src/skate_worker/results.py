@@ -1,0 +1,150 @@
+"""What becomes of a task's outcome: values for its returns, a retry, or an error.
+
+Shared by plain tasks and actor calls. ``settle`` runs with the runtime's lock held and only writes
+values; ``finish`` runs after it without the lock, wakes who waits and sends what is owed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from skate_rpc.stream import StreamClosedError
+from skate_worker.errors import make_dependency_error
+from skate_worker.machine.references import FAILED, INLINE, STORED, Entry
+from skate_worker.ownership import Ownership, Waiters, wake
+from skate_worker.peers import Peer
+from skate_worker.serialization import ErrorValue, deserialize, serialize
+from skate_worker.submission import Submission
+from skate_worker.task_protocol import FreeReturns, TaskDone, TaskReturned
+
+
+class Completion:
+    """Ends submissions. ``on_end`` (when set) hears of each, for tracing."""
+
+    def __init__(self, ownership: Ownership, pid: int, ip: str) -> None:
+        self._ownership = ownership
+        self._pid = pid
+        self._ip = ip
+        self._waiters: Waiters = []
+        self._released: list[Entry] = []
+        self.on_end: Callable[[Submission, str], None] | None = None
+
+    def settle(self, finished: list[tuple[Submission, Any]]) -> None:
+        """Write the values of the common outcomes. With the lock."""
+        waiters = self._waiters
+        table = self._ownership.table
+        for submission, result in finished:
+            if type(result) is TaskDone:
+                entry = submission.entries[0]
+                # Entry.settle, written out: this line is paid by every task.
+                entry.state = INLINE
+                entry.data = result.data
+                if entry.waiters is not None:
+                    waiters.append((entry, entry.waiters))
+                    entry.waiters = None
+                if submission.pinned:
+                    table.unpin_all(submission.pinned, self._released)
+                    submission.pinned = ()
+
+    def finish(self, peer: Peer, finished: list[tuple[Submission, Any]]) -> list[Submission]:
+        """Wake, release, and handle the less common outcomes. Returns what is to be retried."""
+        retries: list[Submission] = []
+        for submission, result in finished:
+            if type(result) is TaskReturned:
+                if result.is_error and self._retries(submission, result):
+                    retries.append(submission)
+                else:
+                    self._take_returns(peer, submission, result)
+            if self.on_end is not None and type(result) is TaskDone:
+                self.on_end(submission, "")
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            wake(waiters)
+        if self._released:
+            released, self._released = self._released, []
+            self._ownership.finish_released(released)
+        return retries
+
+    def fail(self, submission: Submission, error: BaseException) -> None:
+        """End a task with an error of the runtime."""
+        self._end(submission, serialize(error, is_error=True).to_bytes())
+
+    def fail_dependency(self, submission: Submission, data: bytes) -> None:
+        """End a task that did not run because an argument is an error."""
+        cause = deserialize(data)
+        assert isinstance(cause, ErrorValue)
+        error = make_dependency_error(
+            cause.error, function_name=submission.message.name, pid=self._pid, ip=self._ip
+        )
+        self._end(submission, serialize(error, is_error=True).to_bytes())
+
+    def _end(self, submission: Submission, data: bytes) -> None:
+        waiters: Waiters = []
+        released: list[Entry] = []
+        with self._ownership.lock:
+            for entry in submission.entries:
+                callbacks = entry.settle(FAILED, data)
+                if callbacks:
+                    waiters.append((entry, callbacks))
+            self._ownership.table.unpin_all(submission.pinned, released)
+            submission.pinned = ()
+        wake(waiters)
+        if released:
+            self._ownership.finish_released(released)
+        if self.on_end is not None:
+            self.on_end(submission, "failed")
+
+    def _retries(self, submission: Submission, result: TaskReturned) -> bool:
+        rule = submission.retry_exceptions
+        if not rule or result.is_cancelled or submission.is_cancelled:
+            return False
+        if not isinstance(rule, bool):
+            stored = deserialize(result.returns[0].data)
+            if not isinstance(stored, ErrorValue) or not isinstance(stored.to_raise(), rule):
+                return False
+        return submission.take_attempt()
+
+    def _take_returns(self, peer: Peer, submission: Submission, result: TaskReturned) -> None:
+        ownership = self._ownership
+        waiters: Waiters = []
+        released: list[Entry] = []
+        owed = 1
+
+        def one_held() -> None:
+            nonlocal owed
+            owed -= 1
+            if owed == 0 and result.holds_pins:
+                try:
+                    peer.connection.post(FreeReturns(submission.task_id))
+                except StreamClosedError:
+                    return  # the pins went with the worker
+
+        dropped: list[bytes] = []
+        for entry, returned in zip(submission.entries, result.returns, strict=True):
+            if returned.contained:
+                owed += 1
+                ownership.take_contained(entry, returned.contained, peer, one_held)
+            with ownership.lock:
+                if returned.data:
+                    state = FAILED if returned.is_error else INLINE
+                    callbacks = entry.settle(state, returned.data)
+                else:
+                    entry.node_id = ownership.node_id
+                    entry.size_bytes = returned.size_bytes
+                    callbacks = entry.settle(STORED, None)
+                    if entry.is_released:
+                        dropped.append(entry.object_id)
+            if callbacks:
+                waiters.append((entry, callbacks))
+        one_held()
+        with ownership.lock:
+            ownership.table.unpin_all(submission.pinned, released)
+            submission.pinned = ()
+        if dropped and ownership.store is not None:
+            ownership.store.delete(dropped)
+        wake(waiters)
+        if released:
+            ownership.finish_released(released)
+        if self.on_end is not None:
+            self.on_end(submission, "failed" if result.is_error else "")

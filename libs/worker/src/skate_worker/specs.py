@@ -1,0 +1,64 @@
+"""What a submission needs to know, already validated by the API.
+
+One object per remote function or per ``.options(...)``, made once: what does not change from call
+to call (scheduling key, defaults) is computed here and not on the way of each task. Amounts of
+resources are in units of 1e-4. Defaults: SURFACE 3.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Amounts = tuple[tuple[str, int], ...]
+Pairs = tuple[tuple[str, str], ...]
+RetryRule = bool | tuple[type[BaseException], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """Options of a plain task. ``max_retries`` -1: without end; counts deaths of the worker or node."""
+
+    name: str
+    num_returns: int = 1
+    resources: Amounts = (("CPU", 10_000),)
+    max_retries: int = 3
+    retry_exceptions: RetryRule = False
+    env_vars: Pairs = ()
+    max_calls: int = 0
+
+    @property
+    def scheduling_key(self) -> tuple[Amounts, Pairs]:
+        """Tasks of one key may share a leased worker."""
+        return (self.resources, self.env_vars)
+
+
+@dataclass(frozen=True, slots=True)
+class ActorOptions:
+    """Options of an actor's creation. ``max_restarts`` -1: without end."""
+
+    class_name: str
+    name: str = ""
+    namespace: str = ""
+    is_detached: bool = False
+    get_if_exists: bool = False
+    max_restarts: int = 0
+    max_task_retries: int = 0
+    max_concurrency: int = 1
+    is_async: bool = False
+    concurrency_groups: tuple[tuple[str, int], ...] = ()
+    placement_resources: Amounts = (("CPU", 10_000),)
+    running_resources: Amounts = ()
+    env_vars: Pairs = ()
+    handle_state: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """Options of one method of an actor. ``max_task_retries`` -1: without end."""
+
+    method: str
+    name: str
+    num_returns: int = 1
+    max_task_retries: int = 0
+    retry_exceptions: RetryRule = False
+    concurrency_group: str = ""

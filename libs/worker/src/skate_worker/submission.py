@@ -1,0 +1,129 @@
+"""One submitted task or call, from its arguments to its result.
+
+Before it: the API's ``.remote()``. This module resolves the arguments that are references; after
+it, ``task_submitter`` sends plain tasks to leased workers and ``actor_submitter`` sends calls to
+actors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from skate_worker.machine.references import FAILED, INLINE, PENDING, STORED, Entry
+from skate_worker.ownership import Ownership
+from skate_worker.specs import RetryRule
+from skate_worker.task_protocol import PushCall, PushTask, Resolved
+
+
+class Submission:
+    """A task on its way. ``message`` is what will be sent; its ``resolved`` fills up first."""
+
+    __slots__ = (
+        "attempts_left",
+        "entries",
+        "is_cancelled",
+        "is_solo",
+        "message",
+        "pinned",
+        "queue",
+        "retry_exceptions",
+        "span",
+        "task_id",
+        "top_level",
+    )
+
+    def __init__(
+        self,
+        task_id: bytes,
+        message: PushTask | PushCall,
+        entries: list[Entry],
+        attempts_left: int,
+        retry_exceptions: RetryRule,
+    ) -> None:
+        self.task_id = task_id
+        self.message: Any = message
+        self.entries = entries  # the entries of its returns
+        self.attempts_left = attempts_left  # -1: without end
+        self.retry_exceptions = retry_exceptions
+        # Without retries left it must be certain which task a dying worker had started.
+        self.is_solo = attempts_left == 0
+        self.is_cancelled = False
+        self.pinned: tuple[Entry, ...] = ()  # arguments, pinned until the task ends
+        self.top_level: list[tuple[int | str, Entry]] | None = None
+        self.queue: Any = None
+        self.span: Any = None  # set while tracing is on
+
+    def take_attempt(self) -> bool:
+        """Use up one retry. False: none is left."""
+        if self.attempts_left == 0:
+            return False
+        if self.attempts_left > 0:
+            self.attempts_left -= 1
+        self.message.attempt += 1
+        self.is_solo = True
+        return True
+
+
+class DependencyFailed:
+    """An argument is an error: the task must not run. ``data`` is that serialised error."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+def resolve(
+    ownership: Ownership,
+    submission: Submission,
+    then: Callable[[Submission, DependencyFailed | None], None],
+) -> None:
+    """Fill in the values of the top-level references; ``then`` runs when all are there.
+
+    At once on this thread when they are, else on the thread that settles the last one.
+    """
+    top_level = submission.top_level
+    if not top_level:
+        then(submission, None)
+        return
+    pending = [entry for _, entry in top_level if entry.state == PENDING]
+    if pending:
+        left = _Countdown(len(pending), lambda: _fill(submission, then))
+        for entry in pending:
+            if not ownership.watch(entry, left):
+                left(entry)
+        return
+    _fill(submission, then)
+
+
+class _Countdown:
+    __slots__ = ("_left", "_then")
+
+    def __init__(self, count: int, then: Callable[[], None]) -> None:
+        # A list's pop is atomic, and exactly one caller empties it.
+        self._left = [None] * (count - 1)
+        self._then = then
+
+    def __call__(self, entry: Entry) -> None:
+        try:
+            self._left.pop()
+        except IndexError:
+            self._then()
+
+
+def _fill(
+    submission: Submission, then: Callable[[Submission, DependencyFailed | None], None]
+) -> None:
+    resolved: list[Resolved] = []
+    for position, entry in submission.top_level or ():
+        if entry.state == FAILED:
+            then(submission, DependencyFailed(entry.data))
+            return
+        if entry.state == STORED:
+            resolved.append(Resolved(position, b"", entry.object_id))
+        else:
+            assert entry.state == INLINE
+            resolved.append(Resolved(position, entry.data))
+    submission.message.resolved = resolved
+    then(submission, None)

@@ -1,0 +1,201 @@
+"""What owners and executors say to each other over the stream.
+
+Every struct is an array on the wire: fields may only be appended, each with a default. Ids are raw
+bytes. Before it: ``skate_rpc.stream``. After it: submission on one side, execution on the other.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class TaskMessage(msgspec.Struct, array_like=True, tag_field="t", gc=False):
+    """Base of every message below; the tag is the class's number."""
+
+
+class Resolved(msgspec.Struct, array_like=True, gc=False):
+    """The value of a reference that stood at the top level of the arguments."""
+
+    position: int | str
+    data: bytes  # the serialised value; empty when it is in the store
+    object_id: bytes = b""  # set when the value is in the store of the executing node
+
+
+class Reference(msgspec.Struct, array_like=True, gc=False):
+    """A reference inside a value."""
+
+    object_id: bytes
+    owner_id: bytes
+    owner_endpoint: str
+
+
+class Returned(msgspec.Struct, array_like=True, gc=False):
+    """One return value of a task."""
+
+    data: bytes  # the serialised value or error; empty when it is in the store
+    size_bytes: int = 0
+    contained: list[Reference] = []
+    is_error: bool = False
+
+
+# ---- any process to any process ----
+
+
+class Hello(TaskMessage, tag=1):
+    """First on a connection: who connects. Lets the acceptor use the connection too."""
+
+    worker_id: bytes
+    endpoint: str
+
+
+class AskObject(TaskMessage, tag=2):
+    """To an owner: send :class:`ObjectValue` once the object is settled."""
+
+    object_id: bytes
+
+
+class ObjectValue(TaskMessage, tag=3):
+    """From an owner. Exactly one of ``data``, ``node_id`` (the store that holds it) or ``failure``."""
+
+    object_id: bytes
+    data: bytes = b""
+    is_error: bool = False
+    node_id: bytes = b""
+    size_bytes: int = 0
+    failure: str = ""  # "freed": the owner no longer has it
+    contained: list[Reference] = []
+
+
+class Borrow(TaskMessage, tag=4):
+    """To an owner: the sender holds these. Answered by :class:`BorrowKnown` with the same number."""
+
+    number: int
+    object_ids: list[bytes]
+
+
+class BorrowKnown(TaskMessage, tag=5):
+    """From an owner: the registration stands; whatever kept the object alive meanwhile may go."""
+
+    number: int
+
+
+class EndBorrow(TaskMessage, tag=6):
+    """To an owner: the sender holds these no more (one registration each)."""
+
+    object_ids: list[bytes]
+
+
+# ---- owner to executor ----
+
+
+class PushTask(TaskMessage, tag=16):
+    """Run a plain task."""
+
+    task_id: bytes
+    function_id: bytes
+    args: bytes
+    name: str
+    num_returns: int = 1
+    resolved: list[Resolved] = []
+    attempt: int = 0
+    trace_parent: str = ""
+    max_calls: int = 0
+
+
+class PushCall(TaskMessage, tag=17):
+    """Run a method of the actor that the executor is."""
+
+    task_id: bytes
+    method: str
+    args: bytes
+    name: str
+    num_returns: int = 1
+    resolved: list[Resolved] = []
+    attempt: int = 0
+    trace_parent: str = ""
+    concurrency_group: str = ""
+    incarnation: int = 0
+
+
+class TakeBack(TaskMessage, tag=18):
+    """Give back up to ``count`` tasks that have not started, the youngest first."""
+
+    count: int
+
+
+class Cancel(TaskMessage, tag=19):
+    """Stop this task: drop it if queued, interrupt it if it runs."""
+
+    task_id: bytes
+    is_recursive: bool = True
+
+
+class FreeReturns(TaskMessage, tag=20):
+    """The owner has registered what the returns of this task contain; the executor's pins may go."""
+
+    task_id: bytes
+
+
+# ---- executor to owner ----
+
+
+class TaskDone(TaskMessage, tag=32):
+    """One inline return without references: the common case."""
+
+    task_id: bytes
+    data: bytes
+    run_us: int = 0
+
+
+class TaskReturned(TaskMessage, tag=33):
+    """Any other success, and failure in user code (every return is then the same error)."""
+
+    task_id: bytes
+    returns: list[Returned]
+    run_us: int = 0
+    is_error: bool = False  # user code raised: may be retried by retry_exceptions
+    holds_pins: bool = False  # answer with FreeReturns
+    is_cancelled: bool = False
+
+
+class TasksGivenBack(TaskMessage, tag=34):
+    """These tasks never started. ``is_blocked``: the running task waits in get or wait, so push no
+    more until its outcome came.
+    """
+
+    task_ids: list[bytes]
+    is_blocked: bool = False
+
+
+AnyMessage = (
+    Hello
+    | AskObject
+    | ObjectValue
+    | Borrow
+    | BorrowKnown
+    | EndBorrow
+    | PushTask
+    | PushCall
+    | TakeBack
+    | Cancel
+    | FreeReturns
+    | TaskDone
+    | TaskReturned
+    | TasksGivenBack
+)
+
+
+class CreationTask(msgspec.Struct, array_like=True):
+    """How to make an actor. Travels through the GCS as opaque bytes and is opened by the worker alone."""
+
+    class_id: bytes
+    args: bytes
+    name: str
+    resolved: list[Resolved] = []
+    max_concurrency: int = 1
+    is_async: bool = False
+    concurrency_groups: list[tuple[str, int]] = []
+    actor_name: str = ""
+    namespace: str = ""
+    trace_parent: str = ""
+    max_restarts: int = 0

@@ -1,0 +1,391 @@
+"""The shell around the lease pool: requests leases, pushes tasks, takes results, retries.
+
+Sends happen outside the runtime's lock, except that a message is *queued* inside it where order
+matters. A lone task is written to its worker by the submitting thread itself; under load the loop's
+thread writes batches.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from skate_rpc import node_protocol as node
+from skate_rpc.event_loop import IoThread
+from skate_rpc.stream import StreamClosedError
+from skate_worker.errors import (
+    OutOfMemoryError,
+    RuntimeEnvSetupError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+from skate_worker.machine.lease_pool import LINGER_S, KeyQueue, Lease, LeasePool
+from skate_worker.node_client import NodeClient
+from skate_worker.ownership import Ownership
+from skate_worker.peers import Peer, Peers
+from skate_worker.results import Completion
+from skate_worker.specs import TaskOptions
+from skate_worker.submission import DependencyFailed, Submission
+from skate_worker.task_protocol import Cancel, TakeBack, TasksGivenBack
+from skate_worker.tracing import Tracer
+
+DEATH_REPORT_S = 3.0  # how long to wait for the raylet's word on why a worker's connection broke
+
+
+class TaskSubmitter:
+    """Plain tasks of this process."""
+
+    def __init__(
+        self,
+        ownership: Ownership,
+        completion: Completion,
+        peers: Peers,
+        raylet: NodeClient,
+        loop: IoThread,
+    ) -> None:
+        self._ownership = ownership
+        self._completion = completion
+        self._peers = peers
+        self._raylet = raylet
+        self._loop = loop
+        self._pool: LeasePool[Submission] = LeasePool()
+        self._env_vars: dict[Any, dict[str, str]] = {}
+        self._resources: dict[Any, dict[str, int]] = {}
+        self._is_linger_set = False
+        self.tracer: Tracer | None = None
+        self._asked_s: dict[int, float] = {}  # lease requests while tracing is on
+        self._unresolved: dict[bytes, Submission] = {}
+        self._deaths: dict[bytes, node.Death] = {}  # reported, while results may still arrive
+
+    # ---- submitting ----
+
+    def queue_for(self, options: TaskOptions) -> KeyQueue[Submission]:
+        """The queue of these options; look it up once per options object."""
+        key = options.scheduling_key
+        with self._ownership.lock:
+            queue = self._pool.queue_of(key)
+            self._resources.setdefault(key, dict(options.resources))
+            self._env_vars.setdefault(key, dict(options.env_vars))
+            return queue
+
+    def submit(self, submission: Submission) -> None:
+        """Send a task whose arguments are resolved to a worker, or queue it."""
+        queue: KeyQueue[Submission] = submission.queue
+        requests: list[int] = []
+        pool = self._pool
+        with self._ownership.lock:
+            lease = pool.submit(queue, submission)
+            if lease is not None:
+                is_lone = len(lease.in_flight) == 1
+                lease.connection.queue(submission.message)
+            wanted = pool.requests_wanted(queue)
+            if wanted > 0:
+                requests = [pool.new_request(queue) for _ in range(wanted)]
+        if lease is not None:
+            if is_lone:
+                lease.connection.flush()
+            else:
+                lease.connection.schedule_flush()
+        if requests:
+            self._request(queue, requests)
+
+    def expect(self, submission: Submission) -> None:
+        """A task waits for its arguments (so that it can be cancelled meanwhile)."""
+        self._unresolved[submission.task_id] = submission
+
+    def resolved(self, submission: Submission, failure: DependencyFailed | None) -> None:
+        """The arguments of an expected task are there, or one of them is an error."""
+        self._unresolved.pop(submission.task_id, None)
+        if submission.is_cancelled:
+            return
+        if failure is not None:
+            self._completion.fail_dependency(submission, failure.data)
+            return
+        self.submit(submission)
+
+    def _request(self, queue: KeyQueue[Submission], numbers: list[int]) -> None:
+        for number in numbers:
+            if self.tracer is not None:
+                self._asked_s[number] = time.time()
+            self._raylet.post(
+                node.RequestLease(
+                    number,
+                    self._resources[queue.key],
+                    self._env_vars[queue.key],
+                    backlog=len(queue.pending),
+                )
+            )
+
+    # ---- leases; on the loop's thread ----
+
+    def on_granted(self, message: node.LeaseGranted) -> None:
+        """A worker is ours: connect and push."""
+        lease: Lease[Submission] = Lease(
+            message.lease_id, message.worker_id, message.endpoint, message.pid
+        )
+        with self._ownership.lock:
+            queue = self._pool.end_request(message.request_id)
+        if queue is None:
+            self._raylet.post(node.ReturnLease(message.lease_id))
+            return
+        peer = self._peers.get(message.worker_id, message.endpoint)
+        lease.connection = peer.connection
+        peer.lease = lease
+        with self._ownership.lock:
+            self._pool.granted(queue, lease, time.monotonic())
+            self._push(lease)
+            first = next(iter(lease.in_flight.values()), None)
+            steal = self._pool.steal_for(lease)
+            wanted = self._pool.requests_wanted(queue)
+            requests = [self._pool.new_request(queue) for _ in range(wanted)]
+        lease.connection.flush()
+        if self.tracer is not None:
+            asked_s = self._asked_s.pop(message.request_id, None)
+            if first is not None and asked_s is not None:
+                self.tracer.leased(first, asked_s)
+        if steal is not None:
+            self._take_back(*steal)
+        if requests:
+            self._request(queue, requests)
+        self._watch_idle()
+
+    def on_refused(self, message: node.LeaseRefused) -> None:
+        """The raylet can not give a worker: what waits for one fails with the reason."""
+        with self._ownership.lock:
+            queue = self._pool.end_request(message.request_id)
+            if queue is None:
+                return
+            tasks = list(queue.pending)
+            queue.pending.clear()
+        for submission in tasks:
+            self._completion.fail(submission, RuntimeEnvSetupError(message.message))
+
+    def on_reclaim(self, message: node.ReclaimLease) -> None:
+        """Others wait: stop using the lease, and return it when its running task is done."""
+        with self._ownership.lock:
+            lease = self._pool.reclaim(message.lease_id)
+            surplus = 0 if lease is None else len(lease.in_flight) - 1
+            if lease is not None and surplus > 0:
+                lease.is_taking_back = True
+        if lease is not None and surplus > 0:
+            self._take_back(lease, surplus)
+        self._return_idle()
+
+    def on_lost(self, message: node.LeaseLost) -> None:
+        """The raylet reports a leased worker's death.
+
+        Results that the worker sent before it died may still be on the connection: its end comes
+        first.
+        """
+        with self._ownership.lock:
+            lease = self._pool.leases.get(message.lease_id)
+        if lease is None:
+            return
+        if lease.connection.is_closed:
+            self._bury(message.lease_id, message.cause)
+        else:
+            self._deaths[message.lease_id] = message.cause
+            self._loop.call_later(DEATH_REPORT_S, self._bury, message.lease_id, message.cause)
+
+    def on_peer_lost(self, peer: Peer, reason: str) -> None:
+        """A worker's connection broke: the raylet says why, but do not wait for that for ever."""
+        lease: Lease[Submission] = peer.lease
+        with self._ownership.lock:
+            lease.is_lost = True
+        cause = self._deaths.pop(lease.lease_id, None)
+        if cause is not None:
+            self._bury(lease.lease_id, cause)
+            return
+        cause = node.Death(
+            "exited", f"its connection broke ({reason}), and no cause was reported.", lease.pid
+        )
+        self._loop.call_later(DEATH_REPORT_S, self._bury, lease.lease_id, cause)
+
+    def _bury(self, lease_id: bytes, cause: node.Death) -> None:
+        self._deaths.pop(lease_id, None)
+        with self._ownership.lock:
+            lost = self._pool.lost(lease_id)
+        if lost is not None:
+            self._worker_died(*lost, cause)
+
+    def _worker_died(
+        self, lease: Lease[Submission], tasks: list[Submission], cause: node.Death
+    ) -> None:
+        again: list[Submission] = []
+        for position, submission in enumerate(tasks):
+            if submission.is_cancelled:
+                self._completion.fail(submission, TaskCancelledError(submission.task_id.hex()))
+            elif position > 0:
+                again.append(submission)  # it never started, so it costs no attempt
+            elif submission.take_attempt():
+                again.append(submission)
+            else:
+                kind = OutOfMemoryError if cause.kind == "out_of_memory" else WorkerCrashedError
+                self._completion.fail(submission, kind.of(cause, submission.message.name))
+        if not again:
+            return
+        queue = lease.queue
+        assert queue is not None
+        with self._ownership.lock:
+            self._pool.requeue(queue, again)
+            wanted = self._pool.requests_wanted(queue)
+            requests = [self._pool.new_request(queue) for _ in range(wanted)]
+            leases = list(queue.leases.values())
+            for other in leases:
+                self._push(other)
+        for other in leases:
+            other.connection.flush()
+        self._request(queue, requests)
+
+    def _push(self, lease: Lease[Submission]) -> None:
+        # With the lock: the order of pushing is the order of the pool.
+        try:
+            for submission in self._pool.refill(lease):
+                lease.connection.queue(submission.message)
+        except StreamClosedError:
+            return  # on_peer_lost follows and takes the lease's tasks
+
+    def _take_back(self, lease: Lease[Submission], count: int) -> None:
+        try:
+            lease.connection.post(TakeBack(count))
+        except StreamClosedError:
+            return  # on_peer_lost follows
+
+    # ---- results; on the loop's thread ----
+
+    def on_results(self, peer: Peer, results: list[Any]) -> None:
+        """Outcomes from one leased worker, in one batch."""
+        lease: Lease[Submission] = peer.lease
+        now_s = time.monotonic()
+        finished: list[tuple[Submission, Any]] = []
+        pool = self._pool
+        with self._ownership.lock:
+            for result in results:
+                submission = pool.done(lease, result.task_id, result.run_us * 1e-6, now_s)
+                if submission is not None:
+                    finished.append((submission, result))
+            self._completion.settle(finished)
+            self._push(lease)
+            steal = None if lease.in_flight or lease.queue is None else pool.steal_for(lease)
+        lease.connection.flush()
+        if steal is not None:
+            self._take_back(*steal)
+        retries = self._completion.finish(peer, finished)
+        if retries:
+            self._retry(lease, retries)
+        if not lease.in_flight:
+            if lease.is_draining:
+                self._return_idle()
+            else:
+                self._watch_idle()
+                if lease.queue is not None and lease.queue.requests:
+                    self._cancel_requests(lease.queue)
+
+    def on_given_back(self, peer: Peer, message: TasksGivenBack) -> None:
+        """Tasks that never started come back; other workers take them."""
+        lease: Lease[Submission] = peer.lease
+        queue = lease.queue
+        assert queue is not None
+        with self._ownership.lock:
+            self._pool.given_back(lease, message.task_ids, message.is_blocked)
+            leases = [other for other in queue.leases.values() if other is not lease]
+            for other in leases:
+                self._push(other)
+            wanted = self._pool.requests_wanted(queue)
+            requests = [self._pool.new_request(queue) for _ in range(wanted)]
+            if not leases or queue.pending:
+                self._push(lease)
+        for other in (*leases, lease):
+            other.connection.flush()
+        self._request(queue, requests)
+
+    def _retry(self, lease: Lease[Submission], retries: list[Submission]) -> None:
+        queue = lease.queue
+        assert queue is not None
+        for submission in retries:
+            submission.is_solo = False
+        with self._ownership.lock:
+            self._pool.requeue(queue, retries)
+            self._push(lease)
+        lease.connection.flush()
+
+    # ---- idle leases ----
+
+    def _cancel_requests(self, queue: KeyQueue[Submission]) -> None:
+        cancelled: list[int] = []
+        with self._ownership.lock:
+            surplus = -self._pool.requests_wanted(queue)
+            for number in list(queue.requests)[: max(0, surplus)]:
+                self._pool.end_request(number)
+                cancelled.append(number)
+        for number in cancelled:
+            self._raylet.post(node.CancelLeaseRequest(number))
+
+    def _watch_idle(self) -> None:
+        if not self._is_linger_set:
+            self._is_linger_set = True
+            self._loop.call_later(LINGER_S / 2, self._on_linger)
+
+    def _on_linger(self) -> None:
+        self._is_linger_set = False
+        self._return_idle()
+        if self._pool.leases:
+            self._watch_idle()
+
+    def _return_idle(self) -> None:
+        with self._ownership.lock:
+            leases = self._pool.returnable(time.monotonic())
+        for lease in leases:
+            peer = self._peers.find(lease.worker_id)
+            if peer is not None:
+                peer.lease = None
+            self._raylet.post(node.ReturnLease(lease.lease_id))
+
+    # ---- cancelling ----
+
+    def cancel(self, task_id: bytes, *, force: bool, is_recursive: bool) -> bool:
+        """Stop a task wherever it is. False: it is not here (finished, or another kind of task)."""
+        waiting = self._unresolved.pop(task_id, None)
+        found: Submission | None = waiting
+        running: Lease[Submission] | None = None
+        with self._ownership.lock:
+            if found is None:
+                for queue in self._pool.queues.values():
+                    for submission in queue.pending:
+                        if submission.task_id == task_id:
+                            queue.pending.remove(submission)
+                            found = submission
+                            break
+                    for lease in queue.leases.values():
+                        if task_id in lease.in_flight:
+                            running = lease
+                            lease.in_flight[task_id].is_cancelled = True
+        if found is not None:
+            found.is_cancelled = True
+            self._completion.fail(found, TaskCancelledError(task_id.hex()))
+            return True
+        if running is None:
+            return False
+        try:
+            if force:
+                self._raylet.send(
+                    node.KillWorker(
+                        running.lease_id, "skate.cancel(force=True) was called on its task"
+                    )
+                )
+            else:
+                running.connection.send(Cancel(task_id, is_recursive))
+        except StreamClosedError:
+            return True  # its worker is dying: on_lost finds the task cancelled
+        return True
+
+    def statistics(self) -> dict[str, int]:
+        """Counts for people and tests: tasks pending and in flight, leases, requests."""
+        with self._ownership.lock:
+            queues = self._pool.queues.values()
+            return {
+                "pending": sum(len(q.pending) for q in queues) + len(self._unresolved),
+                "in_flight": sum(q.in_flight for q in queues),
+                "leases": len(self._pool.leases),
+                "requests": sum(len(q.requests) for q in queues),
+            }

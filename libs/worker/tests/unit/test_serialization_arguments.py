@@ -1,0 +1,145 @@
+"""Arguments of calls: top-level references apart, large values promoted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from skate_worker.object_ref import ObjectRef
+from skate_worker.serialization import (
+    EMPTY_ARGUMENTS,
+    INLINE_LIMIT_BYTES,
+    Serialized,
+    deserialize,
+    deserialize_args,
+    serialize_args,
+)
+
+
+class Core:
+    """What a reference needs of its runtime."""
+
+    class as_owner:  # noqa: N801 - an attribute of the runtime.
+        worker_id = b"w"
+        endpoint = "unix:/w"
+
+    def note_dropped(self, entry: Any) -> None:
+        pass
+
+
+class Entry:
+    owner = None
+
+    def __init__(self, object_id: bytes) -> None:
+        self.object_id = object_id
+
+
+def ref(name: bytes) -> ObjectRef[Any]:
+    return ObjectRef(Core(), Entry(name))  # type: ignore[arg-type]
+
+
+def test_no_arguments_share_one_constant() -> None:
+    data, nested, top = serialize_args((), {})
+
+    assert data is EMPTY_ARGUMENTS
+    assert not nested
+    assert not top
+    assert deserialize_args(data) == ((), {})
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((1, "a", None), {}),
+        (([1, 2], {"k": 3}), {"z": (1,)}),
+        ((), {"z": 1}),
+        ((object,), {}),
+        (([[1]],), {}),
+    ],
+)
+def test_arguments_round_trip(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    data, nested, top = serialize_args(args, kwargs)
+
+    assert deserialize_args(data) == (args, kwargs)
+    assert not nested
+    assert not top
+
+
+def test_top_level_references_are_apart_and_resolved() -> None:
+    a, b, c = ref(b"a"), ref(b"b"), ref(b"c")
+
+    data, nested, top = serialize_args((1, a, [b]), {"k": c, "plain": 2})
+
+    assert [(position, r) for position, r in top] == [(1, a), ("k", c)]
+    assert list(nested) == [b]
+
+
+def test_resolved_values_stand_in_their_places() -> None:
+    data, _, top = serialize_args((1, ref(b"a"), 3), {"k": ref(b"b")})
+
+    resolved = [(position, f"value of {position}") for position, _ in top]
+
+    assert deserialize_args(data, resolved) == ((1, "value of 1", 3), {"k": "value of k"})
+
+
+def test_same_reference_twice_has_two_positions() -> None:
+    a = ref(b"a")
+
+    assert [position for position, _ in serialize_args((a, a), {})[2]] == [0, 1]
+
+
+def test_arguments_are_not_changed() -> None:
+    kwargs = {"k": ref(b"a")}
+
+    serialize_args((), kwargs)
+
+    assert isinstance(kwargs["k"], ObjectRef)
+
+
+@pytest.mark.parametrize(
+    "large",
+    [b"x" * (INLINE_LIMIT_BYTES + 1), np.zeros(INLINE_LIMIT_BYTES), list(range(200_000))],
+    ids=["bytes", "array", "list"],
+)
+def test_large_argument_is_promoted_and_small_ones_stay(large: Any) -> None:
+    stored: dict[str, Serialized] = {}
+
+    def promote(value: Serialized) -> str:
+        stored[f"ref{len(stored)}"] = value
+        return f"ref{len(stored) - 1}"
+
+    data, _, top = serialize_args((1, large), {"k": large, "s": 2}, promote)
+
+    assert list(top) == [(1, "ref0"), ("k", "ref1")]
+    assert len(data) < 1000
+    assert np.array_equal(deserialize(stored["ref0"].to_bytes()), large)
+    assert deserialize_args(data, [(1, "v"), ("k", "w")]) == ((1, "v"), {"k": "w", "s": 2})
+
+
+def test_many_small_arguments_stay_inline_up_to_the_total() -> None:
+    promoted: list[Serialized] = []
+    chunks = tuple(bytes([n]) * 90_000 for n in range(120))
+
+    def promote(value: Serialized) -> int:
+        promoted.append(value)
+        return len(promoted)
+
+    serialize_args(chunks[:100], {}, promote)
+    assert not promoted
+    serialize_args(chunks, {}, promote)
+    assert len(promoted) == 4
+
+
+def test_large_argument_without_promote_stays_inline() -> None:
+    large = np.zeros(INLINE_LIMIT_BYTES)
+
+    args, _ = deserialize_args(serialize_args((large,), {})[0])
+
+    assert np.array_equal(args[0], large)
+
+
+def test_unpicklable_argument_is_named() -> None:
+    with pytest.raises(TypeError, match=r"arguments of f\(\) -> .*\['k'\].* -> generator"):
+        serialize_args((), {"k": (i for i in [])}, subject="arguments of f()")
