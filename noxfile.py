@@ -141,7 +141,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check types strictly, over every library, app, tool and example."""
     everything = MEMBERS.values()
-    checkers = ("mypy", "nox", "types-protobuf", "types-psutil")
+    checkers = ("mypy", "nox", "types-grpcio", "types-protobuf", "types-psutil")
     install(session, everything, *TESTING, *checkers, tested=everything)
     sources = [str(member.folder.relative_to(ROOT) / "src") for member in everything]
     session.run("mypy", *sources, "tools", "dev.py", "noxfile.py", "examples/word_count.py")
