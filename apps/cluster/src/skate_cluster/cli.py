@@ -1,7 +1,8 @@
-"""The command group. A subcommand's module is imported when it runs, so that ``--help`` stays cheap.
+"""The command group. A subcommand is imported when it runs, so that ``--help`` stays cheap.
 
-Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 cluster unreachable, 4 not found, 5 timed out; ``skate
-run`` ends as its script ends. Results go to standard output, everything else to standard error.
+Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 cluster unreachable, 4 not found, 5 timed out;
+``skate run`` ends as its script ends. Results go to standard output, everything else to standard
+error.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 3 cluster unreachable, 4 not found, 5 timed out.",
+    epilog=(
+        "Exit status: 0 done, 1 failed, 2 wrong usage, 3 cluster unreachable, 4 not found,"
+        " 5 timed out."
+    ),
 )
 @click.version_option(package_name="skate-cluster", prog_name="skate")
 def cli() -> None:

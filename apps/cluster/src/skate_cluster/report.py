@@ -98,9 +98,10 @@ class Report:
 
 
 async def collect_report(gcs_endpoint: str, token: str, timeout_s: float) -> Report:
-    """Ask the GCS and every live node. A node that does not answer is in the report with its problem.
+    """Ask the GCS and every live node.
 
-    Raises ``RpcError`` when the GCS itself does not answer.
+    A node that does not answer is in the report with its problem. Raises ``RpcError`` when the GCS
+    itself does not answer.
     """
     gcs_channel = open_channel(gcs_endpoint, token)
     try:

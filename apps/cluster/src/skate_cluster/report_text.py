@@ -39,20 +39,24 @@ def format_bytes(count: float) -> str:
 
 def _nodes(report: Report, is_verbose: bool) -> list[str]:
     rows = [("id", "name", "address", "role", "state", "workers", "store")]
-    for node in report.nodes if is_verbose else report.live_nodes:
-        rows.append(
-            (
-                node.node_id[:12],
-                node.name,
-                node.ip_address,
-                "head" if node.is_head else "worker",
-                _state(node),
-                f"{node.workers_total - node.workers_idle} busy, {node.workers_idle} idle",
-                f"{format_bytes(node.store_used_bytes)} / {format_bytes(node.store_capacity_bytes)}"
-                f", {node.store_objects} objects",
-            )
+    rows += [
+        (
+            node.node_id[:12],
+            node.name,
+            node.ip_address,
+            "head" if node.is_head else "worker",
+            _state(node),
+            f"{node.workers_total - node.workers_idle} busy, {node.workers_idle} idle",
+            _store(node),
         )
+        for node in (report.nodes if is_verbose else report.live_nodes)
+    ]
     return _columns(rows)
+
+
+def _store(node: Node) -> str:
+    used, capacity = format_bytes(node.store_used_bytes), format_bytes(node.store_capacity_bytes)
+    return f"{used} / {capacity}, {node.store_objects} objects"
 
 
 def _state(node: Node) -> str:

@@ -51,7 +51,8 @@ def command(force: bool, grace: float, every: bool, temp_dir: str | None) -> Non
 
 
 def _stop(node: NodeRecord, force: bool, grace_s: float) -> bool:
-    """Whether the node is gone. The pidfd is taken before its life is checked: no reused id is hit."""
+    """Whether the node is gone."""
+    # The pidfd is taken before the node's life is checked, so that no reused process id is hit.
     try:
         descriptor = os.pidfd_open(node.pid)
     except ProcessLookupError:

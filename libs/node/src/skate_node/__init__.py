@@ -1,4 +1,4 @@
-"""One node: its launcher, its daemon, its session folder. Importing this costs the standard library only."""
+"""One node: its launcher, its daemon, its session folder. Loads the standard library only."""
 
 from __future__ import annotations
 

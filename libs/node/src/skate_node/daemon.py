@@ -1,8 +1,9 @@
 """``python -m skate_node.daemon``: the process that is a node.
 
-What comes before: the launcher's spawn (see ``launch_protocol``). What comes after: ``composition``, which
-starts the parts. This module is what must work before and after them: leaving the starter's terminal,
-the watchdog, and a clean end. It imports little, so that a broken installation can still be reported.
+What comes before: the launcher's spawn (see ``launch_protocol``). What comes after:
+``composition``, which starts the parts. This module is what must work before and after them:
+leaving the starter's terminal, the watchdog, and a clean end. It imports little, so that a broken
+installation can still be reported.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main() -> None:
         from skate_node.composition import run_node  # noqa: PLC0415
 
         exit_code = run_node(launch, ready, watchdog)
-    except Exception as error:  # noqa: BLE001  # The process boundary: the starter is told, and we end.
+    except Exception as error:  # noqa: BLE001  # The process boundary: the starter is told.
         text = "\n".join(traceback.format_exc().splitlines()[-LOG_TAIL_LINES:])
         print(text, file=sys.stderr, flush=True)  # noqa: T201  # Into daemon.err.
         ready.failed(ready.component, f"{type(error).__name__}: {error}", log_tail=text)

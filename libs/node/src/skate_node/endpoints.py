@@ -1,7 +1,8 @@
 """Where a node's servers listen, decided from its options before anything is opened.
 
-A cluster that lives with its driver uses Unix sockets alone. One that others may join listens on TCP: the
-GCS where the options say, the raylet on a free port of an address that other nodes can call.
+A cluster that lives with its driver uses Unix sockets alone. One that others may join listens on
+TCP: the GCS where the options say, the raylet on a free port of an address that other nodes can
+call.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from skate_node.options import LOOPBACK_HOSTS, NodeOptions
 
-_WILDCARDS = ("0.0.0.0", "::", "[::]")  # noqa: S104  # Compared with, not bound.
+_WILDCARDS = ("0.0.0.0", "::", "[::]")  # Compared with, not bound.
 _LOOPBACK = "127.0.0.1"
 _DOCUMENTATION_ADDRESS = "192.0.2.1"  # RFC 5737; a UDP "connect" to it sends nothing.
 
@@ -48,7 +49,7 @@ def plan_endpoints(options: NodeOptions, session_dir: str) -> NodeEndpoints:
 def reachable_from_here(bound: str) -> str:
     """How this machine calls a server bound to ``bound``: a wildcard is called on loopback."""
     host, _, port = bound.rpartition(":")
-    if host == "0.0.0.0":  # noqa: S104
+    if host == "0.0.0.0":
         return f"{_LOOPBACK}:{port}"
     return f"[::1]:{port}" if host in ("::", "[::]") else bound
 

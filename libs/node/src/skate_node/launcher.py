@@ -1,10 +1,10 @@
 """Starting a node from a driver or the command line, and ending it. Standard library only.
 
-The node is a daemon in its own session (see ``launch_protocol`` for what passes between the two). Three
-things tie it to its starter, so that no moment exists in which it outlives one that is gone: the lifeline
-pipe, whose writing end the starter alone holds; the starter's process id, which the daemon watches by
-pidfd; and :meth:`RunningNode.stop`. A starter killed between the spawn and any later statement has closed
-the lifeline by dying.
+The node is a daemon in its own session (see ``launch_protocol`` for what passes between the two).
+Three things tie it to its starter, so that no moment exists in which it outlives one that is gone:
+the lifeline pipe, whose writing end the starter alone holds; the starter's process id, which the
+daemon watches by pidfd; and :meth:`RunningNode.stop`. A starter killed between the spawn and any
+later statement has closed the lifeline by dying.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class RunningNode:
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End the node and all its processes, and delete its session folder (its logs may stay).
 
-        Asks first; after ``timeout_s``, or when interrupted, kills. Idempotent. In a fork of the starter
-        it does nothing: the node is not the fork's.
+        Asks first; after ``timeout_s``, or when interrupted, kills. Idempotent. In a fork of the
+        starter it does nothing: the node is not the fork's.
         """
         if self._process.starter_pid != os.getpid():
             return
@@ -113,9 +113,9 @@ def start_node(
 ) -> RunningNode:
     """Start a node and wait until it serves.
 
-    ``command`` is what follows the interpreter. Raises ``NodeStartError`` naming the component that failed,
-    ``SessionRootError`` when there is no safe place for the session. Whatever is raised, an interrupt
-    included, nothing of the node is left.
+    ``command`` is what follows the interpreter. Raises ``NodeStartError`` naming the component that
+    failed, ``SessionRootError`` when there is no safe place for the session. Whatever is raised, an
+    interrupt included, nothing of the node is left.
     """
     process = _DaemonProcess()
     session = create_session(options.temp_dir)
@@ -163,8 +163,9 @@ class _DaemonProcess:
         argv = [sys.executable, *command, session.name]
         if options.lifeline:
             _closed_in_forks.add(self)
-        # An interrupt is raised in the main thread between any two steps, so one that comes between the
-        # spawn and the note of its process id would lose the child. Another thread is never interrupted.
+        # An interrupt is raised in the main thread between any two steps, so one that comes between
+        # the spawn and the note of its process id would lose the child. Another thread is never
+        # interrupted.
         failures: list[OSError] = []
         thread = threading.Thread(
             target=self._spawn, args=(session, argv, environment, config, failures), daemon=True
@@ -342,7 +343,7 @@ def _pipe() -> tuple[int, int]:
 
 
 def _above_fixed(descriptor: int) -> int:
-    """The same open file, close-on-exec, under a number that no fixed one of the child collides with."""
+    """The same open file, close-on-exec, under a number that is none of the child's fixed ones."""
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD)
     os.close(descriptor)
     return moved

@@ -24,8 +24,8 @@ _RESERVED_RESOURCES = {
 class NodeOptions:
     """How to start a node. Raises ``ValueError`` or ``TypeError`` naming the option at fault.
 
-    The defaults are those of ``skate.init()``: a cluster of one node that belongs to this process, speaks
-    over Unix sockets alone, keeps its tables in memory and goes when the process goes.
+    The defaults are those of ``skate.init()``: a cluster of one node that belongs to this process,
+    speaks over Unix sockets alone, keeps its tables in memory and goes when the process goes.
     """
 
     is_head: bool = True
@@ -56,7 +56,7 @@ class NodeOptions:
     """Port of ``GET /metrics``. 0 takes a free one; None: no endpoint, nothing listens."""
 
     storage: str | None = None
-    """``memory`` or ``sqlite:/path``. None: memory when owned by its starter, else a file of the session."""
+    """``memory`` or ``sqlite:/path``. None: memory with a lifeline, else in the session folder."""
     temp_dir: str | None = None
     """Where session folders go. None: ``$SKATE_TMPDIR``, ``$TMPDIR`` or ``/tmp``."""
     node_name: str = ""
@@ -86,8 +86,7 @@ class NodeOptions:
         for resource, quantity in self.resources.items():
             _check_resource(resource, quantity)
         for key, value in self.labels.items():
-            if not isinstance(key, str) or not isinstance(value, str) or not key:
-                raise TypeError(f"labels maps strings to strings, got {key!r}: {value!r}.")
+            _check_label(key, value)
         self._check_role()
 
     def _check_role(self) -> None:
@@ -168,6 +167,11 @@ def _check_resource(resource: object, quantity: object) -> None:
     if resource.startswith("node:"):
         raise ValueError(f"resources can not hold {resource!r}: the node makes it itself.")
     _check_quantity(f"resources[{resource!r}]", quantity)
+
+
+def _check_label(key: object, value: object) -> None:
+    if not isinstance(key, str) or not isinstance(value, str) or not key:
+        raise TypeError(f"labels maps strings to strings, got {key!r}: {value!r}.")
 
 
 def _check_bytes(name: str, value: object) -> None:

@@ -1,8 +1,9 @@
 """Finding and ending the processes of one session. Standard library only; Linux ``/proc``.
 
-Each process of a node inherits ``SKATE_SESSION=<session name>`` in its environment, and so do the children
-that user code starts, whatever process group, session or parent they move to. Killing by that mark is the
-last of the nets: workers normally end by their daemon's hand or by ``PR_SET_PDEATHSIG``.
+Each process of a node inherits ``SKATE_SESSION=<session name>`` in its environment, and so do the
+children that user code starts, whatever process group, session or parent they move to. Killing by
+that mark is the last of the nets: workers normally end by their daemon's hand or by
+``PR_SET_PDEATHSIG``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def session_processes(session_name: str) -> Iterator[int]:
 def kill_session_processes(session_name: str, timeout_s: float = 1.0) -> int:
     """SIGKILL every process of the session but this one, until none is left or time is up.
 
-    Rounds are repeated because a process may fork while it is looked for. Returns how many were killed.
+    Rounds are repeated because a process may fork while it is looked for. Returns how many were
+    killed.
     """
     mark = f"{SESSION_VARIABLE}={session_name}".encode()
     deadline = time.monotonic() + timeout_s

@@ -1,7 +1,8 @@
 """What this machine, or the part of it that a container leaves us, has to offer.
 
-The amounts that the user gave win; the rest is read from affinity, cgroups (v1 and v2), ``/proc/meminfo``
-and the NVIDIA driver's ``/proc`` folder. The result is in the scheduler's units (1e-4, exact).
+The amounts that the user gave win; the rest is read from affinity, cgroups (v1 and v2),
+``/proc/meminfo`` and the NVIDIA driver's ``/proc`` folder. The result is in the scheduler's units
+(1e-4, exact).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _NO_LIMIT_BYTES = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63.
 
 
 class ResourceDetector:
-    """Reads a machine's resources below ``filesystem``, which tests replace by a folder of their own."""
+    """Reads a machine's resources below ``filesystem``, for which tests put a folder."""
 
     def __init__(self, filesystem: str = "/", affinity: int | None = None) -> None:
         self._filesystem = filesystem
@@ -139,8 +140,9 @@ def node_resources(
 ) -> dict[str, float]:
     """The node's total resources by name; ``memory`` and ``object_store_memory`` in bytes.
 
-    ``SKATE_OVERRIDE_RESOURCES`` (a JSON object) wins over everything, as a test bench or an operator's
-    wrapper wants it. Raises ``ValueError`` when it is not one. A resource of 0 is left out.
+    ``SKATE_OVERRIDE_RESOURCES`` (a JSON object) wins over everything, as a test bench or an
+    operator's wrapper wants it. Raises ``ValueError`` when it is not one. A resource of 0 is left
+    out.
     """
     cpus = detector.cpu_count() if options.num_cpus is None else options.num_cpus
     gpus = detector.gpu_count(environment) if options.num_gpus is None else options.num_gpus

@@ -1,8 +1,8 @@
 """The folder under which all sessions of one user lie. Standard library only.
 
-``<base>/skate-<uid>`` with base = the given folder, else ``$SKATE_TMPDIR``, else ``$TMPDIR``, else ``/tmp``.
-The base may be shared with strangers, so the folder below it is taken only when it is a real folder, ours,
-and closed to others; and only below a base in which nobody else can replace it.
+``<base>/skate-<uid>`` with base = the given folder, else ``$SKATE_TMPDIR``, else ``$TMPDIR``, else
+``/tmp``. The base may be shared with strangers, so the folder below it is taken only when it is a
+real folder, ours, and closed to others; and only below a base in which nobody else can replace it.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ def root_path(temp_dir: str | None = None, environment: Mapping[str, str] | None
 
 
 def open_root(path: str) -> int:
-    """Make the folder if need be, check it, and open it: a directory's file descriptor, to be closed.
+    """Make the folder if need be, check it, and open it.
 
-    Raises ``SessionRootError`` when it is a link, not a folder, someone else's, or replaceable by others.
+    Returns a directory's descriptor, to be closed. Raises ``SessionRootError`` when it is a link,
+    not a folder, someone else's, or replaceable by others.
     """
     base = os.path.dirname(path)
     try:

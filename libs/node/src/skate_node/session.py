@@ -7,9 +7,10 @@
     <root>/current_cluster                   name of the newest session of ``skate start``
     <root>/session_latest -> session_...     for people
 
-The lock says whether a session lives: the kernel frees it with the daemon's last descriptor, however the
-daemon ends, and no process id that was given out twice can be mistaken for it. Making and sweeping need no
-lock between them: a maker that lost its new folder to a sweep sees that and makes another.
+The lock says whether a session lives: the kernel frees it with the daemon's last descriptor,
+however the daemon ends, and no process id that was given out twice can be mistaken for it. Making
+and sweeping need no lock between them: a maker that lost its new folder to a sweep sees that and
+makes another.
 """
 
 from __future__ import annotations
@@ -243,7 +244,8 @@ def sweep_dead_sessions(temp_dir: str | None = None) -> list[str]:
     """End and delete what sessions without a live daemon left behind. Returns their names.
 
     Their processes are killed and their folders deleted, but the logs of the newest
-    ``LOGS_KEPT_SESSIONS_MAX`` nodes of ``skate start`` stay, up to ``LOGS_KEPT_BYTES_MAX`` together.
+    ``LOGS_KEPT_SESSIONS_MAX`` nodes of ``skate start`` stay, up to ``LOGS_KEPT_BYTES_MAX``
+    together.
     """
     root = root_path(temp_dir)
     kept_sessions = 0

@@ -1,8 +1,8 @@
 """The daemon's thread that knows when to end, whatever the event loop is doing.
 
-It waits for the lifeline's EOF, the starter's death (pidfd) and SIGTERM or SIGINT (wake-up pipe), and asks
-for an orderly stop. When that is not possible yet, or takes longer than the grace, it ends the daemon the
-hard way, so that neither a hung import nor a blocked loop keeps a node alive.
+It waits for the lifeline's EOF, the starter's death (pidfd) and SIGTERM or SIGINT (wake-up pipe),
+and asks for an orderly stop. When that is not possible yet, or takes longer than the grace, it ends
+the daemon the hard way, so that neither a hung import nor a blocked loop keeps a node alive.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Watchdog:
-    """Calls ``on_hard_stop`` (which does not return) unless a stop that it asked for is done in time."""
+    """Asks for a stop, and calls ``on_hard_stop`` (no return) unless it is done in time."""
 
     def __init__(
         self,

@@ -142,7 +142,7 @@ def test_fork_of_the_starter_does_not_hold_the_lifeline(temp_dir: str) -> None:
         """
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=30
     )
     pid, name = done.stdout.split()
     eventually(lambda: int(pid) not in list(session_processes(name)))
@@ -175,8 +175,8 @@ def children_with(text: str) -> list[int]:
             "was killed by SIGSEGV",
         ),
         (
-            "say(event='failed', component='zygote', reason='it said no', exit_status='exited with"
-            " status 3', log_tail='boom')",
+            """say(event='failed', component='zygote', reason='it said no',
+                exit_status='exited with status 3', log_tail='boom')""",
             "zygote",
             "it said no. Its process exited with status 3.\nLast lines of its log:\n    boom",
         ),
@@ -284,7 +284,7 @@ def test_start_with_standard_descriptors_closed_works(temp_dir: str) -> None:
         os._exit(42)
         """
     )
-    assert subprocess.run([sys.executable, "-c", script], timeout=30).returncode == 42
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=30).returncode == 42
 
 
 def test_without_lifeline_the_node_outlives_its_starter(temp_dir: str) -> None:
@@ -299,7 +299,7 @@ def test_without_lifeline_the_node_outlives_its_starter(temp_dir: str) -> None:
         """
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=30
     )
     pid = int(done.stdout)
     os.kill(pid, 0)
@@ -313,6 +313,6 @@ def test_importing_the_launcher_loads_only_the_standard_library() -> None:
         " sys.stdlib_module_names and not n.startswith(('skate_node', 'skate_core_ids'))])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=30
     )
     assert done.stdout.strip() == "[]"
