@@ -98,11 +98,11 @@ class World:
                 assert lease_id in self.granted
                 self.asked_back[lease_id] = None
             case do.PlaceActor(actor_id, incarnation, _, startup_id):
-                assert self.actors[actor_id, incarnation] == "waiting"
+                assert self.actors[actor_id, incarnation] in {"waiting", "maybe"}
                 assert startup_id not in self.ending
                 self.actors[actor_id, incarnation] = "placed"
             case do.RefuseActor(actor_id, incarnation):
-                assert self.actors.pop((actor_id, incarnation)) == "waiting"
+                assert self.actors.pop((actor_id, incarnation)) in {"waiting", "maybe"}
             case do.LoseActor(actor_id, incarnation):
                 assert self.actors.pop((actor_id, incarnation)) == "placed"
 
