@@ -1,0 +1,31 @@
+"""Placement groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.peers.peer import Peer
+from benchmarks.plan import Sizes
+from benchmarks.workload import Capability, Loop, Registry
+
+
+def placement_groups(peer: Peer, sizes: Sizes) -> Iterator[Loop]:
+    """Create a batch of groups, wait for them, remove them."""
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            peer.placement_groups(sizes.placement_groups)
+
+    yield Loop(run, sizes.placement_groups)
+
+
+def register(registry: Registry) -> None:
+    """Add the workloads of this module."""
+    registry.shared(
+        "placement_groups",
+        "placement group create and remove",
+        "groups/s",
+        "100 groups of one bundle of 0.001 of a custom resource: create, wait for all, remove all",
+        {Capability.PLACEMENT_GROUPS},
+        source="ray_perf.py",
+    )(placement_groups)
