@@ -31,6 +31,7 @@ class RegisterProcess(NodeMessage, tag=1):
     namespace: str = ""  # drivers: "" asks for an anonymous namespace
     entrypoint: str = ""  # drivers: the command line, for people
     metadata: dict[str, str] = {}
+    sys_path: list[str] = []  # drivers: where workers of the job look for modules (SURFACE I15)
 
 
 class RequestLease(NodeMessage, tag=2):
@@ -137,6 +138,7 @@ class ProcessRegistered(NodeMessage, tag=32):
     gcs_endpoint: str = ""
     error: str = ""
     is_tracing: bool = False  # task events are wanted
+    sys_path: list[str] = []  # workers: the driver's module search path
 
 
 class LeaseGranted(NodeMessage, tag=33):

@@ -121,13 +121,14 @@ class CoreWorker:
         namespace: str = "",
         entrypoint: str = "",
         metadata: dict[str, str] | None = None,
+        sys_path: list[str] | None = None,
         on_raylet_lost: Callable[[str], None] = _nothing_lost,
     ) -> CoreWorker:
         """Join as a driver: a new job. Raises what :meth:`NodeClient.register` raises."""
         core = cls(raylet_endpoint, token, True, on_raylet_lost)
         core._join(
             node.RegisterProcess(
-                b"", os.getpid(), "", True, 0, namespace, entrypoint, metadata or {}
+                b"", os.getpid(), "", True, 0, namespace, entrypoint, metadata or {}, sys_path or []
             )
         )
         return core
@@ -161,6 +162,7 @@ class CoreWorker:
             self.session_dir = registered.session_dir
             self.gcs_endpoint = registered.gcs_endpoint
             self.is_tracing = registered.is_tracing
+            self.sys_path = registered.sys_path
             self._task_suffix = bytes(ActorID.nil_of(self.job_id))
             self._put_prefix = bytes(self._task_ids.of(self._task_suffix))
             self._finish_parts(registered)

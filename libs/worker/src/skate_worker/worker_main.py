@@ -36,15 +36,15 @@ class WorkerConfig:
 def run_worker(config: WorkerConfig) -> int:
     """Join, run until told to exit, run exit hooks; returns the exit code."""
     faulthandler.enable()
-    for path in reversed(config.sys_path):
-        if path not in sys.path:
-            sys.path.insert(0, path)
     core = CoreWorker.connect_worker(
         raylet_endpoint=config.raylet_endpoint,
         token=config.token,
         startup_id=config.startup_id,
         on_raylet_lost=_die_with_the_raylet,
     )
+    for path in reversed((*config.sys_path, *core.sys_path)):
+        if path not in sys.path:
+            sys.path.insert(0, path)
     set_current_core(core)
     try:
         code = core.run()
