@@ -6,6 +6,7 @@ import argparse
 import datetime as dt
 import fnmatch
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ PLANS = {"default": default_plan, "full": full_plan, "quick": quick_plan}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command: 0 when everything was measured, 1 when something failed, 2 on misuse."""
+    """Run the command: 0 when all was measured, 1 when not, 2 on misuse."""
     options = _parser().parse_args(arguments)
     registry = all_workloads()
     ids = select(registry, options.only)
@@ -54,12 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(markdown(run))
     if options.json:
         Path(options.json).write_text(as_json(run))
-    if not options.no_save and not options.quick:
+    if run.turns and not options.no_save and not options.quick:
         _progress(f"kept in {save(run, RESULTS)}")
     failed = failures(run)
     if failed:
         print("failed: " + "; ".join(failed), file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or not run.is_complete else 0
 
 
 def select(registry: Registry, patterns: Sequence[str]) -> list[str]:
@@ -123,15 +124,19 @@ def _run(
     started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     machine = machine_facts()
     turns: list[Turn] = []
+    is_complete = False
+    # A run that is asked to end does so as on Ctrl-C, and so leaves no process behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for turn in run_rounds(registry, ids, pythons, plan, rounds, _progress):
             turns.append(turn)
             _progress(f"  took {turn.wall_s:.0f} s")
+        is_complete = True
     except KeyboardInterrupt:
-        _progress("interrupted; reporting the turns that are complete")
+        _progress("\ninterrupted; reporting the turns that are complete")
     peers = list(pythons)
     rows = summarise(registry, ids, turns, peers)
-    return Run(options.label, started, plan_name, plan, peers, machine, turns, rows)
+    return Run(options.label, started, plan_name, plan, peers, machine, turns, rows, is_complete)
 
 
 def _default_peers(is_quick: bool) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.01
 KIB = 1024
@@ -31,9 +32,12 @@ class Memory:
 
 def adopt_orphans() -> None:
     """Make this process the parent of orphaned descendants. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with_parent() -> None:
+    """Have this process told to end (SIGTERM) when its parent has died. Raises OSError."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def descendants(root: int) -> list[int]:
@@ -134,6 +138,12 @@ def command_of(pid: int) -> str:
     except (FileNotFoundError, ProcessLookupError):
         return "(ended)"
     return " ".join(raw.decode(errors="replace").split("\0"))[:120].strip()
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
 def _collect_orphans() -> None:

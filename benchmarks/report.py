@@ -37,6 +37,7 @@ class Run:
     machine: MachineFacts
     turns: list[Turn]
     rows: list[Row]
+    is_complete: bool = True  # False: interrupted, and only the turns before that are here.
 
 
 def markdown(run: Run) -> str:
@@ -98,6 +99,7 @@ def as_json(run: Run) -> str:
         "schema": SCHEMA,
         "label": run.label,
         "started": run.started,
+        "is_complete": run.is_complete,
         "plan_name": run.plan_name,
         "plan": dataclasses.asdict(run.plan),
         "peers": run.peers,
@@ -208,6 +210,8 @@ def _titles(titles: Sequence[str]) -> str:
 
 def _warnings(run: Run) -> list[str]:
     warnings = []
+    if not run.is_complete:
+        warnings.append("the run was interrupted; only complete turns are shown")
     if run.machine.load_before[0] > BUSY_LOAD * run.machine.cores_usable:
         warnings.append(f"the machine was busy before: load {run.machine.load_before[0]:.1f}")
     fastest_s = min((turn.calibration_s for turn in run.turns if turn.calibration_s), default=0.0)

@@ -206,6 +206,7 @@ def _fail(workload_id: str, error: Exception, emit: Emit) -> NoReturn:
 def main() -> int:
     """Run the round that the argument specifies."""
     spec = Spec.from_json(sys.argv[1])
+    processes.end_with_parent()
     os.set_inheritable(spec.events_fd, False)
     pipe = os.fdopen(spec.events_fd, "w")
 

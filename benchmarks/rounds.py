@@ -123,9 +123,12 @@ def _run_process(
                 start_new_session=True,
             )
         os.close(write_fd)
-        phase, problem = _follow(turn, child, read_fd, remaining, progress)
-        _end(child)
-        turn.processes_left += processes.end_descendants(before)
+        try:
+            phase, problem = _follow(turn, child, read_fd, remaining, progress)
+        finally:
+            # Also when the runner is interrupted: nothing may be left behind.
+            _end(child)
+            turn.processes_left += processes.end_descendants(before)
         if problem:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
             _settle_problem(turn, remaining, phase, f"{problem}\n{tail}".strip())

@@ -156,6 +156,23 @@ def test_environment_of_skate_installs_its_libraries_with_the_pins() -> None:
     assert find_uv() is None or Path(str(find_uv())).exists()
 
 
+def test_command_interrupted_leaves_no_process_behind() -> None:
+    processes.adopt_orphans()
+    before = frozenset(processes.descendants(os.getpid()))
+    command = [sys.executable, "-m", "benchmarks", "--in-place", "--peers", "pool", "--no-save"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as runner:
+        assert runner.stderr is not None
+        for line in runner.stderr:
+            if "tasks_sync" in line:
+                break
+        runner.terminate()
+        rest = runner.stderr.read()
+    assert "interrupted" in rest
+    left = [pid for pid in processes.descendants(os.getpid()) if pid not in before]
+    assert left == []
+
+
+@pytest.mark.timeout(300)
 def test_benchmarks_run_on_skate_with_none_failing() -> None:
     pytest.importorskip("skate")
     command = [sys.executable, "-m", "benchmarks", "--quick", "--in-place"]
