@@ -144,7 +144,9 @@ def types(session: nox.Session) -> None:
     checkers = ("mypy", "nox", "types-grpcio", "types-protobuf", "types-psutil")
     install(session, everything, *TESTING, *checkers, tested=everything)
     sources = [str(member.folder.relative_to(ROOT) / "src") for member in everything]
-    session.run("mypy", *sources, "tools", "dev.py", "noxfile.py", "examples/word_count.py")
+    session.run(
+        "mypy", *sources, "benchmarks", "tools", "dev.py", "noxfile.py", "examples/word_count.py"
+    )
 
 
 @nox.session
@@ -177,18 +179,18 @@ def chaos(session: nox.Session) -> None:
     run_pytest(session, "tests", "-m", "chaos")
 
 
-@nox.session(default=False)
+@nox.session(default=False, venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks; arguments after -- go to ``python -m benchmarks``."""
-    install(session, MEMBERS.values(), "numpy")
-    session.run("python", "-m", "benchmarks", *session.posargs)
+    """Run the benchmarks, which make their own environments; arguments after -- are theirs."""
+    session.run(sys.executable, "-m", "benchmarks", *session.posargs)
 
 
 @nox.session
 def bench_smoke(session: nox.Session) -> None:
-    """Run each benchmark once, small, so that none of them rots."""
-    install(session, MEMBERS.values(), *TESTING, "numpy")
+    """Run each benchmark once, small and on Skate alone, so that none of them rots."""
+    install(session, MEMBERS.values(), *TESTING, "numpy", "psutil")
     run_pytest(session, "benchmarks/tests")
+    session.run("python", "-m", "benchmarks", "--quick", "--in-place")
 
 
 @nox.session(default=False, venv_backend="none")
