@@ -1,0 +1,90 @@
+"""What the machines want done.
+
+The runner carries commands out in their order, with one exception: every :class:`Persist` of a
+batch is committed, in one transaction, before anything else of that batch happens. So nobody,
+neither a caller nor a subscriber nor a node, learns of a change that a crash could undo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from skate_gcs.machine.answers import Answer
+from skate_gcs.machine.records import ActorSpec, Announced, DeathCause, Row
+
+
+class Table(StrEnum):
+    """Names of the stored tables."""
+
+    NODES = "nodes"
+    JOBS = "jobs"
+    ACTOR_SPECS = "actor_specs"
+    ACTORS = "actors"
+    WORKERS = "workers"
+    KILLS = "kills"
+    KV = "kv"
+    COUNTERS = "counters"
+    META = "meta"  # the runner's own: the cluster's id
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Store a row, or delete it (``row`` None); durable before any other command of the batch.
+
+    ``is_lazy``: losing it is harmless (a cache is cut, an obligation would be fulfilled twice), so
+    it may wait for the next commit that is needed anyway. No event answers it.
+    """
+
+    table: Table
+    key: bytes
+    row: Row | None
+    is_lazy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Send the row to its channel's subscribers, in the order of commands. Not answered."""
+
+    record: Announced
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Answer the request that is being handled. Exactly one for each request."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class StartActorOnNode:
+    """Ask a node to start an incarnation. The choice of the node must be durable before.
+
+    Answered by ``StartAnswered``, or ``StartUnanswered`` when it is unknown whether it arrived.
+    """
+
+    node_id: bytes
+    endpoint: str
+    spec: ActorSpec
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillActorOnNode:
+    """Tell a node to end an incarnation. Answered by ``KillAnswered``."""
+
+    node_id: bytes
+    endpoint: str
+    actor_id: bytes
+    incarnation: int
+    cause: DeathCause
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetNode:
+    """The node is dead: drop the connection to it. Not answered; open calls end unanswered."""
+
+    node_id: bytes
+
+
+Command = Persist | Publish | Reply | StartActorOnNode | KillActorOnNode | ForgetNode

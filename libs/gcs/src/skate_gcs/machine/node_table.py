@@ -1,0 +1,272 @@
+"""The node table: who belongs to the cluster, who is silent, who is dead.
+
+A node is *alive* until it unregisters, is silent for ``node_dead_s``, or another process registers
+at its endpoint; *suspect* while silent for ``node_suspect_s`` (it gets no new actors); then *dead*
+for ever: a node that returns is fenced (its heartbeats are answered "unknown", so that it exits)
+and comes back under a new id.
+
+Cost: O(1) per heartbeat; O(alive nodes) to list candidates.
+
+Source: SURFACE rows S1, Z13, F2; RELIABILITY I10, I22.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from skate_core_ids import NodeID
+from skate_gcs.machine.answers import NodeAccepted, RefusalKind, Refused
+from skate_gcs.machine.clock import Now, Timers, Wakeup
+from skate_gcs.machine.commands import Command, ForgetNode, Persist, Publish, Reply, Table
+from skate_gcs.machine.events import NodeRegistered, ResourcesReported
+from skate_gcs.machine.limits import GcsLimits
+from skate_gcs.machine.records import DeathCause, DeathKind, NodeRecord
+from skate_scheduler import NodeView, ResourceSet
+
+
+class ReportEffect(Enum):
+    """What a heartbeat means for those who wait for a node."""
+
+    FENCED = "fenced"  # the node is dead to the cluster
+    NOTHING = "nothing"
+    FREED = "freed"  # more is free there than was thought
+    CHANGED = "changed"  # it may get actors again, or its totals differ
+
+
+@dataclass(slots=True)
+class _LiveNode:
+    """What is known of an alive node beyond its row; not stored."""
+
+    heard_s: float  # monotonic
+    view: NodeView  # ``available`` less what was placed there since the last report
+    version: int = 0  # of the last report
+    is_suspect: bool = False
+    announced_s: float = float("-inf")
+
+
+class NodeTable:
+    """Invariant: each row is alive and in ``_live``, or dead and in ``_dead``, never both."""
+
+    def __init__(self, cluster_id: str, limits: GcsLimits) -> None:
+        self._cluster_id = cluster_id
+        self._limits = limits
+        self._records: dict[bytes, NodeRecord] = {}
+        self._live: dict[
+            bytes, _LiveNode
+        ] = {}  # longest silent first: a heartbeat moves to the end
+        self._dead: dict[bytes, None] = {}  # oldest first
+        self._announcements: Timers[bytes] = Timers()
+        self._promised_s: float | None = None  # the wakeup that was asked for last
+
+    def restore(self, rows: list[NodeRecord], now: Now) -> None:
+        """Take the stored rows, in any order. Alive nodes get the full time to report."""
+        for record in sorted(rows, key=lambda row: (row.start_time_s, row.node_id)):
+            self._records[record.node_id] = record
+            if record.is_alive:
+                self._live[record.node_id] = _LiveNode(now.now_s, _view(record))
+        for record in sorted(rows, key=lambda row: row.end_time_s):
+            if not record.is_alive:
+                self._dead[record.node_id] = None
+
+    def register(self, event: NodeRegistered, now: Now, out: list[Command]) -> list[bytes]:
+        """Take a node in, or refresh its row. Returns the nodes that it replaces: they are dead."""
+        node = event.node
+        if len(node.node_id) != NodeID.SIZE:
+            out.append(Reply(Refused(RefusalKind.INVALID, "A node_id has 28 bytes.")))
+            return []
+        known = self._records.get(node.node_id)
+        if known is not None and not known.is_alive:
+            problem = "This node was declared dead; it must exit and come back under a new id."
+            out.append(Reply(Refused(RefusalKind.FENCED, problem)))
+            return []
+        replaced = [] if known is not None else self._at_endpoint(node.raylet_endpoint)
+        record = replace(
+            node,
+            available=node.available or node.total,
+            death_cause=None,
+            start_time_s=known.start_time_s if known is not None else now.unix_s,
+            end_time_s=0.0,
+        )
+        self._heard(node.node_id, now, _view(record))
+        if known != record:
+            self._records[node.node_id] = record
+            out.append(Persist(Table.NODES, node.node_id, record))
+            out.append(Publish(record))
+        out.append(Reply(NodeAccepted(self._cluster_id)))
+        return replaced
+
+    def report(self, event: ResourcesReported, now: Now, out: list[Command]) -> ReportEffect:
+        """Take a heartbeat."""
+        live = self._live.get(event.node_id)
+        if live is None:
+            return ReportEffect.FENCED
+        if event.version < live.version:
+            return (
+                ReportEffect.NOTHING
+            )  # overtaken by a newer one on the way: proves nothing about now
+        record = self._records[event.node_id]
+        total = dict(event.total) or record.total
+        available = dict(event.available)
+        before = live.view
+        view = before
+        if event.version > live.version or live.version == 0:
+            view = NodeView(
+                event.node_id, ResourceSet(total), ResourceSet(available), record.labels
+            )
+        was_suspect = live.is_suspect
+        live = self._heard(event.node_id, now, view)
+        live.version = event.version
+        if record.total != total or record.available != available:
+            changed = replace(record, total=total, available=available)
+            self._records[event.node_id] = changed
+            if record.total != total:
+                out.append(Persist(Table.NODES, event.node_id, changed))
+                self._announce(event.node_id, now, out)
+            else:
+                self._announce_soon(event.node_id, live, now, out)
+        if was_suspect or record.total != total:
+            return ReportEffect.CHANGED
+        if view.available.fits_in(before.available):
+            return ReportEffect.NOTHING
+        return ReportEffect.FREED
+
+    def bury(self, node_id: bytes, cause: DeathCause, now: Now, out: list[Command]) -> bool:
+        """Declare a node dead. False: it is unknown or dead already."""
+        if self._live.pop(node_id, None) is None:
+            return False
+        self._announcements.cancel(node_id)
+        record = self._records[node_id]
+        record = replace(record, death_cause=cause, end_time_s=now.unix_s, available={})
+        self._records[node_id] = record
+        self._dead[node_id] = None
+        out.append(Persist(Table.NODES, node_id, record))
+        out.append(Publish(record))
+        out.append(ForgetNode(node_id))
+        while len(self._dead) > self._limits.nodes_dead_max:
+            oldest = next(iter(self._dead))
+            del self._dead[oldest]
+            del self._records[oldest]
+            out.append(Persist(Table.NODES, oldest, None, is_lazy=True))
+        return True
+
+    def tick(self, now: Now, out: list[Command]) -> list[tuple[bytes, DeathCause]]:
+        """Note silence and make due announcements. Returns the nodes to be declared dead."""
+        self._forgive_own_sleep(now)
+        silent: list[tuple[bytes, DeathCause]] = []
+        for node_id, live in self._live.items():
+            silence_s = now.now_s - live.heard_s
+            if silence_s < self._limits.node_suspect_s:
+                break  # the others were heard later
+            live.is_suspect = True
+            if silence_s >= self._limits.node_dead_s:
+                message = f"The node was silent for {silence_s:.1f} s."
+                silent.append((node_id, DeathCause(DeathKind.NODE_DIED, message)))
+        while (due_id := self._announcements.pop_due(now.now_s)) is not None:
+            self._announce(due_id, now, out)
+        return silent
+
+    def next_wakeup(self) -> Wakeup | None:
+        """When a node becomes suspect or dead, or an announcement is due. O(suspect nodes)."""
+        wakeup: Wakeup | None = None
+        for live in self._live.values():
+            limit_s = self._limits.node_dead_s if live.is_suspect else self._limits.node_suspect_s
+            at_s = live.heard_s + limit_s
+            if wakeup is None or at_s < wakeup.at_s:
+                wakeup = Wakeup(at_s, "a node is silent")
+            if not live.is_suspect:
+                break
+        announcement_s = self._announcements.next_s()
+        if announcement_s is not None and (wakeup is None or announcement_s < wakeup.at_s):
+            wakeup = Wakeup(announcement_s, "free resources are to be announced")
+        self._promised_s = wakeup.at_s if wakeup is not None else None
+        return wakeup
+
+    def candidates(self) -> list[NodeView]:
+        """Nodes that may get actors, in order of their heartbeats."""
+        return [live.view for live in self._live.values() if not live.is_suspect]
+
+    def candidate(self, node_id: bytes) -> NodeView | None:
+        """One node that may get actors."""
+        live = self._live.get(node_id)
+        return live.view if live is not None and not live.is_suspect else None
+
+    def claim(self, node_id: bytes, request: ResourceSet) -> None:
+        """Count a placement that the node has not reported yet."""
+        live = self._live[node_id]
+        live.view = live.view.with_claimed(request)
+
+    def get_alive(self, node_id: bytes) -> NodeRecord | None:
+        """The row of an alive node."""
+        return self._records[node_id] if node_id in self._live else None
+
+    def is_dead(self, node_id: bytes) -> bool:
+        """Whether the node is known to be dead."""
+        return node_id in self._dead
+
+    def records(self) -> list[NodeRecord]:
+        """All nodes, in order of registration."""
+        return list(self._records.values())
+
+    def count(self) -> tuple[int, int]:
+        """Alive nodes, dead nodes."""
+        return len(self._live), len(self._dead)
+
+    def check_invariants(self) -> None:
+        """Raise ``AssertionError`` if the table is inconsistent."""
+        assert len(self._dead) <= self._limits.nodes_dead_max
+        assert len(self._records) == len(self._live) + len(self._dead)
+        heard_s = float("-inf")
+        for node_id, live in self._live.items():
+            assert self._records[node_id].is_alive
+            assert heard_s <= live.heard_s, "_live must be ordered by silence"
+            heard_s = live.heard_s
+        for node_id in self._dead:
+            assert not self._records[node_id].is_alive
+
+    def _heard(self, node_id: bytes, now: Now, view: NodeView) -> _LiveNode:
+        live = self._live.pop(node_id, None) or _LiveNode(now.now_s, view)
+        live.heard_s = max(now.now_s, live.heard_s)
+        live.view = view
+        live.is_suspect = False
+        self._live[node_id] = live
+        return live
+
+    def _announce_soon(self, node_id: bytes, live: _LiveNode, now: Now, out: list[Command]) -> None:
+        """Others need to know what is free here, but not at once, and a lone node has no others."""
+        if len(self._live) < 2 or node_id in self._announcements:
+            return
+        due_s = live.announced_s + self._limits.resource_broadcast_s
+        if due_s <= now.now_s:
+            self._announce(node_id, now, out)
+        else:
+            self._announcements.set(node_id, due_s)
+
+    def _announce(self, node_id: bytes, now: Now, out: list[Command]) -> None:
+        self._announcements.cancel(node_id)
+        self._live[node_id].announced_s = now.now_s
+        out.append(Publish(self._records[node_id]))
+
+    def _forgive_own_sleep(self, now: Now) -> None:
+        promised_s, self._promised_s = self._promised_s, None
+        if promised_s is None:
+            return
+        overslept_s = now.now_s - promised_s
+        if overslept_s > self._limits.node_oversleep_s:
+            for live in self._live.values():
+                live.heard_s = min(live.heard_s + overslept_s, now.now_s)
+
+    def _at_endpoint(self, endpoint: str) -> list[bytes]:
+        if not endpoint:
+            return []
+        return [
+            node_id for node_id in self._live if self._records[node_id].raylet_endpoint == endpoint
+        ]
+
+
+def _view(record: NodeRecord) -> NodeView:
+    available: Mapping[str, int] = record.available or record.total
+    return NodeView(
+        record.node_id, ResourceSet(record.total), ResourceSet(available), record.labels
+    )

@@ -1,0 +1,209 @@
+"""The rows of the tables: immutable values, replaced on each change.
+
+Because a row never changes, a snapshot of a table is a list of references, and what is to be
+persisted or published can wait in a queue without a copy. Each class is also the storage schema of
+its row: fields may be added with a default, never renamed, retyped or removed.
+
+Resources are dicts of amounts in units of 1e-4; nobody mutates them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+class DeathKind(IntEnum):
+    """Why something ended. The numbers are those of ``DeathCause.Kind`` in common.proto."""
+
+    UNSPECIFIED = 0
+    EXITED = 1
+    SIGNALED = 2
+    OUT_OF_MEMORY = 3
+    KILLED_BY_USER = 4
+    JOB_FINISHED = 5
+    NODE_DIED = 6
+    OWNER_DIED = 7
+    CREATION_FAILED = 8
+    HANDLES_RELEASED = 9
+    INTENDED_EXIT = 10
+    START_FAILED = 11
+    UNSCHEDULABLE = 12
+
+
+class ActorState(IntEnum):
+    """An actor's state. The numbers are those of ``ActorState`` in gcs.proto."""
+
+    DEPENDENCIES_UNREADY = 1
+    PENDING_CREATION = 2
+    ALIVE = 3
+    RESTARTING = 4
+    DEAD = 5
+
+
+@dataclass(frozen=True, slots=True)
+class DeathCause:
+    """Why a process, actor or node ended, as its parent saw it."""
+
+    kind: DeathKind = DeathKind.UNSPECIFIED
+    message: str = ""  # one sentence for a person
+    pid: int = 0
+    exit_code: int = 0
+    signal: int = 0
+    log_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a process listens for the task plane."""
+
+    node_id: bytes = b""
+    worker_id: bytes = b""
+    endpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """One life of a node. ``death_cause`` is None exactly while it lives."""
+
+    node_id: bytes
+    node_name: str = ""
+    hostname: str = ""
+    ip_address: str = ""
+    raylet_endpoint: str = ""
+    stream_endpoint: str = ""
+    store_endpoint: str = ""
+    metrics_endpoint: str = ""
+    pid: int = 0
+    is_head: bool = False
+    total: dict[str, int] = field(default_factory=dict)
+    available: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    death_cause: DeathCause | None = None
+    start_time_s: float = 0.0  # Unix time
+    end_time_s: float = 0.0  # Unix time, 0 while alive
+    session_dir: str = ""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the node is not declared dead."""
+        return self.death_cause is None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One driver's run."""
+
+    job_id: bytes
+    driver: Address
+    driver_pid: int = 0
+    entrypoint: str = ""
+    namespace: str = ""
+    start_time_s: float = 0.0  # Unix time
+    end_time_s: float = 0.0  # Unix time, 0 while it runs
+    is_finished: bool = False
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """A worker or driver that died."""
+
+    worker_id: bytes
+    node_id: bytes = b""
+    job_id: bytes = b""
+    pid: int = 0
+    is_driver: bool = False
+    death_cause: DeathCause = DeathCause()
+    end_time_s: float = 0.0  # Unix time
+
+
+@dataclass(frozen=True, slots=True)
+class ActorSpec:
+    """What was asked for. ``creation_task`` is emptied at the actor's death."""
+
+    actor_id: bytes
+    job_id: bytes
+    owner: Address
+    name: str = ""  # empty: unnamed
+    namespace: str = ""
+    is_detached: bool = False
+    class_name: str = ""
+    max_restarts: int = 0  # -1: without end
+    placement_resources: dict[str, int] = field(default_factory=dict)
+    running_resources: dict[str, int] = field(default_factory=dict)
+    env_vars: dict[str, str] = field(default_factory=dict)
+    creation_task: bytes = b""
+    trace_parent: str = ""
+    handle_state: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class ActorLife:
+    """What became of it: the part of an actor's row that changes, and so is stored by itself.
+
+    Flat, because it is a storage row. What is legal in which state::
+
+        DEAD                         death_cause is set, node_id is empty
+        ALIVE                        node_id == address.node_id, not empty
+        PENDING_CREATION, RESTARTING node_id empty: no node was chosen yet
+                                     node_id set: that node was asked to start this incarnation
+    """
+
+    state: ActorState
+    incarnation: int = 0  # grows with each start that could have run twice otherwise
+    restarts_used: int = 0  # <= max_restarts unless that is -1
+    node_id: bytes = b""
+    address: Address = Address()
+    pid: int = 0
+    death_cause: DeathCause | None = None
+    creation_error: bytes = b""
+    start_time_s: float = 0.0  # Unix time of the latest start
+    end_time_s: float = 0.0  # Unix time of the death
+    outlives_job: bool = False  # detached, or created by an actor that outlives its job
+    is_released: bool = False  # no handle is left: it ends instead of restarting
+    number: int = 0  # order of registration
+
+
+@dataclass(frozen=True, slots=True)
+class ActorRecord:
+    """An actor's whole row."""
+
+    spec: ActorSpec
+    life: ActorLife
+    pending_reason: str = ""  # why it is not placed yet; not stored, found out again
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it will never run again."""
+        return self.life.state is ActorState.DEAD
+
+
+@dataclass(frozen=True, slots=True)
+class KillRecord:
+    """A node's outstanding duty to end an incarnation; kept until the node obeyed or died."""
+
+    node_id: bytes
+    actor_id: bytes
+    incarnation: int
+    cause: DeathCause
+
+
+@dataclass(frozen=True, slots=True)
+class CounterRecord:
+    """A number that must never go back."""
+
+    value: int
+
+
+Row = (
+    NodeRecord
+    | JobRecord
+    | WorkerRecord
+    | ActorSpec
+    | ActorLife
+    | KillRecord
+    | CounterRecord
+    | bytes
+)
+Announced = NodeRecord | JobRecord | ActorRecord | WorkerRecord

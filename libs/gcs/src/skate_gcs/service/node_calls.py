@@ -1,0 +1,135 @@
+"""Orders to nodes: carried out in tasks of their own, their outcomes fed back as facts.
+
+An order that a node does not answer in time is reported as such; when it is repeated is the
+machine's decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+
+import grpc.aio
+
+from skate_gcs.config import GcsConfig
+from skate_gcs.machine.commands import KillActorOnNode, StartActorOnNode
+from skate_gcs.machine.events import Fact, KillAnswered, StartAnswered, StartUnanswered
+from skate_gcs.service.convert import cause_to, spec_to
+from skate_rpc.errors import RpcError
+from skate_rpc.grpc_channel import open_channel
+from skate_rpc.raylet_client import RayletClient
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Line:
+    """The connection to one node."""
+
+    endpoint: str
+    channel: grpc.aio.Channel
+    client: RayletClient
+    turns: asyncio.Semaphore = field(repr=False)
+
+
+class NodeCalls:
+    """Invariant: one line per alive node that was ever called; every task is in ``_tasks``."""
+
+    def __init__(self, config: GcsConfig, tell: Callable[[Fact], None]) -> None:
+        self._token = config.token
+        self._timeout_s = config.node_call_timeout_s
+        self._calls_max = config.node_calls_max
+        self._tell = tell
+        self._lines: dict[bytes, _Line] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start_actor(self, order: StartActorOnNode) -> None:
+        """Ask a node to start an actor; told back as StartAnswered or StartUnanswered."""
+        self._spawn(self._start_actor(order))
+
+    def kill_actor(self, order: KillActorOnNode) -> None:
+        """Order a node to end an actor; told back as KillAnswered."""
+        self._spawn(self._kill_actor(order))
+
+    def forget(self, node_id: bytes) -> None:
+        """Close the line to a dead node; its open calls end unanswered."""
+        line = self._lines.pop(node_id, None)
+        if line is not None:
+            self._spawn(line.channel.close())
+
+    async def close(self) -> None:
+        """Cancel all calls and close all lines."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        lines, self._lines = self._lines, {}
+        for line in lines.values():
+            await line.channel.close()
+
+    async def _start_actor(self, order: StartActorOnNode) -> None:
+        key = (order.node_id, order.spec.actor_id, order.incarnation)
+        try:
+            line = self._line(order.node_id, order.endpoint)
+            async with line.turns:
+                reply = await line.client.start_actor(
+                    spec_to(order.spec, with_creation_task=True),
+                    order.incarnation,
+                    timeout_s=self._timeout_s,
+                )
+        except Exception as error:  # noqa: BLE001  the task's boundary
+            self._tell(StartUnanswered(*key, problem=_problem("start", error)))
+        else:
+            refusal = None if reply.accepted else reply.refusal or "it gave no reason"
+            self._tell(StartAnswered(*key, refusal=refusal))
+
+    async def _kill_actor(self, order: KillActorOnNode) -> None:
+        try:
+            line = self._line(order.node_id, order.endpoint)
+            async with line.turns:
+                await line.client.kill_actor(
+                    order.actor_id,
+                    order.incarnation,
+                    cause_to(order.cause),
+                    timeout_s=self._timeout_s,
+                )
+        except Exception as error:  # noqa: BLE001  the task's boundary
+            _problem("kill", error)
+            is_done = False
+        else:
+            is_done = True
+        self._tell(KillAnswered(order.node_id, order.actor_id, order.incarnation, is_done))
+
+    def _line(self, node_id: bytes, endpoint: str) -> _Line:
+        line = self._lines.get(node_id)
+        if line is not None and line.endpoint != endpoint:
+            self.forget(node_id)
+            line = None
+        if line is None:
+            channel = open_channel(endpoint, self._token)
+            line = self._lines[node_id] = _Line(
+                endpoint,
+                channel,
+                RayletClient(channel, endpoint),
+                asyncio.Semaphore(self._calls_max),
+            )
+        return line
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _problem(order: str, error: Exception) -> str:
+    """Log a failed order and put it in words; without an outcome it would wait for ever."""
+    if isinstance(error, RpcError):
+        _log.warning("a node did not take an order", extra={"order": order, "problem": str(error)})
+        return error.message
+    _log.error("an order failed in an unforeseen way", extra={"order": order}, exc_info=error)
+    return repr(error)

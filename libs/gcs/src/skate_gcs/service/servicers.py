@@ -1,0 +1,301 @@
+"""The gRPC services: each method turns its request into an event, and the answer into a reply."""
+
+# ruff: noqa: N802  the methods are named by the protocol
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import grpc.aio
+
+from skate_gcs.machine import events
+from skate_gcs.machine.answers import ActorFound, RefusalKind
+from skate_gcs.service.convert import (
+    actor_to,
+    address_from,
+    cause_from,
+    event_to,
+    job_from,
+    job_to,
+    node_from,
+    node_to,
+    resources_from,
+    spec_from,
+    worker_from,
+    worker_to,
+)
+from skate_gcs.service.hub import Hub, HubClosedError, SlowSubscriberError
+from skate_gcs.service.runner import (
+    RequestFailedError,
+    RequestLostError,
+    RequestRefusedError,
+    Runner,
+)
+from skate_rpc.gen.skate.v1 import gcs_pb2, gcs_pb2_grpc
+
+_A = TypeVar("_A")
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+_REFUSAL_CODES = {
+    RefusalKind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    RefusalKind.FENCED: grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+
+class _Asker:
+    """What all servicers do: enqueue, await the answer, translate failures."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    async def _ask(self, request: events.Request[_A], context: _Context) -> _A:
+        try:
+            return await self._runner.ask(request)
+        except RequestRefusedError as error:
+            await _abort(context, _REFUSAL_CODES[error.refusal.kind], error)
+        except RequestLostError as error:
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, error)
+        except RequestFailedError as error:
+            await _abort(context, grpc.StatusCode.INTERNAL, error)
+
+
+async def _abort(context: _Context, code: grpc.StatusCode, error: Exception | str) -> NoReturn:
+    await context.abort(code, str(error))
+    raise AssertionError("abort raises")
+
+
+class NodeServicer(_Asker, gcs_pb2_grpc.NodeServiceServicer):
+    """NodeService."""
+
+    async def Register(
+        self, request: gcs_pb2.RegisterNodeRequest, context: _Context
+    ) -> gcs_pb2.RegisterNodeReply:
+        """See gcs.proto."""
+        answer = await self._ask(events.NodeRegistered(node_from(request.node)), context)
+        return gcs_pb2.RegisterNodeReply(cluster_id=answer.cluster_id)
+
+    async def Unregister(
+        self, request: gcs_pb2.UnregisterNodeRequest, context: _Context
+    ) -> gcs_pb2.UnregisterNodeReply:
+        """See gcs.proto."""
+        await self._ask(
+            events.NodeUnregistered(request.node_id, cause_from(request.cause)), context
+        )
+        return gcs_pb2.UnregisterNodeReply()
+
+    async def List(
+        self, request: gcs_pb2.ListNodesRequest, context: _Context
+    ) -> gcs_pb2.ListNodesReply:
+        """See gcs.proto."""
+        answer = await self._ask(events.ListNodes(), context)
+        return gcs_pb2.ListNodesReply(nodes=map(node_to, answer.records))
+
+    async def ReportResources(
+        self, request: gcs_pb2.ReportResourcesRequest, context: _Context
+    ) -> gcs_pb2.ReportResourcesReply:
+        """See gcs.proto."""
+        answer = await self._ask(
+            events.ResourcesReported(
+                request.node_id,
+                request.version,
+                resources_from(request.available),
+                resources_from(request.total),
+            ),
+            context,
+        )
+        return gcs_pb2.ReportResourcesReply(known=answer.value)
+
+
+class JobServicer(_Asker, gcs_pb2_grpc.JobServiceServicer):
+    """JobService."""
+
+    async def Add(self, request: gcs_pb2.AddJobRequest, context: _Context) -> gcs_pb2.AddJobReply:
+        """See gcs.proto."""
+        answer = await self._ask(events.JobAdded(job_from(request.job)), context)
+        return gcs_pb2.AddJobReply(job_id=answer.job_id)
+
+    async def Finish(
+        self, request: gcs_pb2.FinishJobRequest, context: _Context
+    ) -> gcs_pb2.FinishJobReply:
+        """See gcs.proto."""
+        await self._ask(events.JobFinished(request.job_id, cause_from(request.cause)), context)
+        return gcs_pb2.FinishJobReply()
+
+    async def List(
+        self, request: gcs_pb2.ListJobsRequest, context: _Context
+    ) -> gcs_pb2.ListJobsReply:
+        """See gcs.proto."""
+        answer = await self._ask(events.ListJobs(), context)
+        return gcs_pb2.ListJobsReply(jobs=map(job_to, answer.records))
+
+
+class ActorServicer(_Asker, gcs_pb2_grpc.ActorServiceServicer):
+    """ActorService."""
+
+    async def Register(
+        self, request: gcs_pb2.RegisterActorRequest, context: _Context
+    ) -> gcs_pb2.RegisterActorReply:
+        """See gcs.proto."""
+        answer = await self._ask(
+            events.ActorRegistered(spec_from(request.spec), request.get_if_exists), context
+        )
+        return gcs_pb2.RegisterActorReply(info=actor_to(answer.record), created=answer.is_new)
+
+    async def Get(
+        self, request: gcs_pb2.GetActorRequest, context: _Context
+    ) -> gcs_pb2.GetActorReply:
+        """See gcs.proto."""
+        answer = await self._ask(events.GetActor(request.actor_id), context)
+        return _found(answer)
+
+    async def GetNamed(
+        self, request: gcs_pb2.GetNamedActorRequest, context: _Context
+    ) -> gcs_pb2.GetActorReply:
+        """See gcs.proto."""
+        answer = await self._ask(events.GetNamedActor(request.name, request.namespace), context)
+        return _found(answer)
+
+    async def List(
+        self, request: gcs_pb2.ListActorsRequest, context: _Context
+    ) -> gcs_pb2.ListActorsReply:
+        """See gcs.proto."""
+        answer = await self._ask(events.ListActors(), context)
+        return gcs_pb2.ListActorsReply(actors=map(actor_to, answer.records))
+
+    async def Kill(
+        self, request: gcs_pb2.KillActorRequest, context: _Context
+    ) -> gcs_pb2.KillActorReply:
+        """See gcs.proto."""
+        cause = cause_from(request.cause) if request.HasField("cause") else None
+        answer = await self._ask(
+            events.ActorKilled(request.actor_id, request.no_restart, cause), context
+        )
+        return gcs_pb2.KillActorReply(found=answer.value)
+
+    async def Release(
+        self, request: gcs_pb2.ReleaseActorRequest, context: _Context
+    ) -> gcs_pb2.ReleaseActorReply:
+        """See gcs.proto."""
+        await self._ask(events.ActorReleased(request.actor_id), context)
+        return gcs_pb2.ReleaseActorReply()
+
+    async def ReportStarted(
+        self, request: gcs_pb2.ReportActorStartedRequest, context: _Context
+    ) -> gcs_pb2.ReportActorStartedReply:
+        """See gcs.proto."""
+        answer = await self._ask(
+            events.ActorStarted(
+                request.actor_id, request.incarnation, address_from(request.address), request.pid
+            ),
+            context,
+        )
+        return gcs_pb2.ReportActorStartedReply(accepted=answer.value)
+
+    async def ReportFailed(
+        self, request: gcs_pb2.ReportActorFailedRequest, context: _Context
+    ) -> gcs_pb2.ReportActorFailedReply:
+        """See gcs.proto."""
+        await self._ask(
+            events.ActorFailed(
+                request.actor_id,
+                request.incarnation,
+                cause_from(request.cause),
+                request.creation_error,
+            ),
+            context,
+        )
+        return gcs_pb2.ReportActorFailedReply()
+
+
+def _found(answer: ActorFound) -> gcs_pb2.GetActorReply:
+    if answer.record is None:
+        return gcs_pb2.GetActorReply(found=False)
+    return gcs_pb2.GetActorReply(found=True, info=actor_to(answer.record))
+
+
+class WorkerServicer(_Asker, gcs_pb2_grpc.WorkerServiceServicer):
+    """WorkerService."""
+
+    async def ReportDeath(
+        self, request: gcs_pb2.ReportWorkerDeathRequest, context: _Context
+    ) -> gcs_pb2.ReportWorkerDeathReply:
+        """See gcs.proto."""
+        await self._ask(events.WorkerDied(worker_from(request.worker)), context)
+        return gcs_pb2.ReportWorkerDeathReply()
+
+    async def ListDead(
+        self, request: gcs_pb2.ListWorkersRequest, context: _Context
+    ) -> gcs_pb2.ListWorkersReply:
+        """See gcs.proto."""
+        answer = await self._ask(events.ListDeadWorkers(), context)
+        return gcs_pb2.ListWorkersReply(workers=map(worker_to, answer.records))
+
+
+class KvServicer(_Asker, gcs_pb2_grpc.KvServiceServicer):
+    """KvService."""
+
+    async def Put(self, request: gcs_pb2.KvPutRequest, context: _Context) -> gcs_pb2.KvPutReply:
+        """See gcs.proto."""
+        answer = await self._ask(
+            events.KvPut(request.namespace, request.key, request.value, request.overwrite), context
+        )
+        return gcs_pb2.KvPutReply(added=answer.value)
+
+    async def Get(self, request: gcs_pb2.KvGetRequest, context: _Context) -> gcs_pb2.KvGetReply:
+        """See gcs.proto."""
+        answer = await self._ask(events.KvGet(request.namespace, request.key), context)
+        return gcs_pb2.KvGetReply(found=answer.value is not None, value=answer.value or b"")
+
+    async def Delete(
+        self, request: gcs_pb2.KvDeleteRequest, context: _Context
+    ) -> gcs_pb2.KvDeleteReply:
+        """See gcs.proto."""
+        answer = await self._ask(
+            events.KvDelete(request.namespace, request.key, request.is_prefix), context
+        )
+        return gcs_pb2.KvDeleteReply(deleted=answer.count)
+
+    async def Keys(self, request: gcs_pb2.KvKeysRequest, context: _Context) -> gcs_pb2.KvKeysReply:
+        """See gcs.proto."""
+        answer = await self._ask(events.KvList(request.namespace, request.prefix), context)
+        return gcs_pb2.KvKeysReply(keys=answer.keys)
+
+
+class EventServicer(gcs_pb2_grpc.EventServiceServicer):
+    """EventService."""
+
+    def __init__(self, runner: Runner, hub: Hub) -> None:
+        self._runner = runner
+        self._hub = hub
+
+    async def Subscribe(
+        self, request: gcs_pb2.SubscribeRequest, context: _Context
+    ) -> AsyncIterator[gcs_pb2.Event]:
+        """See gcs.proto."""
+        try:
+            channels = tuple(events.Channel(name) for name in request.channels)
+        except ValueError as error:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, error)
+        if not channels:
+            problem = f"Name at least one channel of {', '.join(events.Channel)}."
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
+        subscription = self._hub.open(channels)
+        try:
+            snapshot = await self._runner.ask(
+                events.TakeSnapshot(channels), on_answer=subscription.attach
+            )
+            for record in snapshot.records:
+                yield event_to(record, subscription.sequence)
+            del snapshot
+            yield gcs_pb2.Event(sequence=subscription.sequence, snapshot_end=True)
+            while True:
+                yield await subscription.next()
+        except SlowSubscriberError as error:
+            problem = f"Too slow: {error}. Subscribe again for a new snapshot."
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+        except (HubClosedError, RequestLostError) as error:
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, error)
+        finally:
+            self._hub.drop(subscription)

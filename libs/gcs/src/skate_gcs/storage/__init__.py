@@ -1,0 +1,17 @@
+"""Where the tables are stored: one interface, and the back ends that keep its promises."""
+
+from __future__ import annotations
+
+from skate_gcs.storage.interface import Storage, StorageStatistics, Write
+from skate_gcs.storage.memory import MemoryStorage
+from skate_gcs.storage.opening import open_storage
+from skate_gcs.storage.sqlite import SqliteStorage
+
+__all__ = [
+    "MemoryStorage",
+    "SqliteStorage",
+    "Storage",
+    "StorageStatistics",
+    "Write",
+    "open_storage",
+]
