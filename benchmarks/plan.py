@@ -20,6 +20,8 @@ class Sizes:
     put_clients: int = 10
     puts_per_client: int = 100
     array_bytes: int = 100 * 1024 * 1024 * 8
+    fresh_store_puts: int = 10
+    warm_store_bytes_max: int = 32_000_000_000
     client_array_bytes: int = 10 * 1024 * 1024 * 8
     array_puts_per_client: int = 10
     contained_references: int = 10_000
@@ -89,6 +91,8 @@ def quick_plan(cpus: int) -> Plan:
         put_clients=2,
         puts_per_client=10,
         array_bytes=8_000_000,
+        fresh_store_puts=2,
+        warm_store_bytes_max=16_000_000,
         client_array_bytes=1_000_000,
         array_puts_per_client=2,
         contained_references=200,

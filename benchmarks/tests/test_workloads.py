@@ -28,7 +28,7 @@ def test_select_matches_part_of_id_or_title_or_glob() -> None:
     registry = all_workloads()
     assert select(registry, ["put_small"]) == ["put_small", "multi_put_small"]
     assert select(registry, ["10,000 ARG"]) == ["arguments_10k"]
-    assert select(registry, ["put_*"]) == ["put_small", "put_gigabytes"]
+    assert select(registry, ["put_*"]) == ["put_small", "put_gigabytes", "put_gigabytes_warm"]
     assert select(registry, ["nothing like it"]) == []
     assert len(select(registry, [])) == len(list(registry))
 
