@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from benchmarks import processes, served
 from benchmarks.events import Emit, Event, Kind
 from benchmarks.measuring import measure
-from benchmarks.peers import Peer, load_peer
+from benchmarks.peers import Lacking, Peer, load_peer
 from benchmarks.plan import Plan, Sizes
 from benchmarks.workload import Loop, Stage, Workload
 from benchmarks.workloads import all_workloads, lifecycle
@@ -73,10 +73,15 @@ def run_round(spec: Spec, peer: Peer, emit: Emit) -> None:
             emit(Event(Kind.LACKING, workload.id, text=reason))
     lifecycle_ids = {each.id for each in wanted if each.stage is Stage.LIFECYCLE}
     bodies = [each for each in wanted if each.stage is not Stage.LIFECYCLE]
+    imports = {
+        lifecycle.IMPORT: peer.import_statement,
+        lifecycle.IMPORT_USED: peer.use_statement or peer.import_statement,
+    }
     try:
-        if lifecycle.IMPORT in lifecycle_ids:
-            _measure_import(peer, spec.plan, emit)
-        if not bodies and not lifecycle_ids - {lifecycle.IMPORT}:
+        for workload_id, statement in imports.items():
+            if workload_id in lifecycle_ids:
+                _measure_import(workload_id, statement, spec.plan, emit)
+        if not bodies and not lifecycle_ids - imports.keys():
             return
         _start(peer, spec.plan, lifecycle_ids, emit)
     except StopRoundError:
@@ -113,11 +118,11 @@ def versions(peer: Peer) -> dict[str, str]:
     return found
 
 
-def _measure_import(peer: Peer, plan: Plan, emit: Emit) -> None:
-    emit(Event(Kind.BEGUN, lifecycle.IMPORT, limit_s=IMPORT_LIMIT_S))
+def _measure_import(workload_id: str, statement: str, plan: Plan, emit: Emit) -> None:
+    emit(Event(Kind.BEGUN, workload_id, limit_s=IMPORT_LIMIT_S))
     code = (
         "import time; start_s = time.perf_counter()\n"
-        f"{peer.import_statement}\n"
+        f"{statement}\n"
         "print(time.perf_counter() - start_s)"
     )
     samples = []
@@ -128,9 +133,9 @@ def _measure_import(peer: Peer, plan: Plan, emit: Emit) -> None:
             )
             samples.append(float(run.stdout.splitlines()[-1]))
     except (subprocess.CalledProcessError, ValueError) as error:
-        _fail(lifecycle.IMPORT, error, emit)
+        _fail(workload_id, error, emit)
     # The first one may have compiled and read files that the others find in the cache.
-    emit(Event(Kind.MEASURED, lifecycle.IMPORT, samples[1:], {"first_s": samples[0]}))
+    emit(Event(Kind.MEASURED, workload_id, samples[1:], {"first_s": samples[0]}))
 
 
 def _start(peer: Peer, plan: Plan, wanted: set[str], emit: Emit) -> None:
@@ -167,6 +172,9 @@ def _measure_body(workload: Workload, peer: Peer, plan: Plan, emit: Emit) -> Non
         else:
             samples, details = subject.samples, subject.details
         next(steps, None)
+    except Lacking as lacking:
+        emit(Event(Kind.LACKING, workload.id, text=str(lacking)))
+        return
     except Exception as error:  # noqa: BLE001 - the boundary to the peer under test
         _fail(workload.id, error, emit)
     emit(Event(Kind.MEASURED, workload.id, samples, details))

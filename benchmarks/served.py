@@ -22,7 +22,9 @@ def connected(peer_name: str) -> Peer:
     # Here, not above: only workers that submit work pay for the import of an adapter.
     from benchmarks.peers import load_peer  # noqa: PLC0415
 
-    return load_peer(peer_name)
+    peer = load_peer(peer_name)
+    peer.attach()
+    return peer
 
 
 def small_value() -> bytes:

@@ -20,7 +20,7 @@ Send = Callable[..., Reference]  # Called with the arguments of a task or method
 
 
 class Lacking(Exception):
-    """The peer cannot do what a workload needs; the text says why and is shown in the table."""
+    """Raised by a verb that the installed version of a peer does not have; the text says why."""
 
 
 class Peer:
@@ -33,6 +33,7 @@ class Peer:
     name: ClassVar[str]
     distributions: ClassVar[tuple[str, ...]] = ()  # Whose versions are facts of a run.
     import_statement: ClassVar[str]  # What a user's program imports.
+    use_statement: ClassVar[str] = ""  # The same with the names it uses, where that may cost more.
     # Parts of the commands of processes that last as long as the driver, by design.
     driver_processes: ClassVar[tuple[str, ...]] = ()
     lacks: ClassVar[dict[Capability, str]] = {}  # Why, in a few words.
@@ -43,6 +44,9 @@ class Peer:
             if need in self.lacks:
                 return self.lacks[need]
         return None
+
+    def attach(self) -> None:
+        """In a worker: make the verbs usable. The cluster is there already."""
 
     def start(self, cpus: int) -> None:
         """Start a cluster with `cpus` processors and connect to it; return when it is usable."""

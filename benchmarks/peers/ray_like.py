@@ -10,23 +10,26 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from benchmarks.peers.peer import Actor, Peer, Reference, Send
+from benchmarks.peers.peer import Actor, Lacking, Peer, Reference, Send
 from benchmarks.plan import PLACEMENT_RESOURCE, PLACEMENT_RESOURCE_TOTAL
-from benchmarks.workload import Capability
 
 GROUP_TIMEOUT_S = 30
+PROGRAM_NAMES = (
+    "from {module} import ObjectRef, exceptions, get, init, kill, put, remote, shutdown, wait"
+)
 
 
 class RayLikePeer(Peer):
-    """A peer whose module has Ray's API. `get` and `put` are the module's own functions."""
+    """A peer whose module has Ray's API. `get` and `put` are the module's own functions.
+
+    They are looked up when the cluster is there, not before: what a lazy module imports when it is
+    used belongs to the time of its init.
+    """
 
     module_name: ClassVar[str]
 
     def __init__(self) -> None:
         self._module: Any = importlib.import_module(self.module_name)
-        # Bound on the instance, so that a workload's `peer.get` is the peer's function itself.
-        self.get = self._module.get  # type: ignore[method-assign]
-        self.put = self._module.put  # type: ignore[method-assign]
         self._actor_classes: dict[tuple[type, int], Any] = {}
 
     def _init_options(self) -> dict[str, object]:
@@ -39,6 +42,12 @@ class RayLikePeer(Peer):
             resources={PLACEMENT_RESOURCE: PLACEMENT_RESOURCE_TOTAL},
             **self._init_options(),
         )
+        self.attach()
+
+    def attach(self) -> None:
+        """Bind the functions on the instance: `peer.get` is then the peer's function itself."""
+        self.get = self._module.get  # type: ignore[method-assign]
+        self.put = self._module.put  # type: ignore[method-assign]
 
     def stop(self) -> None:
         """Shut the local cluster down."""
@@ -82,7 +91,9 @@ class RayLikePeer(Peer):
 
     def placement_groups(self, count: int) -> None:
         """As in Ray's definition: a bundle of 0.001 of a custom resource in each group."""
-        util = self._module.util
+        util: Any = getattr(self._module, "util", None)
+        if not hasattr(util, "placement_group"):
+            raise Lacking(f"{self.name} {self._module.__version__} has no placement groups")
         groups = [util.placement_group(bundles=[{PLACEMENT_RESOURCE: 0.001}]) for _ in range(count)]
         for group in groups:
             if not group.wait(timeout_seconds=GROUP_TIMEOUT_S):
@@ -97,12 +108,8 @@ class SkatePeer(RayLikePeer):
     name = "skate"
     module_name = "skate"
     import_statement = "import skate"
+    use_statement = PROGRAM_NAMES.format(module="skate")
     distributions = ("skate", "numpy", "msgspec", "grpcio", "cloudpickle")
-
-    def __init__(self) -> None:
-        super().__init__()
-        if not hasattr(getattr(self._module, "util", None), "placement_group"):
-            self.lacks = {Capability.PLACEMENT_GROUPS: "not built yet"}  # type: ignore[misc]
 
 
 class RayPeer(RayLikePeer):
@@ -111,6 +118,7 @@ class RayPeer(RayLikePeer):
     name = "ray"
     module_name = "ray"
     import_statement = "import ray"
+    use_statement = PROGRAM_NAMES.format(module="ray")
     distributions = ("ray", "numpy", "grpcio", "protobuf")
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.workload import Capability, Registry, Stage, Workload
 
 IMPORT = "import"
+IMPORT_USED = "import_used"
 INIT = "init"
 FIRST_RESULT = "first_result"
 PROCESSES = "processes"
@@ -16,6 +17,13 @@ def register(registry: Registry) -> None:
     """Add the workloads of this module."""
     rows: tuple[tuple[str, str, str, str, set[Capability]], ...] = (
         (IMPORT, "import", "s", "the peer's import in a fresh interpreter", set()),
+        (
+            IMPORT_USED,
+            "import of what a program uses",
+            "s",
+            "the same with the names of an ordinary program: a lazy import may hide its cost",
+            set(),
+        ),
         (
             INIT,
             "init",
