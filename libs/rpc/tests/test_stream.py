@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from skate_rpc import stream
 from skate_rpc.event_loop import IoThread
 from skate_rpc.handshake import AuthenticationError, ClientHandshake, ServerHandshake
@@ -245,7 +246,12 @@ def test_wrong_token_is_a_typed_error_on_the_client(pair: Pair) -> None:
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01" + b"\0" * 200, b"\x80\x05." * 50, b"SKATE" + b"\xff" * 99],
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01" + b"\0" * 200,
+        b"\x80\x05." * 50,
+        b"SKATE" + b"\xff" * 99,
+    ],
     ids=["http", "tls", "pickle", "bad-magic"],
 )
 def test_stranger_is_dropped_without_a_parse(pair: Pair, garbage: bytes) -> None:
@@ -289,7 +295,9 @@ def test_malformed_frame_after_login_closes_only_that_connection(pair: Pair, fra
     pair.server.wait_for(lambda: len(pair.server.notes) == 1)
 
 
-def run_handshake(client_token: bytes, server_token: bytes) -> tuple[ClientHandshake, ServerHandshake]:
+def run_handshake(
+    client_token: bytes, server_token: bytes
+) -> tuple[ClientHandshake, ServerHandshake]:
     client, server = ClientHandshake(client_token), ServerHandshake(server_token)
     to_server = client.receive(b"")
     while to_server:
@@ -300,7 +308,8 @@ def run_handshake(client_token: bytes, server_token: bytes) -> tuple[ClientHands
 
 def test_handshake_succeeds_one_byte_at_a_time() -> None:
     client, server = run_handshake(TOKEN, TOKEN)
-    assert client.done and server.done
+    assert client.done
+    assert server.done
 
 
 @pytest.mark.parametrize("token", [b"", TOKEN[:-1], TOKEN + b"t", b"\0" + TOKEN[1:]])

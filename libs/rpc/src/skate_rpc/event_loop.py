@@ -25,20 +25,38 @@ _log = logging.getLogger(__name__)
 class TimerHandle(Protocol):
     """What ``call_later`` returns."""
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> None:
+        """Do not call back any more."""
 
 
 class EventLoop(Protocol):
-    """The part of asyncio's loop that streams use. All but ``call_soon_threadsafe``: on the loop's thread."""
+    """The part of asyncio's loop that streams use. All but ``call_soon_threadsafe``: on the loop's
+    thread.
+    """
 
-    def add_reader(self, fd: int, callback: Callable[..., Any], /, *args: Any) -> None: ...
-    def remove_reader(self, fd: int, /) -> bool: ...
-    def add_writer(self, fd: int, callback: Callable[..., Any], /, *args: Any) -> None: ...
-    def remove_writer(self, fd: int, /) -> bool: ...
-    def call_soon_threadsafe(self, callback: Callable[..., Any], /, *args: Any) -> Any: ...
-    def call_later(
-        self, delay: float, callback: Callable[..., Any], /, *args: Any
-    ) -> TimerHandle: ...
+    def add_reader(self, fd: int, callback: Callable[..., Any], /, *args: Any) -> None:
+        """Call back whenever ``fd`` can be read."""
+        ...
+
+    def remove_reader(self, fd: int, /) -> bool:
+        """Stop; returns whether it was set."""
+        ...
+
+    def add_writer(self, fd: int, callback: Callable[..., Any], /, *args: Any) -> None:
+        """Call back whenever ``fd`` can be written."""
+        ...
+
+    def remove_writer(self, fd: int, /) -> bool:
+        """Stop; returns whether it was set."""
+        ...
+
+    def call_soon_threadsafe(self, callback: Callable[..., Any], /, *args: Any) -> Any:
+        """Call back on the loop's thread, soon."""
+        ...
+
+    def call_later(self, delay: float, callback: Callable[..., Any], /, *args: Any) -> TimerHandle:
+        """Call back after ``delay`` seconds."""
+        ...
 
 
 class _Timer:
@@ -114,7 +132,9 @@ class IoThread:
         return known
 
     def call_soon_threadsafe(self, callback: Callable[..., Any], /, *args: Any) -> None:
-        """Run ``callback`` on the loop's thread soon. Several calls before it wakes cost one wake-up."""
+        """Run ``callback`` on the loop's thread soon. Several calls before it wakes cost one
+        wake-up.
+        """
         self._soon.append((callback, args))
         if not self._is_awake:
             self._is_awake = True

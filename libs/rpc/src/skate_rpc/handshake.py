@@ -65,7 +65,8 @@ class ServerHandshake:
         self.leftover = b""
 
     def receive(self, data: bytes) -> bytes:
-        """Take bytes, return bytes to send. Raises :class:`AuthenticationError` on any deviation."""
+        """Take bytes, return bytes to send. Raises :class:`AuthenticationError` on any deviation.
+        """
         self._received += data
         answer = b""
         if not self._nonce_client:
@@ -105,7 +106,8 @@ class ClientHandshake:
         self.leftover = b""
 
     def receive(self, data: bytes) -> bytes:
-        """Take bytes, return bytes to send. Raises :class:`AuthenticationError` on any deviation."""
+        """Take bytes, return bytes to send. Raises :class:`AuthenticationError` on any deviation.
+        """
         if not self._said_hello:
             self._said_hello = True
             return MAGIC + self._nonce

@@ -35,7 +35,8 @@ class RegisterProcess(NodeMessage, tag=1):
 
 
 class RequestLease(NodeMessage, tag=2):
-    """Ask for a worker. Answered by :class:`LeaseGranted` or :class:`LeaseRefused`, or cancelled."""
+    """Ask for a worker. Answered by :class:`LeaseGranted` or :class:`LeaseRefused`, or cancelled.
+    """
 
     request_id: int  # the process's own counter
     resources: dict[str, int]
@@ -78,7 +79,9 @@ class ControlCall(NodeMessage, tag=7):
 
 
 class KillWorker(NodeMessage, tag=8):
-    """Kill a worker leased to this process (``cancel(force=True)``); answered by :class:`LeaseLost`."""
+    """Kill a worker leased to this process (``cancel(force=True)``); answered by
+    :class:`LeaseLost`.
+    """
 
     lease_id: bytes
     reason: str
@@ -154,7 +157,9 @@ class LeaseGranted(NodeMessage, tag=33):
 
 
 class LeaseRefused(NodeMessage, tag=34):
-    """The request can not be granted: the environment or the worker failed to start, or it is invalid."""
+    """The request can not be granted: the environment or the worker failed to start, or it is
+    invalid.
+    """
 
     request_id: int
     kind: str  # "worker_start_failed", "invalid"
@@ -175,7 +180,8 @@ class ReclaimLease(NodeMessage, tag=36):
 
 
 class ControlReply(NodeMessage, tag=37):
-    """The answer to :class:`ControlCall`. ``error`` not empty: the call failed with this sentence."""
+    """The answer to :class:`ControlCall`. ``error`` not empty: the call failed with this sentence.
+    """
 
     call_id: int
     body: bytes = b""
@@ -274,7 +280,9 @@ class KvPut(msgspec.Struct, array_like=True):
 
 
 class KvGet(msgspec.Struct, array_like=True):
-    """``kv_get`` -> bytes | None. ``kv_delete`` -> int. ``kv_keys`` (key is a prefix) -> list[bytes]."""
+    """``kv_get`` -> bytes | None. ``kv_delete`` -> int. ``kv_keys`` (key is a prefix) ->
+    list[bytes].
+    """
 
     namespace: str
     key: bytes

@@ -106,7 +106,7 @@ class StreamConnection(Generic[In, Out]):
         self._partial = bytearray()
         self._partial_have = 0  # bytes of _partial that are filled
         self._is_finished = False
-        self._is_open = True
+        self.is_open = True
 
     # ---- sending ----
 
@@ -121,7 +121,7 @@ class StreamConnection(Generic[In, Out]):
         if not self._room.is_set():
             self._wait_for_room()
         self._pending.append(message)
-        if self._is_open:
+        if self.is_open:
             self._drain()
 
     def post(self, message: Out) -> None:
@@ -144,14 +144,14 @@ class StreamConnection(Generic[In, Out]):
         if not self._is_flush_scheduled:
             self._is_flush_scheduled = True
             self._loop.call_soon_threadsafe(self._scheduled_flush)
-        elif len(self._pending) > PENDING_MESSAGES_MAX and self._is_open:
+        elif len(self._pending) > PENDING_MESSAGES_MAX and self.is_open:
             self._drain()
         if not self._room.is_set():
             self._wait_for_room()
 
     def flush(self) -> None:
         """Write what is queued, on this thread."""
-        if self._pending and not self.is_closed and self._is_open:
+        if self._pending and not self.is_closed and self.is_open:
             self._drain()
 
     def _scheduled_flush(self) -> None:
@@ -464,7 +464,7 @@ def open_stream(
         sock, loop, make_decoder(incoming), on_messages, on_close, peer=endpoint
     )
     connection.context = context
-    connection._is_open = False
+    connection.is_open = False
     _Opening(connection, sock, token, loop, address)
     return connection
 
@@ -549,7 +549,7 @@ class _Opening:
             if self._timer is not None:
                 self._timer.cancel()
             self._loop.remove_reader(self._sock.fileno())
-            self._connection._is_open = True
+            self._connection.is_open = True
             self._connection.start_reading(self._handshake.leftover)
             self._connection.flush()
 

@@ -238,7 +238,7 @@ class CoreWorker:
     # ---- values ----
 
     def put(self, value: Any) -> ObjectRef[Any]:
-        """Store a value and own it. Raises ``TypeError`` (not serialisable) or ``StoreFullError``."""
+        """Store a value and own it; raises ``TypeError`` or ``StoreFullError``."""
         serialized = serialize(value)
         object_id = self._put_prefix + (0x8000_0000 | next(self._put_numbers)).to_bytes(4, "big")
         return self._own_value(object_id, serialized)
@@ -289,7 +289,8 @@ class CoreWorker:
                 self.ownership.unwatch(entry, count)
             left = sum(1 for entry in unique if entry.state == PENDING)
             raise GetTimeoutError(
-                f"get() timed out after {timeout_s:g} s: {left} of {len(unique)} objects are not ready yet."
+                f"get() timed out after {timeout_s:g} s: {left} of {len(unique)} objects are not"
+                " ready yet."
             )
         for entry in unique:
             if entry.state == FAILED:
@@ -328,7 +329,7 @@ class CoreWorker:
         if entry.node_id != self.ownership.node_id:
             raise ObjectLostError(
                 entry.object_id.hex(),
-                detail="it is larger than 100 KiB and in the store of another node, and values of that"
+                detail="it is larger than 100 KiB and in another node's store, and values of that"
                 " size do not travel between nodes yet",
             )
         return self.read_stored(entry.object_id)
@@ -349,7 +350,9 @@ class CoreWorker:
         timeout_s: float | None,
         fetch_local: bool = True,
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-        """Split ``refs`` into at most ``num_returns`` ready ones and the rest, both in the given order."""
+        """Split ``refs`` into at most ``num_returns`` ready ones and the rest, both in the given
+        order.
+        """
         entries = [ref._entry for ref in refs]
         ready_now = sum(1 for entry in entries if entry.state != PENDING)
         if ready_now < num_returns and timeout_s != 0:
@@ -393,7 +396,7 @@ class CoreWorker:
         return ObjectRef(self, self.ownership.adopt(object_id, owner))
 
     def pin_out_of_band(self, entry: Entry) -> None:
-        """Someone pickled a reference by other means: keep the object for the life of the process."""
+        """Someone pickled a reference by other means: keep the object while the process lives."""
         with self.ownership.lock:
             entry.pins += 1
 
@@ -721,7 +724,8 @@ class CoreWorker:
             self.actor_calls.on_results(peer, results)
 
     def _running(self) -> Executor:
-        # Only a worker is sent tasks; a driver that is fails here, and the connection's log says so.
+        # Only a worker is sent tasks; a driver that is fails here, and the connection's log says
+        # so.
         if self.executor is None:
             raise SkateSystemError("A task was pushed to a driver.")
         return self.executor

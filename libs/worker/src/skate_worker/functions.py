@@ -50,8 +50,9 @@ class FunctionTable:
             raise explain_failure(value, error, subject) from error
         if len(data) > SIZE_MAX_BYTES:
             raise ValueError(
-                f"The {subject} is too large to send: its pickle has {len(data)} bytes, and the limit is"
-                f" {SIZE_MAX_BYTES}; put the large values that it refers to and pass the references."
+                f"The {subject} is too large to send: its pickle has {len(data)} bytes, and the"
+                f" limit is {SIZE_MAX_BYTES}; put the large values that it refers to and pass the"
+                " references."
             )
         function_id = job_id + hashlib.sha1(data, usedforsecurity=False).digest()[: ID_BYTES - 4]
         with self._lock:
@@ -72,7 +73,8 @@ class FunctionTable:
         )
         if data is None:
             raise SkateSystemError(
-                f"The function {function_id.hex()} is not in the function table; its job may have ended."
+                f"The function {function_id.hex()} is not in the function table; its job may have"
+                " ended."
             )
         value = cloudpickle.loads(data)
         self._loaded[function_id] = value

@@ -50,7 +50,9 @@ class _Call:
 
 
 class NodeClient:
-    """The stream to the raylet. ``handlers`` maps a message class to what it calls on the loop's thread."""
+    """The stream to the raylet. ``handlers`` maps a message class to what it calls on the loop's
+    thread.
+    """
 
     def __init__(
         self,
@@ -82,7 +84,8 @@ class NodeClient:
         self._connection.send(message)
         if not self._registered.wait(REGISTER_TIMEOUT_S):
             raise SkateSystemError(
-                f"The raylet did not answer within {REGISTER_TIMEOUT_S:g} s; see its log in the session directory."
+                f"The raylet did not answer within {REGISTER_TIMEOUT_S:g} s; see its log in the"
+                " session directory."
             )
         registration = self._registration
         if registration is None:

@@ -128,6 +128,7 @@ def _exactly(value: Any, count: int, name: str) -> list[Any]:
         ) from None
     if len(items) != count:
         raise ValueError(
-            f"{name}() has num_returns={count} but returned {len(items)} values; return exactly {count}."
+            f"{name}() has num_returns={count} but returned {len(items)} values; return exactly"
+            f" {count}."
         )
     return items

@@ -16,7 +16,9 @@ RetryRule = bool | tuple[type[BaseException], ...]
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """Options of a plain task. ``max_retries`` -1: without end; counts deaths of the worker or node."""
+    """Options of a plain task. ``max_retries`` -1: without end; counts deaths of the worker or
+    node.
+    """
 
     name: str
     num_returns: int = 1

@@ -55,7 +55,8 @@ class AskObject(TaskMessage, tag=2):
 
 
 class ObjectValue(TaskMessage, tag=3):
-    """From an owner. Exactly one of ``data``, ``node_id`` (the store that holds it) or ``failure``."""
+    """From an owner. Exactly one of ``data``, ``node_id`` (the store that holds it) or ``failure``.
+    """
 
     object_id: bytes
     data: bytes = b""
@@ -67,7 +68,8 @@ class ObjectValue(TaskMessage, tag=3):
 
 
 class Borrow(TaskMessage, tag=4):
-    """To an owner: the sender holds these. Answered by :class:`BorrowKnown` with the same number."""
+    """To an owner: the sender holds these. Answered by :class:`BorrowKnown` with the same number.
+    """
 
     number: int
     object_ids: list[bytes]
@@ -131,7 +133,8 @@ class Cancel(TaskMessage, tag=19):
 
 
 class FreeReturns(TaskMessage, tag=20):
-    """The owner has registered what the returns of this task contain; the executor's pins may go."""
+    """The owner has registered what the returns of this task contain; the executor's pins may go.
+    """
 
     task_id: bytes
 
@@ -186,7 +189,9 @@ AnyMessage = (
 
 
 class CreationTask(msgspec.Struct, array_like=True):
-    """How to make an actor. Travels through the GCS as opaque bytes and is opened by the worker alone."""
+    """How to make an actor. Travels through the GCS as opaque bytes and is opened by the worker
+    alone.
+    """
 
     class_id: bytes
     args: bytes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from skate_core_ids import SkateError
 from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
 from skate_rpc.stream import StreamClosedError
@@ -17,6 +18,7 @@ from skate_worker.errors import (
     OutOfMemoryError,
     RuntimeEnvSetupError,
     TaskCancelledError,
+    TaskUnschedulableError,
     WorkerCrashedError,
 )
 from skate_worker.machine.lease_pool import LINGER_S, KeyQueue, Lease, LeasePool
@@ -158,7 +160,14 @@ class TaskSubmitter:
             tasks = list(queue.pending)
             queue.pending.clear()
         for submission in tasks:
-            self._completion.fail(submission, RuntimeEnvSetupError(message.message))
+            error: SkateError
+            if message.kind == "unschedulable":
+                error = TaskUnschedulableError(message.message)
+            elif self._env_vars[queue.key]:
+                error = RuntimeEnvSetupError(message.message)
+            else:
+                error = WorkerCrashedError(message.message, task_name=submission.message.name)
+            self._completion.fail(submission, error)
 
     def on_reclaim(self, message: node.ReclaimLease) -> None:
         """Others wait: stop using the lease, and return it when its running task is done."""

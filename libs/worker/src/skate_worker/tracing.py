@@ -69,7 +69,9 @@ class Tracer:
         return format_traceparent(parent.trace_id, make_span_id())
 
     def ended_run(self, message: Any, own_context: str, start_s: float, error: str) -> None:
-        """The task ran from ``start_s`` (Unix) until now, under the context that ``begin_run`` gave."""
+        """The task ran from ``start_s`` (Unix) until now, under the context that ``begin_run``
+        gave.
+        """
         parent = parse_traceparent(message.trace_parent)
         own = parse_traceparent(own_context)
         if parent is not None and own is not None:

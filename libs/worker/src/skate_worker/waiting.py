@@ -1,4 +1,4 @@
-"""Waiting for objects: a count-down that wakes one thread once, and only when its condition holds."""
+"""Waiting for objects: a count-down that wakes one thread once, when its condition holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ReadyCount:
         self._woken = threading.Lock()
         self._woken.acquire()
 
-    def __call__(self, entry: Entry) -> None:
+    def __call__(self, entry: Entry) -> None:  # noqa: D102 - the class says it
         with self._lock:
             self._needed -= 1
             if self._needed == 0 or (

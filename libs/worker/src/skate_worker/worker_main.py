@@ -13,6 +13,7 @@ import os
 import sys
 from dataclasses import dataclass
 
+from skate_worker import actor_host  # noqa: F401 - imported before the fork, so that workers share it
 from skate_worker.core import CoreWorker
 from skate_worker.current import set_current_core
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from skate_worker.core import CoreWorker
 from skate_worker.current import set_current_core
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mini_raylet import TOKEN, MiniRaylet  # noqa: E402 - found through the line above
+from mini_raylet import TOKEN, MiniRaylet
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+# ruff: noqa: N802 - methods are named after the messages that they take
 """A raylet of a few lines for tests of the worker alone: real sockets and processes, no resources.
 
 It grants every lease at once with a worker process of its own, keeps the key-value table in memory, and starts
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from skate_object_store import StoreServer
 from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
@@ -233,9 +235,7 @@ class MiniRaylet:
             pid=registered.pid,
         )
 
-    def _on_ActorCreationFailed(
-        self, connection: Any, message: node.ActorCreationFailed
-    ) -> None:
+    def _on_ActorCreationFailed(self, connection: Any, message: node.ActorCreationFailed) -> None:
         death = node.Death("creation_failed", message.message)
         self._publish(message.actor_id, "DEAD", death=death, creation_error=message.error)
 

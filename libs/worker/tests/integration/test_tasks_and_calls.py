@@ -14,6 +14,7 @@ import cloudpickle
 import numpy as np
 import pytest
 from mini_raylet import MiniRaylet
+
 from skate_worker.core import CoreWorker
 from skate_worker.errors import (
     ActorDiedError,

@@ -111,7 +111,8 @@ class LeasePool(Generic[T]):
         return queue
 
     def submit(self, queue: KeyQueue[T], task: Any) -> Lease[T] | None:
-        """Queue a task, or place it at once: then its lease is returned and the caller pushes it."""
+        """Queue a task, or place it at once: then its lease is returned and the caller pushes it.
+        """
         if not queue.pending:
             is_open = queue.open
             while is_open:
@@ -130,7 +131,9 @@ class LeasePool(Generic[T]):
         queue.pending.extendleft(reversed(tasks))
 
     def refill(self, lease: Lease[T]) -> list[T]:
-        """The tasks to push to this lease now. Waits until half the window is free, so pushes batch."""
+        """The tasks to push to this lease now. Waits until half the window is free, so pushes
+        batch.
+        """
         queue = lease.queue
         assert queue is not None
         pending = queue.pending
@@ -186,7 +189,9 @@ class LeasePool(Generic[T]):
         return tasks
 
     def steal_for(self, idle: Lease[T]) -> tuple[Lease[T], int] | None:
-        """For a worker that fell idle: whom to ask for tasks back, and how many (half of the surplus)."""
+        """For a worker that fell idle: whom to ask for tasks back, and how many (half of the
+        surplus).
+        """
         queue = idle.queue
         assert queue is not None
         if queue.pending or idle.in_flight or idle.is_draining:
@@ -241,7 +246,8 @@ class LeasePool(Generic[T]):
         self.leases[lease.lease_id] = lease
 
     def lost(self, lease_id: bytes) -> tuple[Lease[T], list[T]] | None:
-        """A leased worker died. Its tasks, in the order of pushing: only the first surely started."""
+        """A leased worker died. Its tasks, in the order of pushing: only the first surely started.
+        """
         lease = self.leases.get(lease_id)
         if lease is None:
             return None
@@ -257,7 +263,9 @@ class LeasePool(Generic[T]):
         return lease
 
     def returnable(self, now_s: float) -> list[Lease[T]]:
-        """Removes and returns the leases to give back: drained ones, and idle ones past ``LINGER_S``."""
+        """Removes and returns the leases to give back: drained ones, and idle ones past
+        ``LINGER_S``.
+        """
         leases = [
             lease
             for lease in self.leases.values()

@@ -169,7 +169,9 @@ class ReferenceTable:
         ]
 
     def check_invariants(self) -> None:
-        """Raise ``AssertionError`` when an invariant of the module's docstring is broken. O(entries)."""
+        """Raise ``AssertionError`` when an invariant of the module's docstring is broken.
+        O(entries).
+        """
         for object_id, entry in self.entries.items():
             assert object_id == entry.object_id
             assert entry.local >= 0, f"local {entry.local}"
