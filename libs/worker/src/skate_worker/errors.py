@@ -1,7 +1,7 @@
 """Every error that a user of Skate may catch. ``skate.exceptions`` exports this module.
 
-Each class holds fields, builds its own message from them, and pickles by its fields. Names that start
-with ``Ray`` and other older names are aliases of the same classes.
+Each class holds fields, builds its own message from them, and pickles by its fields. Names that
+start with ``Ray`` and other older names are aliases of the same classes.
 
     SkateError
       TaskError                      user code raised (see ``task_error``)
@@ -51,7 +51,7 @@ class ActorLike(Protocol):
 
 
 class RecordError(SkateError):
-    """Base of the errors that pickle as their class and their fields, all keywords of ``__init__``."""
+    """Base of the errors that pickle as their class and fields, all keywords of ``__init__``."""
 
     FIELDS: ClassVar[tuple[str, ...]] = ()
 
@@ -193,8 +193,10 @@ class PendingCallsLimitExceededError(SkateError):
 
 
 class ActorError(RecordError):
-    """An actor can not answer. Fields: ``actor_id`` (hex), ``error_msg``, ``actor_init_failed``,
-    ``preempted``, and what is known of the actor.
+    """An actor can not answer.
+
+    Fields: ``actor_id`` (hex), ``error_msg``, ``actor_init_failed``, ``preempted``, and what is
+    known of the actor.
     """
 
     FIELDS = (
@@ -311,7 +313,7 @@ class ActorUnavailableError(ActorError):
 
 
 class ActorExitError(SkateError):
-    """Raised by ``exit_actor`` inside an async actor to unwind the call; catching it stops nothing."""
+    """Raised by ``exit_actor`` to unwind an async call; catching it stops nothing."""
 
 
 class ActorAlreadyExistsError(RecordError, ValueError):
@@ -338,7 +340,7 @@ class ActorHandleNotFoundError(SkateError, ValueError):
 class ObjectLostError(RecordError):
     """Every copy of the object is gone. ``object_ref_hex`` names it."""
 
-    FIELDS = ("object_ref_hex", "owner_address", "call_site", "detail")
+    FIELDS: ClassVar[tuple[str, ...]] = ("object_ref_hex", "owner_address", "call_site", "detail")
     REASON: ClassVar[str] = "all copies of it are gone, and it can not be computed again"
 
     def __init__(

@@ -1,9 +1,10 @@
 """Pickling exceptions so that they come back as what they were, whatever their constructors demand.
 
-An ordinary exception pickles as ``cls(*args)``, which fails or silently changes the message as soon as
-``__init__`` takes anything but what it passed on. Here an exception is its class, its built-in part,
-and its state: it is rebuilt without running ``__init__``. What it holds that can not be pickled is
-replaced by a :class:`Unpicklable` that keeps the text, so ``except OriginalType`` still works.
+An ordinary exception pickles as ``cls(*args)``, which fails or silently changes the message as
+soon as ``__init__`` takes anything but what it passed on. Here an exception is its class, its
+built-in part, and its state: it is rebuilt without running ``__init__``. What it holds that can
+not be pickled is replaced by a :class:`Unpicklable` that keeps the text, so ``except
+OriginalType`` still works.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def pickle_exception(error: BaseException) -> bytes:
     """
     try:
         return _dump(error, is_lenient=False)
-    except Exception:  # User code runs in __reduce__; the lenient attempt replaces what failed.
+    except Exception:  # noqa: BLE001 - User code runs in __reduce__; the lenient attempt replaces what failed.
         return _dump(error, is_lenient=True)
 
 
@@ -60,8 +61,8 @@ def new_exception(
 ) -> BaseException:
     """An instance of ``cls`` made by the built-in constructors alone.
 
-    The interpreter insists on the ``__new__`` of the class that gives the layout, which is another than
-    ``base`` when ``base`` adds nothing to ``Exception``.
+    The interpreter insists on the ``__new__`` of the class that gives the layout, which is
+    another than ``base`` when ``base`` adds nothing to ``Exception``.
     """
     maker: Any = cls
     while maker.__flags__ & _HEAP_TYPE_FLAG:
@@ -74,7 +75,7 @@ def new_exception(
 def built_in_arguments(error: BaseException, base: type[BaseException]) -> tuple[Any, ...]:
     """What the constructor of ``base`` needs to make an equal built-in part."""
     if base.__basicsize__ == BaseException.__basicsize__:
-        return ()  # Nothing but args, which are set afterwards and so may refer to the error itself.
+        return ()  # Nothing but args; set afterwards, so that they may refer to the error itself.
     if isinstance(error, BaseExceptionGroup):
         # A subclass with its own __new__ leaves in `args` what that took.
         return error.message, list(error.exceptions)
@@ -190,7 +191,7 @@ class _ExceptionPickler(ValuePickler):
             return type(value)(map(self._replaced, value))
         try:
             _dump(value, is_lenient=False)
-        except Exception:  # User code in __reduce__: whatever it raises, the value can not be sent.
+        except Exception:  # noqa: BLE001 - User code in __reduce__: whatever it raises, the value can not be sent.
             return Unpicklable(safe_repr(value))
         return value
 
@@ -199,7 +200,7 @@ def safe_repr(value: Any) -> str:
     """``repr``, shortened, and never an error."""
     try:
         text = repr(value)
-    except Exception:  # User code in __repr__.
+    except Exception:  # noqa: BLE001 - User code in __repr__.
         text = f"{type(value).__name__} object whose repr failed"
     return text if len(text) <= _TEXT_MAX else text[:_TEXT_MAX] + "..."
 
@@ -213,7 +214,7 @@ def _own_pickle(error: BaseException) -> bytes | None:
     try:
         data = pickle_in_band(error)
         return data if type(pickle.loads(data)) is type(error) else None
-    except Exception:  # User code in the hooks: whatever it raises means "no".
+    except Exception:  # noqa: BLE001 - User code in the hooks: whatever it raises means "no".
         return None
 
 

@@ -39,7 +39,7 @@ def explain_failure(value: Any, error: BaseException, subject: str = "") -> Type
 
 
 def find_unpicklable(value: Any) -> list[str]:
-    """The steps from ``value`` to the part that fails, its type last; only the type when it is the value."""
+    """The steps from ``value`` to the part that fails; that part's type comes last."""
     search = _Search()
     return search.descend(value, 0)
 
@@ -79,7 +79,7 @@ def can_pickle(value: Any) -> bool:
     pickler = ValuePickler(io.BytesIO(), _leave_out_of_band)
     try:
         pickler.dump(value)
-    except Exception:  # User code runs in __reduce__; whatever it raises means "no".
+    except Exception:  # noqa: BLE001 - User code runs in __reduce__; whatever it raises means "no".
         return False
     return True
 
@@ -169,9 +169,8 @@ def _class_children(cls: type) -> Iterator[Child]:
 def _instance_children(value: Any) -> Iterator[Child]:
     try:
         reduced = value.__reduce_ex__(5)
-    except (
-        Exception
-    ):  # User code; without a reduction, only what the instance holds is left to see.
+    except Exception:  # noqa: BLE001 - user code
+        # Without a reduction, only what the instance holds is left to see.
         yield from _state_children(getattr(value, "__dict__", None))
         return
     if not isinstance(reduced, tuple) or len(reduced) < 2:

@@ -1,4 +1,4 @@
-"""The one pickler of the runtime: cloudpickle, plus references, plus serialisers that users register.
+"""The one pickler of the runtime: cloudpickle, references, and serialisers that users register.
 
 It collects every reference (an ``ObjectRef``, an actor handle) that it meets, so that the owner can
 count the reference as held by the value that contains it.
@@ -7,18 +7,19 @@ count the reference as held by the value that contains it.
 from __future__ import annotations
 
 import copyreg
+import inspect
 import io
 from collections.abc import Callable
 from typing import Any
 
-import cloudpickle  # type: ignore[import-untyped]
+import cloudpickle
 
 PROTOCOL = 5
 
 Reduced = tuple[Any, ...]
 Reducer = Callable[[Any], Reduced]
 
-# Exact class to reducer. Registries of the process, filled at import of the reference types and by users.
+# Exact class to reducer. Filled at import of the reference types, and by users.
 _reference_reducers: dict[type, Reducer] = {}
 _value_reducers: dict[type, Reducer] = {}
 
@@ -49,7 +50,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def register_reference_type(cls: type, reduce: Reducer) -> None:
-    """Make instances of exactly ``cls`` references: collected when pickled, and reduced by ``reduce``."""
+    """Make instances of exactly ``cls`` references: collected when pickled by ``reduce``."""
     _reference_reducers[cls] = reduce
 
 
@@ -68,9 +69,9 @@ def register_serializer(
     Raises:
         TypeError: an argument is not a class, or not callable.
     """
-    if not isinstance(cls, type):
+    if not inspect.isclass(cls):
         raise TypeError(f"register_serializer takes a class, got {cls!r}.")
-    if not callable(serializer) or not callable(deserializer):
+    if not all(map(callable, (serializer, deserializer))):
         raise TypeError("serializer and deserializer must be callables that take one argument.")
 
     def reduce(value: Any) -> Reduced:
@@ -91,13 +92,19 @@ def pickle_in_band(value: Any) -> bytes:
     return file.getvalue()
 
 
-_flat: dict[type, Reducer] = dict(cloudpickle.Pickler.dispatch_table)
-_flat_of: dict[type, Reducer] = dict(copyreg.dispatch_table)
+class _FlatTable:
+    """cloudpickle's and copyreg's reducers in one dict, made anew when copyreg has changed."""
+
+    def __init__(self) -> None:
+        self.made_from: dict[type, Any] = dict(copyreg.dispatch_table)
+        self.table: dict[type, Any] = dict(cloudpickle.Pickler.dispatch_table)
 
 
-def _flat_table() -> dict[type, Reducer]:
-    global _flat, _flat_of  # noqa: PLW0603 - a cache of the process, made anew when copyreg changed.
-    if copyreg.dispatch_table != _flat_of:
-        _flat_of = dict(copyreg.dispatch_table)
-        _flat = dict(cloudpickle.Pickler.dispatch_table)
-    return _flat
+_flat = _FlatTable()
+
+
+def _flat_table() -> dict[type, Any]:
+    if copyreg.dispatch_table != _flat.made_from:
+        _flat.made_from = dict(copyreg.dispatch_table)
+        _flat.table = dict(cloudpickle.Pickler.dispatch_table)
+    return _flat.table

@@ -1,8 +1,8 @@
-"""The error of user code, carried from the process where it was raised to whoever asks for the value.
+"""The error of user code, carried from where it was raised to whoever asks for the value.
 
-A :class:`TaskError` holds the text of the traceback and the cause. What ``get`` raises is made from it by
-:meth:`TaskError.as_instanceof_cause`: an instance of ``TaskError`` and of the cause's own class at once,
-so that ``except ValueError`` works across processes.
+A :class:`TaskError` holds the text of the traceback and the cause. What ``get`` raises is made
+from it by :meth:`TaskError.as_instanceof_cause`: an instance of ``TaskError`` and of the cause's
+own class at once, so that ``except ValueError`` works across processes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class UnserializableError(SkateError):
 class TaskError(SkateError):
     """User code raised, or an argument of the call is itself an error.
 
-    ``cause`` is the innermost exception; ``traceback_str`` (also ``str()``) is the remote traceback.
-    ``pid`` and ``ip`` say where it ran; ``actor_id`` (hex) and ``actor_repr`` are empty for plain tasks.
+    ``cause`` is the innermost exception; ``traceback_str`` (also ``str()``) is the remote
+    traceback. ``pid`` and ``ip`` say where it ran; ``actor_id`` (hex) and ``actor_repr`` are
+    empty for plain tasks.
     """
 
     def __init__(
@@ -82,22 +83,23 @@ class TaskError(SkateError):
     def as_instanceof_cause(self) -> TaskError:
         """This error as an instance of the cause's class too; itself where that is not possible.
 
-        It is not possible for a class that can not be subclassed (a warning is logged), and not needed
-        for a class that is a base of ``TaskError`` anyway.
+        It is not possible for a class that can not be subclassed (a warning is logged), and not
+        needed for a class that is a base of ``TaskError`` anyway.
         """
         cause = self.cause
         if isinstance(self, _Dual) or issubclass(TaskError, type(cause)):
             return self
         try:
             base = built_in_base(type(cause))
-            dual = _dual_class(type(cause))
+            dual = _dual_class(type(cause))  # type: ignore[arg-type]  # Classes do hash.
             error = new_exception(dual, base, built_in_arguments(cause, base))
-        except Exception as failure:  # User code in __init_subclass__ and metaclasses.
+        except Exception as failure:  # noqa: BLE001 - User code in __init_subclass__ and metaclasses.
             _warn_final(type(cause), failure)
             return self
         assert isinstance(error, TaskError)
         attributes, slots = exception_state(cause)
-        # A field that both have, such as `pid`, is the cause's: the user's code reads its own class.
+        # A field that both have, such as `pid`, is the cause's: the user's code reads its own
+        # class.
         error.__dict__.update(self.__dict__)
         error.__dict__.update({k: v for k, v in attributes.items() if k not in _RESERVED})
         error.__dict__["_origin"] = self
@@ -138,9 +140,9 @@ def make_task_error(
 ) -> TaskError:
     """Wrap what user code raised, while its traceback is at hand.
 
-    A :class:`TaskError` (from a nested ``get``) is flattened: the new error has its cause and tells both
-    tracebacks. The cause is pickled here; one whose class can not be sent is replaced by a
-    ``SkateError`` with its text.
+    A :class:`TaskError` (from a nested ``get``) is flattened: the new error has its cause and
+    tells both tracebacks. The cause is pickled here; one whose class can not be sent is replaced
+    by a ``SkateError`` with its text.
     """
     text = exception_text(error, own_text=TaskError)
     return _make(
@@ -186,7 +188,8 @@ def _make(
 ) -> TaskError:
     cause, cause_pickle = error, b""
     while isinstance(cause, TaskError):
-        cause, cause_pickle = cause.cause, cause._cause_pickle
+        cause_pickle = cause._cause_pickle
+        cause = cause.cause
     if not cause_pickle:
         cause, cause_pickle = _sendable(cause)
     where = f"pid={pid}, ip={ip}"
@@ -210,7 +213,7 @@ def _make(
 def _sendable(cause: BaseException) -> tuple[BaseException, bytes]:
     try:
         return cause, pickle_exception(cause)
-    except Exception as failure:  # User code in metaclasses and the like.
+    except Exception as failure:  # noqa: BLE001 - User code in metaclasses and the like.
         stand_in = SkateError(
             f"The original exception {safe_repr(cause)} isn't serializable"
             f" ({type(failure).__name__}: {failure}); its traceback is in this error's text."
@@ -228,7 +231,7 @@ def _rebuild(
     cause: BaseException
     try:
         cause = pickle.loads(cause_pickle)
-    except Exception as failure:  # A class or module that this process does not have.
+    except Exception as failure:  # noqa: BLE001 - A class or module that this process does not have.
         cause = UnserializableError(
             f"{cause_text} (it could not be rebuilt in this process:"
             f" {type(failure).__name__}: {failure})"
@@ -257,7 +260,7 @@ def _args(error: BaseException) -> tuple[Any, ...]:
 def _one_line(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception:  # User code in __str__.
+    except Exception:  # noqa: BLE001 - User code in __str__.
         text = "its text could not be made"
     return f"{type(error).__name__}: {text}"
 

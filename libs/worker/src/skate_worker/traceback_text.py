@@ -32,7 +32,7 @@ def exception_text(error: BaseException, *, own_text: type[BaseException]) -> st
         if os.environ.get(FULL_TRACEBACK_VARIABLE) != "1":
             _fold(told, error, own_text, _runtime_directories(), 0)
         text = "".join(told.format())
-    except Exception as failure:  # User code in __str__, __notes__ and the like.
+    except Exception as failure:  # noqa: BLE001 - User code in __str__, __notes__ and the like.
         text = f"{type(error).__name__} (its text could not be made: {type(failure).__name__})\n"
     if len(text) <= TEXT_MAX_CHARS:
         return text.rstrip("\n")

@@ -198,9 +198,7 @@ def test_dependency_on_dead_actor_is_caught_as_such() -> None:
 
 def test_error_whose_class_is_missing_here_keeps_its_text() -> None:
     module = types.ModuleType("module_of_the_worker")
-    exec(  # noqa: S102 - a module that can be taken away.
-        "class LostError(Exception): pass", module.__dict__
-    )
+    exec("class LostError(Exception): pass", module.__dict__)
     sys.modules[module.__name__] = module
     try:
         data = serialize(wrapped(module.LostError("its text")), is_error=True).to_bytes()

@@ -308,7 +308,7 @@ def _from(action: Callable[[], Any]) -> BaseException:
 
 SHAPES: dict[str, Callable[[], BaseException]] = {
     "plain": lambda: ValueError(MARK),
-    "no_args": lambda: ValueError(),
+    "no_args": ValueError,
     "exception_itself": lambda: Exception(MARK),
     "many_args": lambda: RuntimeError(MARK, 1, [2], {"three": 3}),
     "none_arg": lambda: TypeError(None),
@@ -366,8 +366,8 @@ SHAPES: dict[str, Callable[[], BaseException]] = {
     "stop_async_iteration": lambda: StopAsyncIteration(MARK),
     "cancelled": lambda: asyncio.CancelledError(MARK),
     "timeout": lambda: TimeoutError(MARK),
-    "unicode_decode": lambda: _from(lambda: b"\xff".decode()),
-    "unicode_encode": lambda: _from(lambda: "\udc00".encode()),
+    "unicode_decode": lambda: _from(b"\xff".decode),
+    "unicode_encode": lambda: _from("\udc00".encode),
     "syntax": lambda: _from(lambda: compile("1 +", "file.py", "exec")),
     "import": lambda: _from(lambda: __import__("no_such_module_here")),
     "attribute": lambda: _from(lambda: object().nothing),  # type: ignore[attr-defined]

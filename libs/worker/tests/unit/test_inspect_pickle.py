@@ -90,7 +90,7 @@ def keyword_default(item: Any) -> Callable[..., Any]:
 
 def global_user(item: Any) -> Callable[[], Any]:
     namespace: dict[str, Any] = {"handle": item, "__name__": "__main__"}
-    exec("def work():\n    return [handle for _ in 'a']", namespace)  # noqa: S102
+    exec("def work():\n    return [handle for _ in 'a']", namespace)
     work: Callable[[], Any] = namespace["work"]
     return work
 
@@ -216,10 +216,10 @@ CASES: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["base class local_class.<locals>.Local", "class attribute handle", L],
     ),
     "instance_of_local_class": (
-        lambda: local_class(LOCK)(),
+        local_class(LOCK),
         ["class local_class.<locals>.Local", "class attribute handle", L],
     ),
-    "bound_method": (lambda: method_bound(), ["bound to self", ".item", L]),
+    "bound_method": (lambda: Worker().run, ["bound to self", ".item", L]),
     "partial": (lambda: functools.partial(print, LOCK), ["partial argument 0", L]),
     "partial_keyword": (lambda: functools.partial(print, end=LOCK), ["partial argument end", L]),
     "partial_function": (
@@ -251,10 +251,6 @@ class Worker:
 
     def run(self) -> None:
         pass
-
-
-def method_bound() -> Any:
-    return Worker().run
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -70,7 +70,7 @@ def test_arguments_round_trip(args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def test_top_level_references_are_apart_and_resolved() -> None:
     a, b, c = ref(b"a"), ref(b"b"), ref(b"c")
 
-    data, nested, top = serialize_args((1, a, [b]), {"k": c, "plain": 2})
+    _, nested, top = serialize_args((1, a, [b]), {"k": c, "plain": 2})
 
     assert [(position, r) for position, r in top] == [(1, a), ("k", c)]
     assert list(nested) == [b]

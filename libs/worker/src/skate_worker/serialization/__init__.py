@@ -1,8 +1,9 @@
 """Turning Python values into bytes and back, without copying large buffers.
 
-Before it: user values, and the references that it collects on the way. After it: the bytes that a task
-carries, or the parts that are scattered into the object store. Small plain values take a path through
-the C pickler alone; everything else goes through cloudpickle with out-of-band buffers.
+Before it: user values, and the references that it collects on the way. After it: the bytes that a
+task carries, or the parts that are scattered into the object store. Small plain values take a
+path through the C pickler alone; everything else goes through cloudpickle with out-of-band
+buffers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The arguments of a call: values as bytes, and references that stand at the top level apart.
 
-A reference that is itself an argument is resolved to its value before the call runs; its place in the
-bytes holds None until then. A reference inside a container stays a reference.
+A reference that is itself an argument is resolved to its value before the call runs; its place in
+the bytes holds None until then. A reference inside a container stays a reference.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Arguments = tuple[bytes, Sequence[Any], Sequence[tuple[Position, Any]]]
 
 
 def register_argument_reference(cls: type) -> None:
-    """Say which class is resolved when it stands at the top level: ``ObjectRef``, once at import."""
-    global _reference_class
+    """Say which class is resolved at the top level: ``ObjectRef``, once at import."""
+    global _reference_class  # noqa: PLW0603 - set once, by the class's own module.
     _reference_class = cls
 
 
@@ -47,10 +47,11 @@ def serialize_args(
 ) -> Arguments:
     """Serialise the arguments of one call.
 
-    Gives the bytes, the references nested in values, and the references at the top level with their
-    positions. ``promote`` stores a value of more than ``INLINE_LIMIT_BYTES`` (or one that would take
-    the call past ``INLINE_TOTAL_LIMIT_BYTES``) and returns its reference, which then counts as top
-    level; without it everything stays inline. ``subject`` names the call in an error.
+    Gives the bytes, the references nested in values, and the references at the top level with
+    their positions. ``promote`` stores a value of more than ``INLINE_LIMIT_BYTES`` (or one that
+    would take the call past ``INLINE_TOTAL_LIMIT_BYTES``) and returns its reference, which then
+    counts as top level; without it everything stays inline. ``subject`` names the call in an
+    error.
 
     Raises:
         TypeError: an argument can not be pickled; the message names the path to it.

@@ -2,8 +2,8 @@
 
 The first byte tells the kind; every size is in bytes and little-endian::
 
-    0x80                 a plain pickle: the byte is the pickle's own first opcode, so nothing is added
-    flags                bit 0 error, bit 1 out-of-band buffers, bit 2 raw bytes; never with the top bit
+    0x80                 a plain pickle: the byte is the pickle's own first opcode
+    flags                bit 0 error, bit 1 out-of-band buffers, bit 2 raw bytes; top bit clear
 
     bit 0 alone          flags | pickle
     bit 2                flags | 63 unused | the content of one ``bytes`` object
@@ -11,10 +11,10 @@ The first byte tells the kind; every size is in bytes and little-endian::
                          | per buffer: offset 8, size 8
                          | pickle | padding | buffer | padding | buffer ...
 
-Buffers start at multiples of 64 from the first byte. Over memory that is itself so aligned (the object
-store's), a numpy array is rebuilt as a read-only view: nothing is copied, and the view keeps the
-memory alive. Every buffer is out of band however small, so that whether an array is writable does not
-depend on its size.
+Buffers start at multiples of 64 from the first byte. Over memory that is itself so aligned (the
+object store's), a numpy array is rebuilt as a read-only view: nothing is copied, and the view
+keeps the memory alive. Every buffer is out of band however small, so that whether an array is
+writable does not depend on its size.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _NOTHING: Final[tuple[Any, ...]] = ()
 class Serialized:
     """A value as buffers to be written one after the other, ``total_bytes`` in all.
 
-    The parts alias the value's own memory where they can: write them, or take :meth:`to_bytes`, before
-    the value may change. ``contained`` lists the references met inside the value.
+    The parts alias the value's own memory where they can: write them, or take :meth:`to_bytes`,
+    before the value may change. ``contained`` lists the references met inside the value.
     """
 
     __slots__ = ("contained", "parts", "total_bytes")
@@ -87,7 +87,7 @@ class ErrorValue:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether ``value`` is an atom, or a flat container of atoms, that the C pickler alone can do."""
+    """Whether ``value`` is an atom or a flat container of atoms: a case for the C pickler alone."""
     kind = type(value)
     if kind in _ATOMS:
         return True
@@ -134,7 +134,7 @@ def deserialize(data: Buffer) -> Any:
         else:
             value = _load_with_buffers(view)
         return ErrorValue(value) if flags & _ERROR else value
-    except Exception as error:  # Process boundary: user code runs in __setstate__ and the like.
+    except Exception as error:
         raise DeserializationError(f"{type(error).__name__}: {error}") from error
 
 
@@ -151,7 +151,7 @@ def _serialize_any(value: Any, is_error: bool, subject: str) -> Serialized:
     try:
         pickler.dump(value)
         raw_buffers = [buffer.raw() for buffer in buffers]
-    except Exception as error:  # User code runs in __reduce__ and the like.
+    except Exception as error:
         raise explain_failure(value, error, subject) from error
     contained: Sequence[Any] = pickler.contained or _NOTHING
     if not buffers:

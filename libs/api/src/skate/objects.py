@@ -1,0 +1,156 @@
+"""``put``, ``get``, ``wait`` and ``cancel``: a program's dealings with objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar, overload
+
+from skate.actor_handle import ActorHandle
+from skate.session import require_session
+from skate_worker.current import current_core
+from skate_worker.object_ref import ObjectRef
+
+T = TypeVar("T")
+
+
+def put(value: T, *, _owner: None = None, _tensor_transport: None = None) -> ObjectRef[T]:
+    """Store a value; returns a reference that this process owns.
+
+    Raises:
+        TypeError: the value is a reference, or has a part that can not be pickled (it is named).
+        ObjectStoreFullError: the store has no room.
+        ValueError: an option that is not supported yet.
+    """
+    if isinstance(value, ObjectRef):
+        raise TypeError(
+            "put() takes a value, not a reference; put a list that contains the reference instead."
+        )
+    for name, option in (("_owner", _owner), ("_tensor_transport", _tensor_transport)):
+        if option is not None:
+            raise ValueError(f"put() does not support {name} yet; leave it out.")
+    return (current_core() or require_session()).put(value)
+
+
+@overload
+def get(object_refs: ObjectRef[T], *, timeout: float | None = None) -> T: ...
+@overload
+def get(object_refs: list[ObjectRef[T]], *, timeout: float | None = None) -> list[T]: ...
+@overload
+def get(object_refs: list[Any], *, timeout: float | None = None) -> list[Any]: ...
+def get(object_refs: Any, *, timeout: float | None = None) -> Any:
+    """The value of a reference, or the values of a list in its order; waits for them.
+
+    ``timeout`` in seconds; None and -1 wait without end, 0 looks once. The first error among them
+    is raised as soon as it is known, also as an instance of the class that the task raised.
+
+    Raises:
+        GetTimeoutError: not all values came in time (also a ``TimeoutError``).
+        ValueError: neither a reference nor a list, or a negative timeout.
+        TypeError: a list with something else than references.
+    """
+    if timeout is not None:
+        timeout = _timeout_s("get", timeout, allows_minus_one=True)
+    if type(object_refs) is ObjectRef:
+        return (current_core() or require_session()).get((object_refs,), timeout)[0]
+    if not isinstance(object_refs, list):
+        raise ValueError(
+            f"get() takes an ObjectRef or a list of them, got {type(object_refs).__name__}."
+            f"{_hint(object_refs)}"
+        )
+    for item in object_refs:
+        if type(item) is not ObjectRef:
+            raise TypeError(
+                f"get() takes a list of ObjectRefs, but the list has {type(item).__name__}."
+                f"{_hint(item)}"
+            )
+    return (current_core() or require_session()).get(object_refs, timeout) if object_refs else []
+
+
+def wait(
+    object_refs: list[ObjectRef[T]],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
+) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+    """Split references into ready ones and the rest, each in the given order.
+
+    Returns as soon as ``num_returns`` are ready (and then exactly so many as ready), or after
+    ``timeout`` seconds (0 looks once, None waits without end). A failed task counts as ready.
+
+    Raises:
+        TypeError: not a list of references.
+        ValueError: a reference stands twice, ``num_returns`` is not in 1..len, or a negative
+            timeout.
+    """
+    given_refs: Any = object_refs
+    if not isinstance(given_refs, list):
+        given = type(object_refs).__name__
+        hint = " Write wait([ref])." if given == "ObjectRef" else ""
+        raise TypeError(f"wait() takes a list of ObjectRefs, got {given}.{hint}")
+    for item in object_refs:
+        if type(item) is not ObjectRef:
+            raise TypeError(
+                f"wait() takes a list of ObjectRefs, but the list has {type(item).__name__}."
+                f"{_hint(item)}"
+            )
+    if isinstance(num_returns, bool) or not isinstance(num_returns, int):
+        raise TypeError(f"num_returns must be a whole number, got {num_returns!r}.")
+    if timeout is not None:
+        timeout = _timeout_s("wait", timeout, allows_minus_one=False)
+    if not object_refs:
+        return [], []
+    if len(set(object_refs)) != len(object_refs):
+        raise ValueError("wait() takes each ObjectRef once, but the list has the same one twice.")
+    if not 1 <= num_returns <= len(object_refs):
+        raise ValueError(
+            f"num_returns must lie between 1 and the number of references ({len(object_refs)}),"
+            f" got {num_returns}."
+        )
+    core = current_core() or require_session()
+    return core.wait(object_refs, num_returns, timeout, fetch_local)
+
+
+def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+    """Stop the task that makes ``ref``, as far as possible; it is never retried afterwards.
+
+    A task that waits does not start; one that runs gets ``KeyboardInterrupt``, or its worker is
+    killed with ``force``. Nothing happens when it has finished. ``recursive`` also stops what it
+    started.
+
+    Raises:
+        TypeError: not a reference.
+        ValueError: ``force`` for an actor's call, which would kill the actor.
+    """
+    if not isinstance(ref, ObjectRef):
+        raise TypeError(f"cancel() takes an ObjectRef, got {type(ref).__name__}.{_hint(ref)}")
+    if force and ref.task_id().is_actor_task():
+        raise ValueError(
+            "force=True can not cancel a call of an actor; use skate.kill() to end the actor."
+        )
+    (current_core() or require_session()).cancel(ref, force, recursive)
+
+
+def _timeout_s(function: str, timeout: Any, *, allows_minus_one: bool) -> float | None:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"The timeout of {function}() is a number of seconds, got {timeout!r}.")
+    if allows_minus_one and timeout == -1:
+        return None
+    if timeout < 0 or math.isnan(timeout):
+        raise ValueError(f"The timeout of {function}() must not be negative, got {timeout}.")
+    return None if math.isinf(timeout) else float(timeout)
+
+
+def _hint(value: Any) -> str:
+    if isinstance(value, ActorHandle):
+        return " Call a method of the actor with .remote() to have a reference."
+    if isinstance(value, ObjectRef):
+        return ""
+    if callable(value):
+        return " Call it with .remote() to have a reference."
+    if isinstance(value, tuple | set | frozenset | Sequence) and any(
+        isinstance(item, ObjectRef) for item in value
+    ):
+        return " Make it one flat list."
+    return ""
