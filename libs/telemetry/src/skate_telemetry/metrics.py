@@ -35,6 +35,8 @@ class MetricsRegistry:
         if importlib.util.find_spec("prometheus_client") is None:
             raise MissingExtraError("Metrics", "metrics", "prometheus-client")
         self._caps = {family.name: SeriesCap(family, series_max) for family in FAMILIES}
+        # Bounded by the declarations themselves.
+        self._caps[DROPPED_SERIES.name] = SeriesCap(DROPPED_SERIES, len(FAMILIES))
         self._sources: dict[str, Source] = {}
         self._errors: dict[str, int] = {}
         self._lock = threading.Lock()  # one exposition at a time

@@ -76,6 +76,7 @@ class MetricsServer:
         self.endpoint = f"[{address}]:{bound_port}" if ":" in address else f"{address}:{bound_port}"
         """Where it listens, as ``address:port``."""
         self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
         self._connections: dict[HttpConnection, None] = {}  # in the order of their arrival
         self._renders_pending = 0
         self._renderer = ThreadPoolExecutor(1, thread_name_prefix="skate-metrics-render")
@@ -86,32 +87,35 @@ class MetricsServer:
         """Stop serving and end the threads. May be repeated."""
         if self._thread.is_alive():
             with contextlib.suppress(RuntimeError):  # closed in this very moment
-                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(STOP_S_MAX)
         self._renderer.shutdown(wait=False, cancel_futures=True)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(
-            self._loop.create_server(
-                lambda: HttpConnection(self._loop, self), sock=self._socket, backlog=BACKLOG
-            )
-        )
         try:
-            self._loop.run_forever()
+            self._loop.run_until_complete(self._run())
         finally:
-            server.close()
-            for connection in list(self._connections):
-                connection.abort()
-            # One more turn, in which the transports close their sockets.
-            self._loop.run_until_complete(asyncio.sleep(0))
             self._loop.close()
+
+    async def _run(self) -> None:
+        server = await self._loop.create_server(
+            lambda: HttpConnection(self._loop, self), sock=self._socket, backlog=BACKLOG
+        )
+        await self._stopping.wait()
+        server.close()
+        for connection in list(self._connections):
+            connection.abort()
+        await asyncio.sleep(0)  # one more turn, in which the transports close their sockets
 
     def admit(self, connection: HttpConnection) -> None:
         """Take a connection in, in the place of the longest-waiting one when all are taken."""
         if len(self._connections) >= CONNECTIONS_MAX:
             waiting = next((c for c in self._connections if not c.is_answering), None)
-            (waiting or next(iter(self._connections))).abort()
+            victim = waiting or next(iter(self._connections))
+            # Now, and not when it has closed: the next one must find another victim.
+            del self._connections[victim]
+            victim.abort()
         self._connections[connection] = None
 
     def discard(self, connection: HttpConnection) -> None:

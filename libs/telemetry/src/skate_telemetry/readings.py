@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import os
 import platform
 import time
@@ -102,13 +103,17 @@ def process_readings() -> Iterator[Reading]:
         # The name in parentheses may hold anything, so fields are counted after its end; see
         # proc(5).
         fields = file.read().rpartition(b")")[2].split()
-    with open("/proc/stat", "rb") as file:
-        boot_s = next(int(line.split()[1]) for line in file if line.startswith(b"btime"))
     ticks_per_s = os.sysconf("SC_CLK_TCK")
-    yield Reading(f.PROCESS_START_TIME, boot_s + int(fields[19]) / ticks_per_s)
+    yield Reading(f.PROCESS_START_TIME, _boot_time_s() + int(fields[19]) / ticks_per_s)
     yield Reading(f.PROCESS_CPU, (int(fields[11]) + int(fields[12])) / ticks_per_s)
     yield Reading(f.PROCESS_RESIDENT_MEMORY, int(fields[21]) * os.sysconf("SC_PAGE_SIZE"))
     yield Reading(f.PROCESS_OPEN_FILES, len(os.listdir("/proc/self/fd")))
+
+
+@functools.cache  # The kernel computes it anew each time, and a start time must not wander.
+def _boot_time_s() -> int:
+    with open("/proc/stat", "rb") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(b"btime"))
 
 
 def resource_readings(

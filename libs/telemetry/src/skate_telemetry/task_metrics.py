@@ -35,10 +35,11 @@ class TaskMetrics:
     def record(self, name: str, duration_s: float, is_error: bool) -> None:
         """An attempt of the task ``name`` ended. A negative duration counts as 0."""
         duration_s = max(duration_s, 0.0)
+        name = clean_label(name)
         with self._lock:
             durations = self._by_name.get(name)
             if durations is None:
-                key = clean_label(name) if len(self._by_name) < self._names_max else OTHER
+                key = name if len(self._by_name) < self._names_max else OTHER
                 durations = self._by_name.setdefault(key, _Durations())
             durations.counts[bisect.bisect_left(TASK_DURATION.buckets, duration_s)] += 1
             durations.total_s += duration_s

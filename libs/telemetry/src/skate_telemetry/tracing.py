@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 DEFAULT_ENDPOINT = "http://localhost:4317"
 DEFAULT_TIMEOUT_S = 10.0
 
+TIME_S_MAX = 2.0**33
+"""Unix time of the year 2242: later ones are mistakes, and OTLP's 64 bits of nanoseconds end."""
+
 AttributeValue = str | bool | int | float
 
 
@@ -203,7 +206,7 @@ class SpanSink:
         ):
             self._rejected += 1
             return False
-        if not (math.isfinite(start_s) and math.isfinite(end_s) and 0 <= start_s < 2**33):
+        if not (math.isfinite(start_s) and math.isfinite(end_s) and 0 <= start_s < TIME_S_MAX):
             self._rejected += 1
             return False
         if not is_trace_sampled(trace_id, self._config.sample_ratio):
@@ -214,8 +217,8 @@ class SpanSink:
             trace_id=int(trace_id, 16),
             span_id=int(span_id, 16),
             parent_span_id=int(parent_span_id, 16) if parent_span_id else None,
-            start_ns=round(start_s * 1e9),
-            end_ns=round(min(max(start_s, end_s), 2.0**33) * 1e9),
+            start_ns=_nanoseconds(start_s),
+            end_ns=_nanoseconds(min(max(start_s, end_s), TIME_S_MAX)),
             attributes=dict(attributes or {}),
             error=error,
         )
@@ -234,6 +237,11 @@ class SpanSink:
         """Counts since the start."""
         exported, failed = (0, 0) if self._export is None else self._export.counts()
         return SpanStatistics(self._recorded, exported, failed, self._rejected)
+
+
+def _nanoseconds(time_s: float) -> int:
+    # A double holds the present time to a quarter of a microsecond; what is below is noise.
+    return round(time_s * 1e6) * 1000
 
 
 def _is_span_id(trace_id: str, span_id: str) -> bool:
