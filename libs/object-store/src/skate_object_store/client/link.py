@@ -1,0 +1,279 @@
+"""The client's one connection: requests of many threads, answered in any order, without a thread of its own.
+
+Before it: :mod:`~skate_object_store.client.admission` opened the socket. After it: the client unpacks replies.
+
+Whichever thread waits for a reply and finds nobody reading becomes the reader: it takes every reply off the
+socket, hands the others theirs, and on leaving wakes one of them to read on. A lone thread therefore
+sends and receives without a switch.
+
+An interrupt (``KeyboardInterrupt``) may come between any two bytecodes. Bytes are moved by single C calls into
+state that the next caller goes on from, so an interrupted call never leaves the stream cut; its reply, when it
+comes, is handed to ``on_orphan``, which gives back what it granted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from skate_object_store.errors import StoreClosedError, StoreProtocolError, StoreTimeoutError
+from skate_object_store.protocol import (
+    Kind,
+    MalformedFrameError,
+    split_frames,
+    unpack_refused,
+)
+
+_TICK_S = 0.25
+"""A blocked send or receive looks at its deadline this often. Replies do not wait for it."""
+
+_READ_SIZES = (1 << 16,)
+
+_LAST_READS_MAX = 4
+
+Reply = tuple[int, memoryview]
+"""(kind, body)."""
+
+Frame = tuple[int, int, memoryview]
+"""(kind, request, body)."""
+
+
+class _Slot:
+    """Where a request's thread finds its reply."""
+
+    __slots__ = ("is_waiting", "reply", "wakes")
+
+    def __init__(self) -> None:
+        self.reply: Reply | None = None
+        self.is_waiting = False
+        self.wakes: SimpleQueue[None] = SimpleQueue()
+
+
+class Link:
+    """Takes over a connected and admitted socket.
+
+    Args:
+        endpoint: For error messages.
+        connection: The socket; nothing after WELCOME has been read from it.
+        drain: What waits to be sent along, taken under the send lock.
+        on_orphan: Undoes a reply (kind, body) that nobody waits for. May only add to the outbox.
+        on_abandoned: Tells the store that a request's reply is not wanted. May only add to the outbox.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        connection: socket.socket,
+        *,
+        drain: Callable[[], bytes],
+        on_orphan: Callable[[int, memoryview], None],
+        on_abandoned: Callable[[int], None],
+    ) -> None:
+        self.endpoint = endpoint
+        self._socket = connection
+        tick = struct.pack("@ll", 0, int(_TICK_S * 1e6))  # struct timeval
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
+        self._drain = drain
+        self._on_orphan = on_orphan
+        self._on_abandoned = on_abandoned
+        self._numbers = itertools.count(1)
+        self._slots: dict[int, _Slot] = {}
+        self._slots_lock = threading.Lock()  # makes "find the slot and fill it" one step
+        self._send_lock = threading.Lock()
+        # Bytes under way, and how many of them each send took.
+        self._output: tuple[bytes, list[int]] = (b"", [])
+        self._read_lock = threading.Lock()
+        # The start of a frame, then what was received after it and not yet cut; whole frames.
+        self._input: tuple[list[bytes], deque[Frame]] = ([b""], deque())
+        self._delivering = 0
+        self._end: StoreClosedError | StoreProtocolError | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests can be made. A server's death shows at the next one."""
+        return self._end is None
+
+    def check_open(self) -> None:
+        """Raise what ended the connection, if anything did."""
+        if self._end is not None:
+            # A new one each time: a raised exception grows a traceback.
+            raise type(self._end)(self._end.endpoint, self._end.reason)
+
+    def request(self, pack: Callable[[int], bytes], timeout_s: float) -> Reply:
+        """Send what ``pack`` makes of a request number and wait for the reply.
+
+        Raises:
+            StoreClosedError: the connection is over.
+            StoreProtocolError: the server sent what it should not.
+            StoreTimeoutError: no reply in ``timeout_s``. The reply is undone should it still come.
+        """
+        self.check_open()
+        deadline_s = time.monotonic() + timeout_s
+        number = next(self._numbers)
+        slot = self._slots[number] = _Slot()
+        try:
+            self._send(pack(number), deadline_s, timeout_s)
+            self._wait(slot, deadline_s, timeout_s)
+        except BaseException:
+            with self._slots_lock:
+                del self._slots[number]
+            if slot.reply is not None:
+                self._on_orphan(*slot.reply)
+            else:
+                self._on_abandoned(number)
+            self._promote()
+            raise
+        del self._slots[number]
+        self._promote()
+        assert slot.reply is not None
+        return slot.reply
+
+    def post(self, data: bytes, timeout_s: float) -> None:
+        """Send frames that have no reply, after everything in the outbox. Raises like :meth:`request`."""
+        self.check_open()
+        self._send(data, time.monotonic() + timeout_s, timeout_s)
+
+    def close(self, reason: str) -> None:
+        """End the connection; threads that wait on it raise ``StoreClosedError`` at once."""
+        self._fail(StoreClosedError(self.endpoint, reason))
+        # Threads inside send() or recv() were ended by the shutdown and are on their way out.
+        with self._send_lock, self._read_lock:
+            self._socket.close()
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: the connection is the parent's, so let go of it without a word.
+
+        The parent's threads may have held any lock at the fork; none is touched.
+        """
+        self._end = StoreClosedError(
+            self.endpoint, "it was opened by the parent process, before a fork; connect anew"
+        )
+        self._socket.close()
+
+    def _send(self, data: bytes, deadline_s: float, timeout_s: float) -> None:
+        if not self._send_lock.acquire(timeout=_patience_s(deadline_s)):
+            raise StoreTimeoutError(self.endpoint, timeout_s)
+        try:
+            queued, counts = self._output
+            rest = queued[sum(counts) :]
+            self._output = queued, counts = b"".join((rest, self._drain(), data)), []
+            while (sent := sum(counts)) < len(queued):
+                self.check_open()
+                try:
+                    # The call and its result meet in C: an interrupt cannot fall between them.
+                    counts.extend(map(self._socket.send, (memoryview(queued)[sent:],)))
+                except BlockingIOError:
+                    if time.monotonic() >= deadline_s:
+                        raise StoreTimeoutError(self.endpoint, timeout_s) from None
+                except OSError as error:
+                    self._read_last_words()
+                    self._fail(StoreClosedError(self.endpoint, f"sending failed ({error})"))
+            self._output = b"", []
+        finally:
+            self._send_lock.release()
+
+    def _wait(self, slot: _Slot, deadline_s: float, timeout_s: float) -> None:
+        # Set before the first look at the read lock: a reader that leaves then finds this slot to wake.
+        slot.is_waiting = True
+        while slot.reply is None:
+            self.check_open()
+            if time.monotonic() >= deadline_s:
+                raise StoreTimeoutError(self.endpoint, timeout_s)
+            if self._read_lock.acquire(blocking=False):
+                try:
+                    while slot.reply is None and self._end is None:
+                        self._read()
+                        if slot.reply is None and time.monotonic() >= deadline_s:
+                            break
+                finally:
+                    self._read_lock.release()
+            else:
+                try:
+                    slot.wakes.get(timeout=_patience_s(deadline_s))
+                except Empty:
+                    pass  # The deadline came; the loop sees it.
+        slot.is_waiting = False
+
+    def _read(self) -> None:
+        """Take what has come, waiting one tick at most, and hand it out. The caller holds the read lock."""
+        chunks, frames = self._input
+        if not frames:
+            if len(chunks) == 1:
+                try:
+                    chunks.extend(map(self._socket.recv, _READ_SIZES))  # As in _send().
+                except BlockingIOError:
+                    return
+                except OSError as error:
+                    self._fail(StoreClosedError(self.endpoint, f"receiving failed ({error})"))
+                    return
+            if not chunks[-1]:
+                self._fail(StoreClosedError(self.endpoint, "the server hung up"))
+                return
+            data = b"".join(chunks)
+            try:
+                cut, used = split_frames(data)
+            except MalformedFrameError as error:
+                self._fail(StoreProtocolError(self.endpoint, str(error)))
+                return
+            frames = deque(cut)
+            self._input = [data[used:]], frames
+        while frames:
+            self._deliver(*frames[0])
+            frames.popleft()
+
+    def _deliver(self, kind: int, number: int, body: memoryview) -> None:
+        if kind == Kind.REFUSED:
+            self._fail(StoreClosedError(self.endpoint, unpack_refused(body)))
+            return
+        # After an interrupt the frame at the head may come here again; its thread may have left with it.
+        is_repeated = number == self._delivering
+        self._delivering = number
+        with self._slots_lock:
+            slot = self._slots.get(number)
+            if slot is not None:
+                slot.reply = kind, body
+        if slot is not None:
+            if slot.is_waiting:
+                slot.wakes.put(None)
+        elif not is_repeated:
+            self._on_orphan(kind, body)
+
+    def _read_last_words(self) -> None:
+        """The server hung up while we sent: what it said before tells more than a broken pipe."""
+        if self._read_lock.acquire(blocking=False):
+            try:
+                for _ in range(_LAST_READS_MAX):
+                    if self._end is None:
+                        self._read()
+            finally:
+                self._read_lock.release()
+
+    def _fail(self, error: StoreClosedError | StoreProtocolError) -> None:
+        if self._end is None:
+            self._end = error
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # It is over already.
+        for slot in list(self._slots.values()):
+            slot.wakes.put(None)
+
+    def _promote(self) -> None:
+        """Wake one waiting thread, to be the next reader."""
+        for slot in list(self._slots.values()):
+            if slot.is_waiting and slot.reply is None:
+                slot.wakes.put(None)
+                return
+
+
+def _patience_s(deadline_s: float) -> float:
+    """What is left until the deadline, as locks and queues like it."""
+    return min(max(0.0, deadline_s - time.monotonic()), threading.TIMEOUT_MAX)

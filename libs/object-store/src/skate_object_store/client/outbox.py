@@ -1,0 +1,76 @@
+"""What a client tells the store when it next talks to it: dropped pins, deletions, aborts.
+
+Everything here that a finalizer may reach only appends to a deque and nudges; a finalizer runs at any time, in
+any thread, inside any lock, this library's included.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import TypeVar
+
+from skate_object_store.constants import IDS_PER_FRAME_MAX, RELEASES_PER_FRAME_MAX
+from skate_object_store.protocol import pack_delete, pack_release
+
+_Item = TypeVar("_Item")
+
+
+class Nudge:
+    """Wakes the flusher; many nudges before it looks count as one."""
+
+    def __init__(self) -> None:
+        self._is_given = False
+        self._wakes: SimpleQueue[None] = SimpleQueue()  # Its put() is reentrant, by its documentation.
+
+    def give(self) -> None:
+        """Ask for a flush. Safe in a finalizer."""
+        if not self._is_given:
+            self._is_given = True
+            self._wakes.put(None)
+
+    def wait(self) -> None:
+        """Until the next nudge."""
+        self._wakes.get()
+
+    def take(self) -> None:
+        """From here on a nudge wakes again: what came before is about to be looked at."""
+        self._is_given = False
+
+
+class Outbox:
+    """One-way messages that wait to be sent. ``take_releases`` collects (serial, count) pairs."""
+
+    def __init__(self, nudge: Nudge, take_releases: Callable[[], list[tuple[int, int]]]) -> None:
+        self._nudge = nudge
+        self._take_releases = take_releases
+        self._deleted: deque[bytes] = deque()
+        self._frames: deque[bytes] = deque()
+
+    def delete(self, object_ids: list[bytes]) -> None:
+        """Delete objects soon. Safe in a finalizer."""
+        self._deleted.extend(object_ids)
+        self._nudge.give()
+
+    def add(self, frame: bytes) -> None:
+        """Send a one-way frame soon. Safe in a finalizer."""
+        self._frames.append(frame)
+        self._nudge.give()
+
+    def drain(self) -> bytes:
+        """Everything that waits, as frames. The caller holds the link's send lock."""
+        releases = self._take_releases()
+        parts = list(_taken(self._frames))
+        for start in range(0, len(releases), RELEASES_PER_FRAME_MAX):
+            parts.append(pack_release(releases[start : start + RELEASES_PER_FRAME_MAX]))
+        deleted = list(_taken(self._deleted))
+        for start in range(0, len(deleted), IDS_PER_FRAME_MAX):
+            parts.append(pack_delete(deleted[start : start + IDS_PER_FRAME_MAX]))
+        return b"".join(parts)
+
+
+def _taken(items: deque[_Item]) -> Iterator[_Item]:
+    """Take what is there; a finalizer may append meanwhile."""
+    while items:
+        yield items.popleft()

@@ -1,0 +1,95 @@
+"""Views of the arena whose end is noticed: what makes zero-copy safe.
+
+A view is a ``memoryview`` over a ``ctypes`` array at an address of the mapping. Slices and numpy arrays made
+from the view keep the array alive; when the last of them goes, the array's weak reference calls back, and the
+pin in the store can be dropped. On Python 3.11 nothing else gives a read-only buffer over foreign memory with a
+notice of its end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections import deque
+from collections.abc import Callable
+
+_ArrayType = type[ctypes.Array[ctypes.c_ubyte]]
+
+
+class Span:
+    """One pinned copy and the views of it in this process."""
+
+    __slots__ = (
+        "address",
+        "is_aborted",
+        "is_held",
+        "object_id",
+        "pins",
+        "reference",
+        "serial",
+        "size_bytes",
+        "writing",
+    )
+
+    def __init__(self, object_id: bytes, serial: int, address: int, size_bytes: int) -> None:
+        self.object_id = object_id
+        self.serial = serial
+        self.address = address
+        self.size_bytes = size_bytes
+        self.pins = 0
+        """Pins that the store counts for this process."""
+        self.is_held = False
+        """Whether something is to be said to the store when the last view ends."""
+        self.is_aborted = False
+        """Whether that is an abort rather than a release."""
+        self.writing: memoryview | None = None
+        """The view handed out for writing, until the object is sealed or aborted."""
+        self.reference: _SpanReference | None = None
+
+    @property
+    def is_viewed(self) -> bool:
+        """Whether a view is alive."""
+        return self.reference is not None and self.reference() is not None
+
+
+class _SpanReference(weakref.ref["ctypes.Array[ctypes.c_ubyte]"]):
+    """A weak reference that knows its span."""
+
+    __slots__ = ("span",)
+    span: Span
+
+
+class SpanViewer:
+    """Makes views, and appends each span whose last view has gone to ``ended``."""
+
+    def __init__(self, on_ended: Callable[[], None]) -> None:
+        self.ended: deque[Span] = deque()
+        self._on_ended = on_ended
+        self._array_types: dict[int, _ArrayType] = {}
+
+    def view(self, span: Span) -> memoryview:
+        """A writable view of the whole span; one array serves all views that live at a time."""
+        array = None if span.reference is None else span.reference()
+        if array is None:
+            array = self._array_type(span.size_bytes).from_address(span.address)
+            reference = _SpanReference(array, self._note_end)
+            reference.span = span
+            span.reference = reference
+        return memoryview(array).cast("B")[: span.size_bytes]
+
+    def _note_end(self, reference: weakref.ref[ctypes.Array[ctypes.c_ubyte]]) -> None:
+        """The last view has gone. A finalizer: see the module ``outbox``."""
+        assert isinstance(reference, _SpanReference)
+        self.ended.append(reference.span)
+        self._on_ended()
+
+    def _array_type(self, size_bytes: int) -> _ArrayType:
+        # A type per length would pile up in the cache of ctypes, so lengths are rounded up to one of eight
+        # per power of two. What lies beyond the object is cut off before a view leaves this class.
+        shift = max(0, size_bytes.bit_length() - 4)
+        length = max(1, (size_bytes + (1 << shift) - 1) >> shift << shift)
+        array_type = self._array_types.get(length)
+        if array_type is None:
+            array_type = self._array_types[length] = ctypes.c_ubyte * length
+        return array_type
+

@@ -1,0 +1,341 @@
+"""The calls of a process that puts objects into a store and gets them out.
+
+Before it: the user. After it: :mod:`~skate_object_store.client.attachment`, which knows what is alive.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from skate_object_store.client.attachment import Attachment
+from skate_object_store.client.copying import UNLOCKED_BYTES, borrowed
+from skate_object_store.constants import (
+    FRAME_BYTES_MAX,
+    ID_BYTES_MAX,
+    IDS_PER_FRAME_MAX,
+    OWNER_BYTES_MAX,
+)
+from skate_object_store.errors import ObjectExistsError, StoreFullError, StoreProtocolError
+from skate_object_store.handshake import HandshakeLike
+from skate_object_store.machine.records import Copy
+from skate_object_store.protocol import (
+    Kind,
+    MalformedFrameError,
+    pack_abort,
+    pack_create,
+    pack_get,
+    pack_seal,
+    pack_wait,
+    unpack_created,
+    unpack_exists,
+    unpack_full,
+    unpack_got,
+    unpack_ready,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_FRAME_SLACK_BYTES = 64
+
+_Answer = TypeVar("_Answer")
+
+
+class StoreClient:
+    """One process's connection to a store. Every method may be called from any thread.
+
+    Args:
+        endpoint: ``unix:<path>``, as :attr:`StoreServer.endpoint` says.
+        owner: Tag of what this client creates, for :meth:`StoreServer.release_owner`. At most 255 bytes.
+        handshake: The client's side of the proof that the server asks for, if it does.
+        timeout_s: For each round trip: a server that does not answer in time raises ``StoreTimeoutError``.
+
+    Raises:
+        StoreClosedError: nobody listens there.
+        StoreAuthenticationError: this process was not admitted, or the server did not prove itself.
+        StoreTimeoutError: no answer in time.
+
+    Every method raises ``StoreClosedError`` once the client or the server is closed, and in a forked child;
+    ``StoreTimeoutError`` when the server does not answer; ``ValueError`` for an id that is empty or longer than
+    255 bytes. Not to be called from finalizers, except for :meth:`delete`.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        owner: bytes = b"",
+        handshake: HandshakeLike | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self.endpoint = endpoint
+        self._owner = _checked_owner(owner)
+        self._timeout_s = timeout_s
+        self._attachment = Attachment(endpoint, self._owner, handshake, timeout_s)
+
+    def create(
+        self,
+        object_id: bytes,
+        size: int,
+        *,
+        evictable: bool = False,
+        owner: bytes | None = None,
+        wait_s: float = 0.0,
+    ) -> memoryview:
+        """Reserve ``size`` bytes, 64-byte aligned, to be written and then sealed. One round trip.
+
+        The content is undefined. Nobody can get the object before :meth:`seal`; if this process dies first,
+        it is gone. After seal or abort the view raises; slices and arrays made from it do not, so drop them.
+
+        Args:
+            object_id: 1 to 255 bytes that name the object.
+            size: In bytes; may be 0.
+            evictable: A secondary copy, which the store may drop while nobody has a view of it. Otherwise it
+                stays until it is deleted.
+            owner: Tag instead of the client's.
+            wait_s: How long the store may wait for room.
+
+        Raises:
+            ObjectExistsError: the id is in the store, or being written.
+            StoreFullError: no room within ``wait_s``; lists the biggest holders.
+        """
+        with self._attachment as attachment:
+            serial, offset = self._create(object_id, size, evictable, owner, wait_s)
+            return attachment.begin_writing(bytes(object_id), serial, offset, size)
+
+    def seal(self, object_id: bytes) -> None:
+        """Publish an object that this client created: it is whole and will not change. One way.
+
+        Raises:
+            ObjectNotFoundError: this client is not writing it.
+        """
+        with self._attachment as attachment:
+            attachment.seal(object_id)
+
+    def abort(self, object_id: bytes) -> None:
+        """Give up an object that this client created. One way. Raises like :meth:`seal`.
+
+        The range is reused only when the last slice or array made from the view is gone.
+        """
+        with self._attachment as attachment:
+            attachment.abort(object_id)
+
+    def put(
+        self,
+        object_id: bytes,
+        parts: Sequence[ReadableBuffer],
+        total: int | None = None,
+        *,
+        evictable: bool = False,
+        owner: bytes | None = None,
+        wait_s: float = 0.0,
+    ) -> int:
+        """Create, write the parts one after the other, and seal. Returns the object's size.
+
+        One round trip and a copy, which runs without the interpreter lock and on several threads if large.
+
+        Args:
+            object_id: As in :meth:`create`, as are the keyword arguments.
+            parts: Contiguous buffers.
+            total: The sum of their lengths, if the caller knows it already.
+
+        Raises:
+            ObjectExistsError, StoreFullError: as :meth:`create`.
+            BufferError: a part is not contiguous.
+            ValueError: the parts do not add up to ``total``.
+        """
+        views = [memoryview(part) for part in parts]
+        size = sum(view.nbytes for view in views)
+        if total is not None and total != size:
+            raise ValueError(f"the parts have {size} bytes in all, not {total}")
+        with self._attachment as attachment:
+            serial, offset = self._create(object_id, size, evictable, owner, wait_s)
+            try:
+                for view in views:
+                    self._copy(offset, view)
+                    offset += view.nbytes
+            except BaseException:
+                attachment.outbox.add(pack_abort(serial))
+                raise
+            attachment.link.post(pack_seal(serial, keeps_pin=False), self._timeout_s)
+        return size
+
+    def write(self, view: memoryview, offset: int, buffer: ReadableBuffer) -> None:
+        """Copy a buffer into a view that :meth:`create` returned, as :meth:`put` does.
+
+        Raises:
+            ValueError: the buffer does not fit at ``offset``, or the view is not one of this store's.
+            BufferError: the buffer is not contiguous.
+        """
+        source = memoryview(buffer)
+        with self._attachment as attachment, borrowed(view, is_writable=True) as (address, length):
+            start = address - attachment.mapping.write_address
+            if not 0 <= start <= attachment.mapping.size_bytes - length:
+                raise ValueError("the view was not made by this client's create()")
+            if not 0 <= offset <= length - source.nbytes:
+                raise ValueError(
+                    f"{source.nbytes} bytes at {offset} do not fit into a view of {length} bytes"
+                )
+            self._copy(start + offset, source)
+
+    def get(
+        self, object_ids: Sequence[bytes], timeout_s: float | None = 0
+    ) -> list[memoryview | None]:
+        """Read-only views in the order of the ids, None for each that is not there in time.
+
+        An object stays where it is while a view, a slice of one, or an array over one is alive, even if it is
+        deleted or this client is closed meanwhile. Objects that this process has views of cost no round trip.
+
+        Args:
+            object_ids: Repeats are allowed.
+            timeout_s: How long to wait for the objects that are not there yet; None: as long as it takes.
+        """
+        deadline_s = _deadline_s(timeout_s)
+        with self._attachment as attachment:
+            views = [attachment.cached(object_id) for object_id in object_ids]
+            missing = [position for position, view in enumerate(views) if view is None]
+            for start in range(0, len(missing), IDS_PER_FRAME_MAX):
+                positions = missing[start : start + IDS_PER_FRAME_MAX]
+                wanted = [_checked_id(object_ids[position]) for position in positions]
+                copies = self._get(wanted, max(0.0, deadline_s - time.monotonic()))
+                for position, object_id, copy in zip(positions, wanted, copies, strict=True):
+                    if copy is not None:
+                        views[position] = attachment.adopt(object_id, copy)
+        return views
+
+    def contains(self, object_id: bytes) -> bool:
+        """Whether the object is in the store, sealed. One round trip."""
+        return bool(self.wait([object_id], 1, 0))
+
+    def wait(
+        self, object_ids: Sequence[bytes], num_ready: int, timeout_s: float | None
+    ) -> list[bytes]:
+        """Wait until ``num_ready`` of the objects are there; returns those that are, in the order given.
+
+        More may be returned than asked for, and fewer after ``timeout_s`` (None: no limit). Pins nothing.
+
+        Raises:
+            ValueError: too many ids for one request; 30 000 ids of 28 bytes are not.
+        """
+        wanted = [_checked_id(object_id) for object_id in object_ids]
+        if not wanted:
+            return []
+        if sum(map(len, wanted)) + len(wanted) > FRAME_BYTES_MAX - _FRAME_SLACK_BYTES:
+            raise ValueError(f"{len(wanted)} ids are too many for one wait")
+        limit_s = math.inf if timeout_s is None else max(0.0, timeout_s)
+        count = min(max(num_ready, 0), len(wanted))
+
+        def pack(request: int) -> bytes:
+            return pack_wait(request, wanted, count, limit_s if count else 0.0)
+
+        with self._attachment:
+            positions = self._request(pack, limit_s, Kind.READY, unpack_ready)
+        return [wanted[position] for position in positions if position < len(wanted)]
+
+    def delete(self, object_ids: Sequence[bytes]) -> None:
+        """Forget objects, whoever created them; unknown ids are no error. One way, and safe in finalizers.
+
+        The ids are free at once, the memory when the last view in any process is gone.
+        """
+        self._attachment.delete([_checked_id(object_id) for object_id in object_ids])
+
+    def close(self) -> None:
+        """Abort what is being written and end the connection; views that are alive stay valid.
+
+        The connection itself ends with the last of them. Calling it again does nothing.
+        """
+        self._attachment.close()
+
+    def __enter__(self) -> StoreClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _create(
+        self, object_id: bytes, size: int, evictable: bool, owner: bytes | None, wait_s: float
+    ) -> tuple[int, int]:
+        """(serial, offset) of a reserved range."""
+        _checked_id(object_id)
+        if not 0 <= size < 1 << 63:
+            raise ValueError(f"an object cannot have {size} bytes")
+        if not wait_s >= 0:
+            raise ValueError(f"cannot wait {wait_s} s")
+        tag = self._owner if owner is None else _checked_owner(owner)
+        kind, body = self._attachment.link.request(
+            lambda number: pack_create(
+                number, object_id, size, tag, is_evictable=evictable, wait_s=wait_s
+            ),
+            wait_s + self._timeout_s,
+        )
+        try:
+            if kind == Kind.CREATED:
+                return unpack_created(body)
+            if kind == Kind.FULL:
+                raise StoreFullError(bytes(object_id), unpack_full(body))
+            if kind == Kind.EXISTS:
+                raise ObjectExistsError(bytes(object_id), unpack_exists(body))
+        except MalformedFrameError as error:
+            raise StoreProtocolError(self.endpoint, str(error)) from None
+        raise StoreProtocolError(self.endpoint, f"frame kind {kind} in reply to a create")
+
+    def _copy(self, offset: int, source: memoryview) -> None:
+        """Copy into the arena at ``offset``."""
+        size = source.nbytes
+        if not source.c_contiguous:
+            raise BufferError("a part is not contiguous; pass a contiguous copy of it")
+        mapping = self._attachment.mapping
+        if size >= UNLOCKED_BYTES:
+            with borrowed(source) as (address, _):
+                self._attachment.copier.copy(
+                    mapping.write_address + offset,
+                    address,
+                    size,
+                    lambda start, length: mapping.prepare_write(offset + start, length),
+                )
+        elif size:
+            mapping.writable[offset : offset + size] = source.cast("B")
+
+    def _get(self, object_ids: list[bytes], timeout_s: float) -> list[Copy | None]:
+        def pack(request: int) -> bytes:
+            return pack_get(request, object_ids, timeout_s)
+
+        copies = self._request(pack, timeout_s, Kind.GOT, unpack_got)
+        if len(copies) != len(object_ids):
+            raise StoreProtocolError(self.endpoint, "a get was answered with another number of objects")
+        return copies
+
+    def _request(
+        self,
+        pack: Callable[[int], bytes],
+        patience_s: float,
+        expected: Kind,
+        unpack: Callable[[memoryview], _Answer],
+    ) -> _Answer:
+        """A round trip that the server may take ``patience_s`` to answer."""
+        kind, body = self._attachment.link.request(pack, patience_s + self._timeout_s)
+        if kind != expected:
+            raise StoreProtocolError(self.endpoint, f"frame kind {kind} instead of {expected.name}")
+        try:
+            return unpack(body)
+        except MalformedFrameError as error:
+            raise StoreProtocolError(self.endpoint, str(error)) from None
+
+
+def _checked_id(object_id: bytes) -> bytes:
+    if not 0 < len(object_id) <= ID_BYTES_MAX:
+        raise ValueError(f"an object id has 1 to {ID_BYTES_MAX} bytes, got {len(object_id)}")
+    return object_id
+
+
+def _checked_owner(owner: bytes) -> bytes:
+    if len(owner) > OWNER_BYTES_MAX:
+        raise ValueError(f"an owner tag has at most {OWNER_BYTES_MAX} bytes, got {len(owner)}")
+    return owner
+
+
+def _deadline_s(timeout_s: float | None) -> float:
+    return math.inf if timeout_s is None else time.monotonic() + max(0.0, timeout_s)

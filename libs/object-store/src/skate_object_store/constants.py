@@ -1,0 +1,62 @@
+"""Every limit of the store, in one place, and the relations between them."""
+
+from __future__ import annotations
+
+ALIGNMENT_BYTES = 64
+"""Start of every object: a cache line, and what AVX-512 loads and numpy like."""
+
+CHUNK_BYTES = 2 << 20
+"""Granularity at which arena pages are committed and given back."""
+
+COMMIT_STEP_BYTES = 32 << 20
+"""One call to ``fallocate``: about 10 ms, so that shutdown and demand never queue behind a long one."""
+
+COMMIT_AHEAD_MIN_BYTES = 64 << 20
+"""Committed and free at the end of the used part, even in an idle store."""
+
+COMMIT_AHEAD_MAX_BYTES = 512 << 20
+"""Never more than this is committed on speculation; between the two it follows what is in use."""
+
+TRIM_IDLE_S = 10.0
+"""A store in which nothing was created for this long gives its free pages back to the machine."""
+
+ID_BYTES_MAX = 255
+OWNER_BYTES_MAX = 255
+"""Ids and owner tags carry a one-byte length on the wire."""
+
+FRAME_BYTES_MAX = 1 << 20
+"""The longest frame either side accepts; a longer one closes the connection."""
+
+IDS_PER_FRAME_MAX = 2048
+"""Ids that a client puts into one frame; longer lists are split."""
+
+RELEASES_PER_FRAME_MAX = 16384
+"""Pins that a client drops in one frame; longer lists are split."""
+
+OUTPUT_BYTES_MAX = 16 << 20
+"""Replies queued for a client that does not read them; past this it is disconnected."""
+
+REQUESTS_PER_CLIENT_MAX = 4096
+"""Requests of one client that may wait in the server at a time; past this it is disconnected."""
+
+CONNECTIONS_MAX = 4096
+UNAUTHENTICATED_MAX = 64
+"""Connections that have not proved themselves; further ones are refused until these end."""
+
+HANDSHAKE_TIMEOUT_S = 5.0
+"""A connection that has not been admitted after this long is closed."""
+
+HANDSHAKE_BYTES_MAX = 4096
+"""Bytes accepted from a connection before it is admitted."""
+
+HOLDERS_MAX = 10
+"""The biggest holders that a refused create names."""
+
+RELEASE_LINGER_S = 0.001
+"""Dropped pins are gathered for this long, unless a request leaves earlier and takes them along."""
+
+assert IDS_PER_FRAME_MAX * (ID_BYTES_MAX + 1) + 64 <= FRAME_BYTES_MAX
+assert RELEASES_PER_FRAME_MAX * 12 + 64 <= FRAME_BYTES_MAX
+assert COMMIT_STEP_BYTES % CHUNK_BYTES == 0
+assert COMMIT_AHEAD_MIN_BYTES <= COMMIT_AHEAD_MAX_BYTES
+assert HANDSHAKE_BYTES_MAX <= FRAME_BYTES_MAX

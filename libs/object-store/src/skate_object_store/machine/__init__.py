@@ -1,0 +1,3 @@
+"""Decisions of the store, without I/O or clocks: where bytes go, and which objects live."""
+
+from __future__ import annotations

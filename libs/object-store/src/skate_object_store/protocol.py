@@ -1,0 +1,380 @@
+"""The frames between a client and the store: packing, unpacking, and cutting a byte stream into them.
+
+A frame is ``body length u32 | kind u8 | request u64 | body``, little end first. ``request`` is chosen by the
+client and comes back in the reply; it is 0 in one-way frames. Ids and owner tags are ``length u8 | bytes``.
+Unpackers raise :class:`MalformedFrameError` for anything that a packer could not have made.
+
+::
+
+    client                                   store
+      │ ── handshake bytes, if the store asks for one ──  │
+      │ HELLO version owner ───────────────────────────►  │
+      │  ◄───────────── WELCOME version capacity + memfd  │
+      │ CREATE id size ────────────────────────────────►  │
+      │  ◄──────────────────────── CREATED serial offset  │   or EXISTS, FULL
+      │ SEAL serial / ABORT serial ─────────────────────► │   one way
+      │ GET ids timeout ───────────────────────────────►  │
+      │  ◄────────────────── GOT (serial offset size)...  │   each one pinned
+      │ RELEASE (serial count)... / DELETE ids ─────────► │   one way, batched
+      │ WAIT ids wanted timeout ───────────────────────►  │
+      │  ◄──────────────────────────────── READY indexes  │
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+
+from skate_object_store.constants import FRAME_BYTES_MAX
+from skate_object_store.machine.records import Copy, Fullness, FullReason, Holder
+
+PROTOCOL_VERSION = 1
+
+
+class MalformedFrameError(Exception):
+    """The bytes are not a frame of this protocol."""
+
+
+class Kind(IntEnum):
+    """What a frame says. Below 64: client to store; from 64: store to client."""
+
+    HELLO = 1
+    CREATE = 2
+    SEAL = 3
+    ABORT = 4
+    GET = 5
+    WAIT = 6
+    CANCEL = 7
+    RELEASE = 8
+    DELETE = 9
+    WELCOME = 64
+    REFUSED = 65
+    CREATED = 66
+    EXISTS = 67
+    FULL = 68
+    GOT = 69
+    READY = 70
+
+
+_HEADER = struct.Struct("<IBQ")
+_HELLO = struct.Struct("<H")
+_CREATE = struct.Struct("<QdB")
+_SEAL = struct.Struct("<QB")
+_SERIAL = struct.Struct("<Q")
+_GET = struct.Struct("<dI")
+_WAIT = struct.Struct("<dII")
+_RELEASE = struct.Struct("<QI")
+_WELCOME = struct.Struct("<HQ")
+_CREATED = struct.Struct("<QQ")
+_COPY = struct.Struct("<QQQ")
+_FULL = struct.Struct("<BQQQQI")
+_HOLDER = struct.Struct("<QdIB")
+
+HEADER_BYTES = _HEADER.size
+
+
+def frame(kind: Kind, request: int, body: bytes = b"") -> bytes:
+    """One frame, ready to send."""
+    return _HEADER.pack(len(body), kind, request) + body
+
+
+def split_frames(data: bytes) -> tuple[list[tuple[int, int, memoryview]], int]:
+    """The complete frames in ``data`` as (kind, request, body), and how many bytes they take.
+
+    Raises:
+        MalformedFrameError: a header announces more than ``FRAME_BYTES_MAX``.
+    """
+    frames: list[tuple[int, int, memoryview]] = []
+    view = memoryview(data)
+    start, end = 0, len(data)
+    while end - start >= HEADER_BYTES:
+        length, kind, request = _HEADER.unpack_from(data, start)
+        if length > FRAME_BYTES_MAX:
+            raise MalformedFrameError(f"a frame of {length} bytes")
+        body_start = start + HEADER_BYTES
+        if end - body_start < length:
+            break
+        start = body_start + length
+        frames.append((kind, request, view[body_start:start]))
+    return frames, start
+
+
+def pack_hello(owner: bytes) -> bytes:
+    """First frame of a client: the owner tag of what it creates."""
+    return frame(Kind.HELLO, 0, _HELLO.pack(PROTOCOL_VERSION) + _tag(owner))
+
+
+def unpack_hello(body: memoryview) -> tuple[int, bytes]:
+    """(version, owner). Only the version is read when it is not ours."""
+    reader = _Reader(body)
+    (version,) = reader.take(_HELLO)
+    if version != PROTOCOL_VERSION:
+        return version, b""
+    owner = reader.tag(can_be_empty=True)
+    reader.end()
+    return version, owner
+
+
+def pack_create(
+    request: int, object_id: bytes, size: int, owner: bytes, *, is_evictable: bool, wait_s: float
+) -> bytes:
+    """Ask for ``size`` bytes; ``wait_s`` is how long the store may look for room."""
+    body = _CREATE.pack(size, wait_s, is_evictable) + _tag(object_id) + _tag(owner)
+    return frame(Kind.CREATE, request, body)
+
+
+def unpack_create(body: memoryview) -> tuple[bytes, int, bytes, bool, float]:
+    """(object id, size, owner, is evictable, wait in seconds)."""
+    reader = _Reader(body)
+    size, wait_s, flags = reader.take(_CREATE)
+    object_id = reader.tag()
+    owner = reader.tag(can_be_empty=True)
+    reader.end()
+    if flags > 1:
+        raise MalformedFrameError(f"unknown create flags {flags}")
+    return object_id, size, owner, bool(flags), _seconds(wait_s)
+
+
+def pack_seal(serial: int, *, keeps_pin: bool) -> bytes:
+    """The object is whole."""
+    return frame(Kind.SEAL, 0, _SEAL.pack(serial, keeps_pin))
+
+
+def unpack_seal(body: memoryview) -> tuple[int, bool]:
+    """(serial, whether the writer keeps a pin)."""
+    reader = _Reader(body)
+    serial, keeps_pin = reader.take(_SEAL)
+    reader.end()
+    return serial, bool(keeps_pin)
+
+
+def pack_abort(serial: int) -> bytes:
+    """The object will not be written."""
+    return frame(Kind.ABORT, 0, _SERIAL.pack(serial))
+
+
+def unpack_abort(body: memoryview) -> int:
+    """The serial."""
+    reader = _Reader(body)
+    (serial,) = reader.take(_SERIAL)
+    reader.end()
+    return int(serial)
+
+
+def pack_get(request: int, object_ids: Sequence[bytes], timeout_s: float) -> bytes:
+    """Ask for pinned copies; ``timeout_s`` may be infinite."""
+    return frame(Kind.GET, request, _GET.pack(timeout_s, len(object_ids)) + _tags(object_ids))
+
+
+def unpack_get(body: memoryview) -> tuple[list[bytes], float]:
+    """(ids, timeout in seconds)."""
+    reader = _Reader(body)
+    timeout_s, count = reader.take(_GET)
+    return reader.tags(count), _seconds(timeout_s)
+
+
+def pack_wait(
+    request: int, object_ids: Sequence[bytes], found_wanted: int, timeout_s: float
+) -> bytes:
+    """Ask which objects are there; ``timeout_s`` may be infinite."""
+    head = _WAIT.pack(timeout_s, found_wanted, len(object_ids))
+    return frame(Kind.WAIT, request, head + _tags(object_ids))
+
+
+def unpack_wait(body: memoryview) -> tuple[list[bytes], int, float]:
+    """(ids, how many are wanted, timeout in seconds)."""
+    reader = _Reader(body)
+    timeout_s, found_wanted, count = reader.take(_WAIT)
+    return reader.tags(count), found_wanted, _seconds(timeout_s)
+
+
+def pack_cancel(request: int) -> bytes:
+    """Nobody waits for this request's reply any more."""
+    return frame(Kind.CANCEL, request)
+
+
+def pack_release(pins: Iterable[tuple[int, int]]) -> bytes:
+    """Drop pins: (serial, count) pairs."""
+    return frame(Kind.RELEASE, 0, b"".join(_RELEASE.pack(*pin) for pin in pins))
+
+
+def unpack_release(body: memoryview) -> list[tuple[int, int]]:
+    """(serial, count) pairs."""
+    if len(body) % _RELEASE.size:
+        raise MalformedFrameError("a cut release")
+    return [(serial, count) for serial, count in _RELEASE.iter_unpack(body)]
+
+
+def pack_delete(object_ids: Sequence[bytes]) -> bytes:
+    """Forget objects."""
+    return frame(Kind.DELETE, 0, _tags(object_ids))
+
+
+def unpack_delete(body: memoryview) -> list[bytes]:
+    """The ids."""
+    return _Reader(body).tags(None)
+
+
+def pack_welcome(capacity_bytes: int) -> bytes:
+    """The client is admitted. The arena's descriptor travels with this frame."""
+    return frame(Kind.WELCOME, 0, _WELCOME.pack(PROTOCOL_VERSION, capacity_bytes))
+
+
+def unpack_welcome(body: memoryview) -> tuple[int, int]:
+    """(version, arena length in bytes)."""
+    reader = _Reader(body)
+    version, capacity_bytes = reader.take(_WELCOME)
+    reader.end()
+    return version, capacity_bytes
+
+
+def pack_refused(reason: str) -> bytes:
+    """The connection ends, and why."""
+    return frame(Kind.REFUSED, 0, reason.encode()[:1024])
+
+
+def unpack_refused(body: memoryview) -> str:
+    """The reason."""
+    return bytes(body).decode(errors="replace")
+
+
+def pack_created(request: int, serial: int, offset: int) -> bytes:
+    """Room was reserved."""
+    return frame(Kind.CREATED, request, _CREATED.pack(serial, offset))
+
+
+def unpack_created(body: memoryview) -> tuple[int, int]:
+    """(serial, offset)."""
+    reader = _Reader(body)
+    serial, offset = reader.take(_CREATED)
+    reader.end()
+    return serial, offset
+
+
+def pack_exists(request: int, *, is_sealed: bool) -> bytes:
+    """The id is taken."""
+    return frame(Kind.EXISTS, request, bytes([is_sealed]))
+
+
+def unpack_exists(body: memoryview) -> bool:
+    """Whether the object with this id is sealed."""
+    if len(body) != 1:
+        raise MalformedFrameError("a cut answer")
+    return bool(body[0])
+
+
+def pack_full(request: int, fullness: Fullness) -> bytes:
+    """There is no room."""
+    parts = [
+        _FULL.pack(
+            fullness.reason,
+            fullness.requested_bytes,
+            fullness.capacity_bytes,
+            fullness.used_bytes,
+            fullness.evictable_bytes,
+            len(fullness.holders),
+        )
+    ]
+    for holder in fullness.holders:
+        flags = holder.is_sealed | holder.is_deleted << 1
+        parts.append(_HOLDER.pack(holder.size_bytes, holder.age_s, holder.pins, flags))
+        parts += (_tag(holder.object_id), _tag(holder.owner))
+    return frame(Kind.FULL, request, b"".join(parts))
+
+
+def unpack_full(body: memoryview) -> Fullness:
+    """The state that refused the create."""
+    reader = _Reader(body)
+    reason, requested, capacity, used, evictable, count = reader.take(_FULL)
+    holders: list[Holder] = []
+    for _ in range(count):
+        size, age_s, pins, flags = reader.take(_HOLDER)
+        object_id, owner = reader.tag(), reader.tag(can_be_empty=True)
+        is_sealed, is_deleted = bool(flags & 1), bool(flags & 2)
+        holders.append(Holder(object_id, owner, size, age_s, pins, is_sealed, is_deleted))
+    reader.end()
+    try:
+        known = FullReason(reason)
+    except ValueError as error:
+        raise MalformedFrameError(str(error)) from None
+    return Fullness(known, requested, capacity, used, evictable, tuple(holders))
+
+
+def pack_got(request: int, copies: Iterable[Copy | None]) -> bytes:
+    """Pinned copies in the order of the ids; serial 0 for one that is missing."""
+    packed = (
+        _COPY.pack(0, 0, 0) if copy is None else _COPY.pack(copy.serial, copy.offset, copy.size_bytes)
+        for copy in copies
+    )
+    return frame(Kind.GOT, request, b"".join(packed))
+
+
+def unpack_got(body: memoryview) -> list[Copy | None]:
+    """The copies."""
+    if len(body) % _COPY.size:
+        raise MalformedFrameError("a cut answer")
+    return [Copy(*fields) if fields[0] else None for fields in _COPY.iter_unpack(body)]
+
+
+def pack_ready(request: int, positions: Sequence[int]) -> bytes:
+    """Positions of the objects that are there."""
+    return frame(Kind.READY, request, struct.pack(f"<{len(positions)}I", *positions))
+
+
+def unpack_ready(body: memoryview) -> tuple[int, ...]:
+    """The positions."""
+    if len(body) % 4:
+        raise MalformedFrameError("a cut answer")
+    return struct.unpack(f"<{len(body) // 4}I", body)
+
+
+class _Reader:
+    """Takes fields off the front of a body."""
+
+    def __init__(self, body: memoryview) -> None:
+        self._body = body
+        self._at = 0
+
+    def take(self, layout: struct.Struct) -> tuple[int, ...]:
+        if len(self._body) - self._at < layout.size:
+            raise MalformedFrameError("a cut frame")
+        fields = layout.unpack_from(self._body, self._at)
+        self._at += layout.size
+        return fields
+
+    def tag(self, *, can_be_empty: bool = False) -> bytes:
+        start = self._at + 1
+        if start > len(self._body):
+            raise MalformedFrameError("a cut frame")
+        self._at = start + self._body[start - 1]
+        if self._at > len(self._body) or (self._at == start and not can_be_empty):
+            raise MalformedFrameError("a cut or empty id")
+        return bytes(self._body[start : self._at])
+
+    def tags(self, count: int | None) -> list[bytes]:
+        """``count`` ids and then the end; None: ids up to the end."""
+        ids: list[bytes] = []
+        while self._at < len(self._body):
+            ids.append(self.tag())
+        if not ids or len(ids) != (len(ids) if count is None else count):
+            raise MalformedFrameError("ids that do not match their count")
+        return ids
+
+    def end(self) -> None:
+        if self._at != len(self._body):
+            raise MalformedFrameError("bytes after the last field")
+
+
+def _tag(tag: bytes) -> bytes:
+    return bytes((len(tag),)) + tag
+
+
+def _tags(ids: Sequence[bytes]) -> bytes:
+    return b"".join([bytes((len(object_id),)) + object_id for object_id in ids])
+
+
+def _seconds(value: float) -> float:
+    if not value >= 0:
+        raise MalformedFrameError(f"a time of {value} s")
+    return value

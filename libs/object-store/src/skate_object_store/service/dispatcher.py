@@ -1,0 +1,163 @@
+"""Frames to table calls, table effects to frames: the interpreter between the loop and the machine.
+
+Before it: :mod:`~skate_object_store.service.peer` cut frames. After it: replies are queued on peers and page
+jobs on the committer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import assert_never
+
+from skate_object_store.constants import REQUESTS_PER_CLIENT_MAX
+from skate_object_store.machine.records import (
+    Created,
+    CreateExists,
+    CreateRefused,
+    CreateRequest,
+    Effect,
+    Freed,
+    Got,
+    Ready,
+)
+from skate_object_store.machine.table import ObjectTable
+from skate_object_store.protocol import (
+    Kind,
+    MalformedFrameError,
+    pack_created,
+    pack_exists,
+    pack_full,
+    pack_got,
+    pack_ready,
+    unpack_abort,
+    unpack_create,
+    unpack_delete,
+    unpack_get,
+    unpack_release,
+    unpack_seal,
+    unpack_wait,
+)
+from skate_object_store.service.committer import Outcome
+from skate_object_store.service.pages import PageKeeper
+
+
+class Dispatcher:
+    """Carries out what clients ask. ``send(client, frame)`` queues a reply; it never raises."""
+
+    def __init__(
+        self,
+        table: ObjectTable,
+        pages: PageKeeper,
+        send: Callable[[int, bytes], None],
+        poison: Callable[[int, int], None] | None,
+    ) -> None:
+        self._table = table
+        self._pages = pages
+        self._send = send
+        self._poison = poison
+
+    def handle(self, client: int, kind: int, request: int, body: memoryview, now_s: float) -> None:
+        """Carry out one frame.
+
+        Raises:
+            MalformedFrameError: the frame is not one of the protocol.
+            ClientMisuseError: it names something that the client does not hold.
+        """
+        table = self._table
+        effects: list[Effect]
+        if kind == Kind.GET:
+            object_ids, timeout_s = unpack_get(body)
+            effects = table.get(client, request, object_ids, now_s, now_s + timeout_s)
+        elif kind == Kind.RELEASE:
+            effects = table.release(client, unpack_release(body), now_s)
+        elif kind == Kind.CREATE:
+            object_id, size, owner, is_evictable, wait_s = unpack_create(body)
+            deadline_s = now_s + wait_s
+            effects = table.create(
+                CreateRequest(client, request, object_id, size, owner, is_evictable, deadline_s),
+                now_s,
+            )
+        elif kind == Kind.SEAL:
+            serial, keeps_pin = unpack_seal(body)
+            effects = table.seal(client, serial, now_s, keeps_pin=keeps_pin)
+        elif kind == Kind.DELETE:
+            effects = table.delete(unpack_delete(body), now_s)
+        elif kind == Kind.WAIT:
+            object_ids, found_wanted, timeout_s = unpack_wait(body)
+            effects = table.wait(
+                client, request, object_ids, found_wanted, now_s, now_s + timeout_s
+            )
+        elif kind == Kind.ABORT:
+            effects = table.abort(client, unpack_abort(body), now_s)
+        elif kind == Kind.CANCEL:
+            effects = table.cancel(client, request)
+        else:
+            raise MalformedFrameError(f"unknown frame kind {kind}")
+        if table.waiting_requests(client) > REQUESTS_PER_CLIENT_MAX:
+            raise MalformedFrameError(f"more than {REQUESTS_PER_CLIENT_MAX} requests at a time")
+        self.perform(effects, now_s)
+
+    def client_gone(self, client: int, now_s: float) -> None:
+        """A connection ended."""
+        self.perform(self._table.client_gone(client, now_s), now_s)
+
+    def expire(self, now_s: float) -> None:
+        """Time has passed."""
+        wakeup = self._table.next_wakeup()
+        if wakeup is not None and wakeup.at_s <= now_s:
+            self.perform(self._table.expire(now_s), now_s)
+        trim_at_s = self._pages.trim_at_s()
+        if trim_at_s is not None and trim_at_s <= now_s:
+            self._pages.trim()
+
+    def next_deadline_s(self) -> float | None:
+        """When :meth:`expire` has something to do."""
+        wakeup = self._table.next_wakeup()
+        deadlines = (None if wakeup is None else wakeup.at_s, self._pages.trim_at_s())
+        return min((at_s for at_s in deadlines if at_s is not None), default=None)
+
+    def settle(self, outcome: Outcome, now_s: float) -> None:
+        """The committer finished a job: answer the grant that waited for it."""
+        settled = self._pages.settle(outcome, now_s)
+        if settled is not None:
+            created, verdict = settled
+            client = created.wish.client
+            if not self._table.is_unsealed(client, created.serial):
+                pass  # The client went away meanwhile, and its object with it.
+            elif verdict == "ready":
+                self._reply_created(created)
+            elif verdict == "short":
+                # Evictable copies are the only memory that the store itself can do without.
+                self.perform(self._table.evict(created.wish.size_bytes), now_s)
+                self._pages.retry(created)
+            elif verdict == "hopeless":
+                self.perform(self._table.machine_short(created, now_s), now_s)
+            else:
+                assert_never(verdict)
+        self._pages.commit_ahead(now_s)
+
+    def perform(self, effects: Iterable[Effect], now_s: float) -> None:
+        """Carry out effects, in their order."""
+        for effect in effects:
+            match effect:
+                case Got(client, request, copies):
+                    self._send(client, pack_got(request, copies))
+                case Freed(offset, size_bytes):
+                    if self._poison is not None:
+                        self._poison(offset, size_bytes)
+                case Created():
+                    if self._pages.admit(effect, now_s):
+                        self._reply_created(effect)
+                    self._pages.commit_ahead(now_s)
+                case CreateExists(client, request, is_sealed):
+                    self._send(client, pack_exists(request, is_sealed=is_sealed))
+                case CreateRefused(client, request, fullness):
+                    self._send(client, pack_full(request, fullness))
+                case Ready(client, request, positions):
+                    self._send(client, pack_ready(request, positions))
+                case _:
+                    assert_never(effect)
+
+    def _reply_created(self, created: Created) -> None:
+        wish = created.wish
+        self._send(wish.client, pack_created(wish.request, created.serial, created.offset))
