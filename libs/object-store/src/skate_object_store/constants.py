@@ -9,7 +9,7 @@ CHUNK_BYTES = 2 << 20
 """Granularity at which arena pages are committed and given back."""
 
 COMMIT_STEP_BYTES = 32 << 20
-"""One call to ``fallocate``: about 10 ms, so that shutdown and demand never queue behind a long one."""
+"""One call to ``fallocate``: about 10 ms, so that nothing queues behind a long one."""
 
 COMMIT_AHEAD_MIN_BYTES = 64 << 20
 """Committed and free at the end of the used part, even in an idle store."""

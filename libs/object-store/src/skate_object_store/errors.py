@@ -1,8 +1,9 @@
 """What the store raises. Every error holds its fields, builds its own message, and pickles.
 
-By blame: :class:`ObjectExistsError`, :class:`ObjectNotFoundError` and :class:`StoreAuthenticationError` are
-the caller's; :class:`StoreFullError` and :class:`StoreClosedError` are the world's;
-:class:`StoreProtocolError` is a bug or a foreign program on the socket.
+By blame: :class:`ObjectExistsError`, :class:`ObjectNotFoundError` and
+:class:`StoreAuthenticationError` are the caller's; :class:`StoreFullError` and
+:class:`StoreClosedError` are the world's; :class:`StoreProtocolError` is a bug or a foreign program
+on the socket.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _REASONS = {
 _NEXT_STEPS = {
     FullReason.TOO_LARGE: "Split the object, or start the store with more capacity.",
     FullReason.NO_ROOM: "Drop references to objects that are done with, or enlarge the store.",
-    FullReason.MACHINE_SHORT: "End other programs on the machine, or start the store with less capacity.",
+    FullReason.MACHINE_SHORT: "End other programs on the machine, or shrink the store.",
 }
 
 
@@ -46,12 +47,13 @@ class StoreFullError(StoreError):
 
     def __str__(self) -> str:
         full = self.fullness
-        lines = [
+        headline = (
             f"object {self.object_id.hex()} needs {_bytes(full.requested_bytes)}, and"
             f" {_REASONS[full.reason]}: {_bytes(full.used_bytes)} of"
             f" {_bytes(full.capacity_bytes)} used, {_bytes(full.evictable_bytes)} of it evictable."
             f" {_NEXT_STEPS[full.reason]}"
-        ]
+        )
+        lines = [headline]
         if full.holders:
             lines.append("Biggest holders:")
             lines += (f"  {_describe(holder)}" for holder in full.holders)
@@ -79,7 +81,7 @@ class ObjectNotFoundError(StoreError):
         self.object_id = object_id
 
     def __str__(self) -> str:
-        return f"object {self.object_id.hex()} is not being written by this client; create it first."
+        return f"object {self.object_id.hex()} is not being written by this client."
 
 
 class StoreClosedError(StoreError):
@@ -95,7 +97,7 @@ class StoreClosedError(StoreError):
 
 
 class StoreTimeoutError(StoreError, TimeoutError):
-    """The server did not answer in time; it may be stopped or starved. The connection stays open."""
+    """The server did not answer in time: stopped, or starved. The connection stays open."""
 
     def __init__(self, endpoint: str, timeout_s: float) -> None:
         super().__init__(endpoint, timeout_s)

@@ -1,4 +1,4 @@
-"""What the store asks of a handshake, so that it depends on none: any object of this shape will do."""
+"""What the store asks of a handshake, so that it depends on none in particular."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Protocol
 class HandshakeLike(Protocol):
     """One side of one connection's proof, without a socket.
 
-    The client's side is called with ``b""`` first, for its opening bytes; the server's side is only fed what
-    arrives. Any exception from :meth:`receive` ends the connection.
+    The client's side is called with ``b""`` first, for its opening bytes; the server's side is only
+    fed what arrives. Any exception from :meth:`receive` ends the connection.
     """
 
     @property

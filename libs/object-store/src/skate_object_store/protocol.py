@@ -1,8 +1,9 @@
-"""The frames between a client and the store: packing, unpacking, and cutting a byte stream into them.
+"""The frames between a client and the store: packed, unpacked, and cut from a byte stream.
 
-A frame is ``body length u32 | kind u8 | request u64 | body``, little end first. ``request`` is chosen by the
-client and comes back in the reply; it is 0 in one-way frames. Ids and owner tags are ``length u8 | bytes``.
-Unpackers raise :class:`MalformedFrameError` for anything that a packer could not have made.
+A frame is ``body length u32 | kind u8 | request u64 | body``, little end first. ``request`` is
+chosen by the client and comes back in the reply; it is 0 in one-way frames. Ids and owner tags are
+``length u8 | bytes``. Unpackers raise :class:`MalformedFrameError` for anything that a packer could
+not have made.
 
 ::
 
@@ -304,7 +305,9 @@ def unpack_full(body: memoryview) -> Fullness:
 def pack_got(request: int, copies: Iterable[Copy | None]) -> bytes:
     """Pinned copies in the order of the ids; serial 0 for one that is missing."""
     packed = (
-        _COPY.pack(0, 0, 0) if copy is None else _COPY.pack(copy.serial, copy.offset, copy.size_bytes)
+        _COPY.pack(0, 0, 0)
+        if copy is None
+        else _COPY.pack(copy.serial, copy.offset, copy.size_bytes)
         for copy in copies
     )
     return frame(Kind.GOT, request, b"".join(packed))

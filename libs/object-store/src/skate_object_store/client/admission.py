@@ -146,7 +146,8 @@ class _Conversation:
 
     def _receive(self, when: str) -> bytes:
         self._connection.settimeout(self._left_s())
-        # Descriptors come with the first byte of a frame, which may be read along with handshake bytes.
+        # Descriptors come with the first byte of a frame, which may be read along with handshake
+        # bytes.
         size = array.array("i").itemsize * _DESCRIPTORS_MAX
         try:
             data, ancillary, _, _ = self._connection.recvmsg(

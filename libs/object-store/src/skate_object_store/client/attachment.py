@@ -1,10 +1,11 @@
 """What ties a process to a store: the link, the mapped arena, and which views are alive.
 
-Before it: :class:`~skate_object_store.client.store_client.StoreClient` checked its arguments. After it: frames
-leave on the link. It outlives the client's ``close()`` for as long as views do, because their pins are what
-keeps the memory from being reused.
+Before it: :class:`~skate_object_store.client.store_client.StoreClient` checked its arguments. After
+it: frames leave on the link. It outlives the client's ``close()`` for as long as views do, because
+their pins are what keeps the memory from being reused.
 
-Locks, in the order in which they are taken: the link's send lock, then ``_lock``. Finalizers take none.
+Locks, in the order in which they are taken: the link's send lock, then ``_lock``. Finalizers take
+none.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _JOIN_S = 1.0
 
 
 class Attachment:
-    """Use as a context manager around every operation: it raises once closed, and holds off the end."""
+    """A context manager around every operation: raises once closed, and holds off the end."""
 
     def __init__(
         self, endpoint: str, owner: bytes, handshake: HandshakeLike | None, timeout_s: float
@@ -247,7 +248,8 @@ class Attachment:
     def _flush_when_nudged(self) -> None:
         while True:
             self._nudge.wait()
-            time.sleep(RELEASE_LINGER_S)  # Gather: a request that leaves meanwhile takes everything.
+            # Gather: a request that leaves meanwhile takes everything along.
+            time.sleep(RELEASE_LINGER_S)
             self._nudge.take()
             if self._is_closing:
                 self._end_if_idle()
@@ -283,8 +285,8 @@ class Attachment:
         self.link.forget_after_fork()
 
 
-# Module state because fork hooks are the process's: a child must close its copies of these sockets, or the
-# server would not notice the parent's death.
+# Module state because fork hooks are the process's: a child must close its copies of these sockets,
+# or the server would not notice the parent's death.
 _attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
 

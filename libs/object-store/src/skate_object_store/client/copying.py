@@ -1,8 +1,8 @@
 """Copies into the arena: one memmove for small ones, several threads for large ones.
 
-``ctypes.memmove`` releases the interpreter lock, so helper threads copy truly in parallel. Each copies one
-contiguous stretch, not interleaved blocks: on the reference machine two threads move 24 GB/s that way and 18
-with blocks of 1 to 64 MiB (``benches/bandwidth.py``).
+``ctypes.memmove`` releases the interpreter lock, so helper threads copy truly in parallel. Each
+copies one contiguous stretch, not interleaved blocks: on the reference machine two threads move 24
+GB/s that way and 18 with blocks of 1 to 64 MiB (``benches/bandwidth.py``).
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Copier:
             raise failures[0]
 
     def close(self) -> None:
-        """End the helper threads once they are idle. Copies still work, on their caller's thread."""
+        """End the helper threads once idle. Copies still work, on their caller's thread."""
         with self._lock:
             for _ in self._helpers:
                 self._jobs.put(None)
@@ -133,7 +133,8 @@ class Copier:
                 helper = threading.Thread(target=self._help, name=name, daemon=True)
                 try:
                     helper.start()
-                except RuntimeError:  # The process may have no more threads: do with those there are.
+                except RuntimeError:
+                    # The process may have no more threads: do with those there are.
                     self._helpers_wanted = len(self._helpers)
                 else:
                     self._helpers.append(helper)
@@ -143,7 +144,7 @@ class Copier:
         while (job := self._jobs.get()) is not None:
             try:
                 _do(job)
-            except Exception as error:  # noqa: BLE001  Boundary: the thread; the copy's caller raises it.
+            except Exception as error:  # noqa: BLE001  Boundary: the copy's caller raises it.
                 job.done.put(error)
             else:
                 job.done.put(None)
@@ -161,7 +162,7 @@ def _outcome(done: SimpleQueue[BaseException | None]) -> list[BaseException]:
     while True:
         try:
             failure = done.get()
-        except BaseException as interrupt:  # noqa: BLE001  Kept, and raised once the memory is free.
+        except BaseException as interrupt:  # noqa: BLE001  Raised once the memory is free.
             raised.append(interrupt)
         else:
             return [*raised, failure] if failure is not None else raised

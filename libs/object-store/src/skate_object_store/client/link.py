@@ -1,14 +1,15 @@
-"""The client's one connection: requests of many threads, answered in any order, without a thread of its own.
+"""The client's one connection: many threads' requests, without a thread of its own.
 
-Before it: :mod:`~skate_object_store.client.admission` opened the socket. After it: the client unpacks replies.
+Before it: :mod:`~skate_object_store.client.admission` opened the socket. After it: the client
+unpacks replies.
 
-Whichever thread waits for a reply and finds nobody reading becomes the reader: it takes every reply off the
-socket, hands the others theirs, and on leaving wakes one of them to read on. A lone thread therefore
-sends and receives without a switch.
+Whichever thread waits for a reply and finds nobody reading becomes the reader: it takes every reply
+off the socket, hands the others theirs, and on leaving wakes one of them to read on. A lone thread
+therefore sends and receives without a switch.
 
-An interrupt (``KeyboardInterrupt``) may come between any two bytecodes. Bytes are moved by single C calls into
-state that the next caller goes on from, so an interrupted call never leaves the stream cut; its reply, when it
-comes, is handed to ``on_orphan``, which gives back what it granted.
+An interrupt (``KeyboardInterrupt``) may come between any two bytecodes. Bytes are moved by single C
+calls into state that the next caller goes on from, so an interrupted call never leaves the stream
+cut; its reply, when it comes, is handed to ``on_orphan``, which gives back what it granted.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ class _Slot:
         self.is_waiting = False
         self.wakes: SimpleQueue[None] = SimpleQueue()
 
+    def has_reply(self) -> bool:
+        return self.reply is not None
+
 
 class Link:
     """Takes over a connected and admitted socket.
@@ -63,7 +67,8 @@ class Link:
         connection: The socket; nothing after WELCOME has been read from it.
         drain: What waits to be sent along, taken under the send lock.
         on_orphan: Undoes a reply (kind, body) that nobody waits for. May only add to the outbox.
-        on_abandoned: Tells the store that a request's reply is not wanted. May only add to the outbox.
+        on_abandoned: Tells the store that a request's reply is not wanted. May only add to the
+            outbox.
     """
 
     def __init__(
@@ -137,7 +142,7 @@ class Link:
         return slot.reply
 
     def post(self, data: bytes, timeout_s: float) -> None:
-        """Send frames that have no reply, after everything in the outbox. Raises like :meth:`request`."""
+        """Send frames without reply, after all of the outbox. Raises like :meth:`request`."""
         self.check_open()
         self._send(data, time.monotonic() + timeout_s, timeout_s)
 
@@ -181,7 +186,8 @@ class Link:
             self._send_lock.release()
 
     def _wait(self, slot: _Slot, deadline_s: float, timeout_s: float) -> None:
-        # Set before the first look at the read lock: a reader that leaves then finds this slot to wake.
+        # Set before the first look at the read lock: a reader that leaves then finds this slot to
+        # wake.
         slot.is_waiting = True
         while slot.reply is None:
             self.check_open()
@@ -189,9 +195,9 @@ class Link:
                 raise StoreTimeoutError(self.endpoint, timeout_s)
             if self._read_lock.acquire(blocking=False):
                 try:
-                    while slot.reply is None and self._end is None:
+                    while not slot.has_reply() and self.is_open:
                         self._read()
-                        if slot.reply is None and time.monotonic() >= deadline_s:
+                        if time.monotonic() >= deadline_s:
                             break
                 finally:
                     self._read_lock.release()
@@ -203,7 +209,7 @@ class Link:
         slot.is_waiting = False
 
     def _read(self) -> None:
-        """Take what has come, waiting one tick at most, and hand it out. The caller holds the read lock."""
+        """Take what has come, waiting a tick at most, and hand it out. Under the read lock."""
         chunks, frames = self._input
         if not frames:
             if len(chunks) == 1:
@@ -233,7 +239,8 @@ class Link:
         if kind == Kind.REFUSED:
             self._fail(StoreClosedError(self.endpoint, unpack_refused(body)))
             return
-        # After an interrupt the frame at the head may come here again; its thread may have left with it.
+        # After an interrupt the frame at the head may come here again; its thread may have left
+        # with it.
         is_repeated = number == self._delivering
         self._delivering = number
         with self._slots_lock:

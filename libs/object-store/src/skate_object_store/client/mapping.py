@@ -1,7 +1,7 @@
 """The arena in this process's address space: once for reading, once for writing.
 
-Both are address space only. Objects are read through the read-only one, so that a write through a view, even
-one made with ``ctypes``, faults instead of changing what others see.
+Both are address space only. Objects are read through the read-only one, so that a write through a
+view, even one made with ``ctypes``, faults instead of changing what others see.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ArenaMapping:
     def prepare_write(self, offset: int, size: int) -> None:
         """Set up the page tables of a range about to be written, where that was not done before.
 
-        Whole chunks are set up, which is safe: the store commits pages by the same chunks. Several threads
-        may do this at a time; doing a chunk twice costs time only.
+        Whole chunks are set up, which is safe: the store commits pages by the same chunks. Several
+        threads may do this at a time; doing a chunk twice costs time only.
         """
         first, last = offset // CHUNK_BYTES, -(-(offset + size) // CHUNK_BYTES)
         position = self._chunks.find(_NEW, first, last)

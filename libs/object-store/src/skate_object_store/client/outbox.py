@@ -1,7 +1,7 @@
 """What a client tells the store when it next talks to it: dropped pins, deletions, aborts.
 
-Everything here that a finalizer may reach only appends to a deque and nudges; a finalizer runs at any time, in
-any thread, inside any lock, this library's included.
+Everything here that a finalizer may reach only appends to a deque and nudges; a finalizer runs at
+any time, in any thread, inside any lock, this library's included.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class Nudge:
 
     def __init__(self) -> None:
         self._is_given = False
-        self._wakes: SimpleQueue[None] = SimpleQueue()  # Its put() is reentrant, by its documentation.
+        # Its put() may be interrupted by itself: the documentation allows it in finalizers.
+        self._wakes: SimpleQueue[None] = SimpleQueue()
 
     def give(self) -> None:
         """Ask for a flush. Safe in a finalizer."""
@@ -62,12 +63,14 @@ class Outbox:
         """Everything that waits, as frames. The caller holds the link's send lock."""
         releases = self._take_releases()
         parts = list(_taken(self._frames))
-        for start in range(0, len(releases), RELEASES_PER_FRAME_MAX):
-            parts.append(pack_release(releases[start : start + RELEASES_PER_FRAME_MAX]))
-        deleted = list(_taken(self._deleted))
-        for start in range(0, len(deleted), IDS_PER_FRAME_MAX):
-            parts.append(pack_delete(deleted[start : start + IDS_PER_FRAME_MAX]))
+        parts += map(pack_release, _runs(releases, RELEASES_PER_FRAME_MAX))
+        parts += map(pack_delete, _runs(list(_taken(self._deleted)), IDS_PER_FRAME_MAX))
         return b"".join(parts)
+
+
+def _runs(items: list[_Item], size: int) -> Iterator[list[_Item]]:
+    """Consecutive runs of at most ``size`` items, for one frame each."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _taken(items: deque[_Item]) -> Iterator[_Item]:

@@ -1,9 +1,9 @@
 """Views of the arena whose end is noticed: what makes zero-copy safe.
 
-A view is a ``memoryview`` over a ``ctypes`` array at an address of the mapping. Slices and numpy arrays made
-from the view keep the array alive; when the last of them goes, the array's weak reference calls back, and the
-pin in the store can be dropped. On Python 3.11 nothing else gives a read-only buffer over foreign memory with a
-notice of its end.
+A view is a ``memoryview`` over a ``ctypes`` array at an address of the mapping. Slices and numpy
+arrays made from the view keep the array alive; when the last of them goes, the array's weak
+reference calls back, and the pin in the store can be dropped. On Python 3.11 nothing else gives a
+read-only buffer over foreign memory with a notice of its end.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ class SpanViewer:
         self._on_ended()
 
     def _array_type(self, size_bytes: int) -> _ArrayType:
-        # A type per length would pile up in the cache of ctypes, so lengths are rounded up to one of eight
-        # per power of two. What lies beyond the object is cut off before a view leaves this class.
+        # A type per length would pile up in the cache of ctypes, so lengths are rounded up to one
+        # of eight per power of two. What lies beyond the object is cut off before a view leaves
+        # this class.
         shift = max(0, size_bytes.bit_length() - 4)
         length = max(1, (size_bytes + (1 << shift) - 1) >> shift << shift)
         array_type = self._array_types.get(length)
         if array_type is None:
             array_type = self._array_types[length] = ctypes.c_ubyte * length
         return array_type
-

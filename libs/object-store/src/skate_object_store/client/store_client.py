@@ -1,6 +1,7 @@
 """The calls of a process that puts objects into a store and gets them out.
 
-Before it: the user. After it: :mod:`~skate_object_store.client.attachment`, which knows what is alive.
+Before it: the user. After it: :mod:`~skate_object_store.client.attachment`, which knows what is
+alive.
 """
 
 from __future__ import annotations
@@ -49,18 +50,21 @@ class StoreClient:
 
     Args:
         endpoint: ``unix:<path>``, as :attr:`StoreServer.endpoint` says.
-        owner: Tag of what this client creates, for :meth:`StoreServer.release_owner`. At most 255 bytes.
+        owner: Tag of what this client creates, for :meth:`StoreServer.release_owner`. At most 255
+            bytes.
         handshake: The client's side of the proof that the server asks for, if it does.
-        timeout_s: For each round trip: a server that does not answer in time raises ``StoreTimeoutError``.
+        timeout_s: For each round trip: a server that does not answer in time raises
+            ``StoreTimeoutError``.
 
     Raises:
         StoreClosedError: nobody listens there.
         StoreAuthenticationError: this process was not admitted, or the server did not prove itself.
         StoreTimeoutError: no answer in time.
 
-    Every method raises ``StoreClosedError`` once the client or the server is closed, and in a forked child;
-    ``StoreTimeoutError`` when the server does not answer; ``ValueError`` for an id that is empty or longer than
-    255 bytes. Not to be called from finalizers, except for :meth:`delete`.
+    Every method raises ``StoreClosedError`` once the client or the server is closed, and in a
+    forked child; ``StoreTimeoutError`` when the server does not answer; ``ValueError`` for an id
+    that is empty or longer than 255 bytes. Not to be called from finalizers, except for
+    :meth:`delete`.
     """
 
     def __init__(
@@ -87,14 +91,15 @@ class StoreClient:
     ) -> memoryview:
         """Reserve ``size`` bytes, 64-byte aligned, to be written and then sealed. One round trip.
 
-        The content is undefined. Nobody can get the object before :meth:`seal`; if this process dies first,
-        it is gone. After seal or abort the view raises; slices and arrays made from it do not, so drop them.
+        The content is undefined. Nobody can get the object before :meth:`seal`; if this process
+        dies first, it is gone. After seal or abort the view raises; slices and arrays made from it
+        do not, so drop them.
 
         Args:
             object_id: 1 to 255 bytes that name the object.
             size: In bytes; may be 0.
-            evictable: A secondary copy, which the store may drop while nobody has a view of it. Otherwise it
-                stays until it is deleted.
+            evictable: A secondary copy, which the store may drop while nobody has a view of it.
+                Otherwise it stays until it is deleted.
             owner: Tag instead of the client's.
             wait_s: How long the store may wait for room.
 
@@ -135,12 +140,16 @@ class StoreClient:
     ) -> int:
         """Create, write the parts one after the other, and seal. Returns the object's size.
 
-        One round trip and a copy, which runs without the interpreter lock and on several threads if large.
+        One round trip and a copy, which runs without the interpreter lock and on several threads if
+        large.
 
         Args:
-            object_id: As in :meth:`create`, as are the keyword arguments.
+            object_id: As in :meth:`create`.
             parts: Contiguous buffers.
-            total: The sum of their lengths, if the caller knows it already.
+            total: The sum of their lengths, checked if given.
+            evictable: As in :meth:`create`.
+            owner: As in :meth:`create`.
+            wait_s: As in :meth:`create`.
 
         Raises:
             ObjectExistsError, StoreFullError: as :meth:`create`.
@@ -167,7 +176,8 @@ class StoreClient:
         """Copy a buffer into a view that :meth:`create` returned, as :meth:`put` does.
 
         Raises:
-            ValueError: the buffer does not fit at ``offset``, or the view is not one of this store's.
+            ValueError: the buffer does not fit at ``offset``, or the view is not one of this
+                store's.
             BufferError: the buffer is not contiguous.
         """
         source = memoryview(buffer)
@@ -186,12 +196,14 @@ class StoreClient:
     ) -> list[memoryview | None]:
         """Read-only views in the order of the ids, None for each that is not there in time.
 
-        An object stays where it is while a view, a slice of one, or an array over one is alive, even if it is
-        deleted or this client is closed meanwhile. Objects that this process has views of cost no round trip.
+        An object stays where it is while a view, a slice of one, or an array over one is alive,
+        even if it is deleted or this client is closed meanwhile. Objects that this process has
+        views of cost no round trip.
 
         Args:
             object_ids: Repeats are allowed.
-            timeout_s: How long to wait for the objects that are not there yet; None: as long as it takes.
+            timeout_s: How long to wait for the objects that are not there yet; None: as long as it
+                takes.
         """
         deadline_s = _deadline_s(timeout_s)
         with self._attachment as attachment:
@@ -213,9 +225,10 @@ class StoreClient:
     def wait(
         self, object_ids: Sequence[bytes], num_ready: int, timeout_s: float | None
     ) -> list[bytes]:
-        """Wait until ``num_ready`` of the objects are there; returns those that are, in the order given.
+        """Wait until ``num_ready`` of the objects are there; returns those that are, in order.
 
-        More may be returned than asked for, and fewer after ``timeout_s`` (None: no limit). Pins nothing.
+        More may be returned than asked for, and fewer after ``timeout_s`` (None: no limit). Pins
+        nothing.
 
         Raises:
             ValueError: too many ids for one request; 30 000 ids of 28 bytes are not.
@@ -236,9 +249,10 @@ class StoreClient:
         return [wanted[position] for position in positions if position < len(wanted)]
 
     def delete(self, object_ids: Sequence[bytes]) -> None:
-        """Forget objects, whoever created them; unknown ids are no error. One way, and safe in finalizers.
+        """Forget objects, whoever created them. One way, and safe in finalizers.
 
-        The ids are free at once, the memory when the last view in any process is gone.
+        Unknown ids are no error. The ids are free at once, the memory when the last view in any
+        process is gone.
         """
         self._attachment.delete([_checked_id(object_id) for object_id in object_ids])
 
@@ -305,7 +319,7 @@ class StoreClient:
 
         copies = self._request(pack, timeout_s, Kind.GOT, unpack_got)
         if len(copies) != len(object_ids):
-            raise StoreProtocolError(self.endpoint, "a get was answered with another number of objects")
+            raise StoreProtocolError(self.endpoint, "a get's answer has another length")
         return copies
 
     def _request(

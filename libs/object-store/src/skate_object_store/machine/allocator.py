@@ -8,8 +8,8 @@ A request takes a free block first and extends ``top`` only if none fits, so tha
 committed and touched once are used again.
 
 Sizes are rounded up to a class boundary: 64-byte steps up to 8 KiB, then 128 steps per power of two
-(waste below 1/128). Because used sizes are boundaries, any block in the request's class or a higher one
-fits, and two bit searches find it: every operation is O(1) in the number of blocks.
+(waste below 1/128). Because used sizes are boundaries, any block in the request's class or a higher
+one fits, and two bit searches find it: every operation is O(1) in the number of blocks.
 
 Source: the two-level segregated fit of Masmano, Ripoll, Crespo and Real (ECRTS 2004), with the
 rounding applied to the blocks rather than to the search.
@@ -81,7 +81,7 @@ class Allocator:
         return offset
 
     def free(self, offset: int) -> int:
-        """Give back the range at ``offset``; returns its length. Raises ``KeyError`` if not in use."""
+        """Give back the range at ``offset``; returns its length. ``KeyError`` if not in use."""
         freed = size = self._used.pop(offset)
         self.used_bytes -= size
         before = self._free_ends.get(offset)
@@ -113,18 +113,19 @@ class Allocator:
         largest = self.capacity_bytes - self.top
         if self._filled:
             highest = self._classes[self._filled.bit_length() - 1]
-            largest = max(largest, max(self._free[start] for start in highest))
+            largest = max(largest, *(self._free[start] for start in highest))
         return largest
 
     def check_invariants(self) -> None:
-        """Raise ``AssertionError`` unless the blocks tile ``[0, top)`` and every index agrees. O(n log n)."""
+        """``AssertionError`` unless blocks tile ``[0, top)`` and indices agree. O(n log n)."""
         assert not self._used.keys() & self._free.keys()
         blocks = sorted([*self._used.items(), *self._free.items()])
         position = 0
         was_free = False
         for start, size in blocks:
-            assert start == position and size > 0, "blocks tile the used part"
-            assert start % ALIGNMENT_BYTES == 0 and size % ALIGNMENT_BYTES == 0
+            assert start == position, "blocks tile the used part"
+            assert size > 0
+            assert (start | size) % ALIGNMENT_BYTES == 0
             is_free = start in self._free
             assert not (is_free and was_free), "free neighbours are merged"
             was_free = is_free

@@ -3,9 +3,9 @@
 Before it: the allocator chose a range. After it: the committer thread calls ``fallocate`` for what
 :meth:`CommitMap.claim` returned, in order, and the result comes back through :meth:`settle`.
 
-A chunk is COLD (no pages), PENDING (a commit is under way) or WARM. Only a COLD chunk is claimed and only
-a WARM one is given back, so the committer never works on a chunk twice at a time; that matters because
-``fallocate`` over existing pages costs more than over a hole.
+A chunk is COLD (no pages), PENDING (a commit is under way) or WARM. Only a COLD chunk is claimed
+and only a WARM one is given back, so the committer never works on a chunk twice at a time; that
+matters because ``fallocate`` over existing pages costs more than over a hole.
 """
 
 from __future__ import annotations

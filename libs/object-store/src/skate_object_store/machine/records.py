@@ -1,7 +1,8 @@
 """What the object table is told, what it answers, and what it knows about itself.
 
-The table's methods mutate it and return :data:`Effect` values in order; the server's loop carries them
-out. ``client`` and ``request`` are numbers that the shell chose: a connection and a request on it.
+The table's methods mutate it and return :data:`Effect` values in order; the server's loop carries
+them out. ``client`` and ``request`` are numbers that the shell chose: a connection and a request on
+it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from enum import IntEnum
 
 
 class ClientMisuseError(Exception):
-    """A client sent what no honest client can (a pin that it does not hold); its connection ends."""
+    """A client sent what no honest one can, such as a pin not held; its connection ends."""
 
 
 class FullReason(IntEnum):
@@ -126,7 +127,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """A range holds no object any more. Duty: carried out before later effects, which may reuse it."""
+    """A range is empty. Duty: carried out before later effects, which may reuse it."""
 
     offset: int
     size_bytes: int
@@ -160,7 +161,7 @@ class TableStatistics:
     pinned_bytes: int
     """Sealed objects that at least one client has a view of."""
     evictable_bytes: int
-    """Secondary copies that nobody has a view of: dropped, oldest use first, when room is needed."""
+    """Secondary copies without views: dropped, oldest use first, when room is needed."""
     deleted_bytes: int
     """Deleted objects that views keep."""
     clients: int

@@ -11,12 +11,13 @@ An object's life::
                 freed     evicted, if it is a secondary copy without pins
 
 A *primary* copy stays until it is deleted; an *evictable* (secondary) one may be dropped, the least
-recently used first, while no client has a pin on it. Deleting takes the id away at once and the bytes when
-the last pin goes, so that a view never sees its memory reused. Pins name a copy by its serial, not by its
+recently used first, while no client has a pin on it. Deleting takes the id away at once and the
+bytes when the last pin goes, so that a view never sees its memory reused. Pins name a copy by its
+serial, not by its
 id: the id may be created again while views of the deleted copy live.
 
-Each event costs O(ids it names) besides the replies it causes; a refused create also costs O(objects), to
-find the biggest holders.
+Each event costs O(ids it names) besides the replies it causes; a refused create also costs
+O(objects), to find the biggest holders.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class ObjectTable:
     def create(self, wish: CreateRequest, now_s: float) -> list[Effect]:
         """Reserve room, evicting if needed; or park the wish until its deadline; or refuse it.
 
-        Wishes that may wait are served in order of arrival, so that small ones cannot starve a large one.
+        Wishes that may wait are served in order of arrival, so that small ones cannot starve a
+        large one.
         """
         effects: list[Effect] = []
         can_wait = wish.deadline_s > now_s and wish.size_bytes <= self.allocator.capacity_bytes
@@ -135,7 +137,12 @@ class ObjectTable:
         return [*self._drop(entry), *self._serve_creates(now_s)]
 
     def get(
-        self, client: int, request: int, object_ids: Sequence[bytes], now_s: float, deadline_s: float
+        self,
+        client: int,
+        request: int,
+        object_ids: Sequence[bytes],
+        now_s: float,
+        deadline_s: float,
     ) -> list[Effect]:
         """Pin and return every object; those missing are awaited until ``deadline_s``."""
         waiter = Waiter(client, request, object_ids, True, len(object_ids), deadline_s)
@@ -150,7 +157,7 @@ class ObjectTable:
         now_s: float,
         deadline_s: float,
     ) -> list[Effect]:
-        """Say which objects are there, once ``found_wanted`` are or at ``deadline_s``. Pins nothing."""
+        """Say which objects are there, once ``found_wanted`` are, or at ``deadline_s``. No pins."""
         wanted = min(max(found_wanted, 1), len(object_ids))
         waiter = Waiter(client, request, object_ids, False, wanted, deadline_s)
         return self._look_up(waiter, now_s)
@@ -167,9 +174,7 @@ class ObjectTable:
                     effects += self._unpin(client, copy.serial, 1)
         return effects
 
-    def release(
-        self, client: int, pins: Iterable[tuple[int, int]], now_s: float
-    ) -> list[Effect]:
+    def release(self, client: int, pins: Iterable[tuple[int, int]], now_s: float) -> list[Effect]:
         """Drop pins: (serial, count) pairs. Raises ``ClientMisuseError`` for a pin not held."""
         effects: list[Effect] = []
         for serial, count in pins:

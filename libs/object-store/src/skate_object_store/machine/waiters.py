@@ -37,7 +37,7 @@ class Waiter:
 
 
 class WaitList:
-    """Parked requests. Adding and removing cost O(ids missed); a seal costs O(requests that miss it)."""
+    """Parked requests. Adding or removing one is O(ids it misses); a seal, O(requests in wait)."""
 
     def __init__(self) -> None:
         self._waiters: dict[tuple[int, int], Waiter] = {}  # (client, request)

@@ -30,9 +30,9 @@ class Pages(Protocol):
 class Arena:
     """``capacity_bytes`` of shared memory, rounded up to whole pages; without pages at first.
 
-    ``directory`` None: a memfd, which needs no room in ``/dev/shm``, has no name, and goes with its last
-    holder. Otherwise an unlinked file there, for machines whose policy forbids memfds, and for tests that
-    need a small disk.
+    ``directory`` None: a memfd, which needs no room in ``/dev/shm``, has no name, and goes with its
+    last holder. Otherwise an unlinked file there, for machines whose policy forbids memfds, and for
+    tests that need a small disk.
     """
 
     def __init__(self, capacity_bytes: int, directory: str | None = None) -> None:

@@ -1,15 +1,15 @@
-"""The thread that gives arena ranges their pages, so that the server's loop never waits for the kernel.
+"""The thread that gives arena ranges their pages, so that the server's loop need not wait.
 
-Before it: :class:`~skate_object_store.service.pages.PageKeeper` claimed ranges. After it: the outcome goes
-back to the server's loop. Jobs are done strictly in order, so that a hole punched before a commit of
-the same chunk stays before it.
+Before it: :class:`~skate_object_store.service.pages.PageKeeper` claimed ranges. After it: the
+outcome goes back to the server's loop. Jobs are done strictly in order, so that a hole punched
+before a commit of the same chunk stays before it.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -80,19 +80,21 @@ class Committer:
         committed: list[Range] = []
         failed: list[Range] = []
         error: OSError | None = None
-        for offset, size in job.ranges:
-            end = offset + size
-            while offset < end:
-                step = (offset, min(COMMIT_STEP_BYTES, end - offset))
-                if self._is_stopping or error is not None:
-                    failed.append((offset, end - offset))
-                    break
-                try:
-                    self._pages.commit(*step)
-                except OSError as caught:
-                    error = caught
-                    failed.append(step)
-                else:
-                    committed.append(step)
-                offset += step[1]
+        for step in _steps(job.ranges):
+            if self._is_stopping or error is not None:
+                failed.append(step)
+                continue
+            try:
+                self._pages.commit(*step)
+            except OSError as caught:
+                error = caught
+                failed.append(step)
+            else:
+                committed.append(step)
         return Outcome(job.token, committed, failed, error)
+
+
+def _steps(ranges: list[Range]) -> Iterator[Range]:
+    for offset, size in ranges:
+        for start in range(offset, offset + size, COMMIT_STEP_BYTES):
+            yield start, min(COMMIT_STEP_BYTES, offset + size - start)

@@ -24,4 +24,4 @@ class StoreConfig:
     arena_directory: str | None = None
     """None: a memfd. Otherwise an unlinked file in this directory backs the arena."""
     is_poisoning: bool = False
-    """Overwrite freed ranges, so that tests see a use after free. Costs a copy of each freed byte."""
+    """Overwrite freed ranges, so that tests see a use after free. Costs a copy per freed byte."""

@@ -1,7 +1,7 @@
 """Frames to table calls, table effects to frames: the interpreter between the loop and the machine.
 
-Before it: :mod:`~skate_object_store.service.peer` cut frames. After it: replies are queued on peers and page
-jobs on the committer.
+Before it: :mod:`~skate_object_store.service.peer` cut frames. After it: replies are queued on peers
+and page jobs on the committer.
 """
 
 from __future__ import annotations

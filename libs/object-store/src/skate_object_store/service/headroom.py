@@ -1,7 +1,8 @@
 """How much memory the machine, or the container, still has: asked before pages are committed.
 
-A memfd is not limited by a file system's size, so the kernel answers a shortage not with ``ENOSPC`` but with
-the out-of-memory killer. Looking first turns most shortages into an error of the one who asked.
+A memfd is not limited by a file system's size, so the kernel answers a shortage not with ``ENOSPC``
+but with the out-of-memory killer. Looking first turns most shortages into an error of the one who
+asked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Headroom:
         self._groups = list(_limited_groups(os.path.join(proc, "self/cgroup"), cgroups))
 
     def available_bytes(self) -> int | None:
-        """Bytes that can be taken without pushing anyone out, or None if nothing tells. About 50 us."""
+        """Bytes to be had without pushing anyone out; None if nothing tells. About 50 us."""
         known = [_machine_available(self._meminfo), *(group() for group in self._groups)]
         return min((bytes_ for bytes_ in known if bytes_ is not None), default=None)
 
@@ -54,7 +55,8 @@ def _limited_groups(own: str, root: str) -> Iterable[Callable[[], int | None]]:
             limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        # Inside a container the path may name a place outside it; the root of the mount is then ours.
+        # Inside a container the path may name a place outside it; the root of the mount is then
+        # ours.
         steps = [step for step in path.split("/") if step]
         for depth in range(len(steps), -1, -1):
             group = os.path.join(base, *steps[:depth])

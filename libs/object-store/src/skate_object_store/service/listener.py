@@ -41,7 +41,8 @@ class Listener:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._bind()
-            # Before listen(), so that nobody connects while the mode is still the process's default.
+            # Before listen(), so that nobody connects while the mode is still the process's
+            # default.
             os.chmod(path, 0o600)
             status = os.stat(path)
             self._identity = (status.st_dev, status.st_ino)
@@ -75,7 +76,7 @@ class Listener:
         with connection:
             connection.setblocking(False)
             try:
-                connection.send(pack_refused(f"the store belongs to user {os.geteuid()}, not {uid}"))
+                connection.send(pack_refused(f"user {uid} is not the store's user"))
             except OSError:
                 pass  # It is gone already.
         return None
@@ -109,8 +110,8 @@ def _ensure_private_directory(directory: str) -> None:
     if status.st_uid not in {0, os.geteuid()} or status.st_mode & 0o022:
         mode = stat.S_IMODE(status.st_mode)
         raise ValueError(
-            f"{directory!r} (owner {status.st_uid}, mode {mode:o}) is open to others, who could replace"
-            " the socket; use a directory of mode 0700 of your own."
+            f"{directory!r} (owner {status.st_uid}, mode {mode:o}) is open to others, who could"
+            " replace the socket; use a directory of mode 0700 of your own."
         )
 
 

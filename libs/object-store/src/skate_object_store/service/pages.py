@@ -1,8 +1,8 @@
 """Pages ahead of use: what to commit, when to give back, and which grants wait for it.
 
-Before it: the object table reserved a range (:class:`Created`). After it: the reply may leave, because
-writing into the range cannot fault for want of memory. Runs on the server's loop; the committer thread does
-the work.
+Before it: the object table reserved a range (:class:`Created`). After it: the reply may leave,
+because writing into the range cannot fault for want of memory. Runs on the server's loop; the
+committer thread does the work.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class PageKeeper:
     def settle(self, outcome: Outcome, now_s: float) -> tuple[Created, Verdict] | None:
         """Note a job's outcome; returns the grant that waited for it.
 
-        ``short``: the caller drops what it can and calls :meth:`retry`; ``hopeless``: it refuses the grant.
+        ``short``: the caller drops what it can and calls :meth:`retry`; ``hopeless``: it refuses
+        the grant.
         """
         for offset, size in outcome.committed:
             self._map.settle(offset, size, is_committed=True)

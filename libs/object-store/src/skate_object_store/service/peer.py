@@ -1,7 +1,8 @@
 """One client's connection as the server's loop sees it: admission, frames in, bytes out.
 
-Before it: the listener accepted a socket of the right user. After it: the dispatcher gets whole frames of an
-admitted client. Until HELLO is accepted the peer may send ``HANDSHAKE_BYTES_MAX`` bytes and nothing else.
+Before it: the listener accepted a socket of the right user. After it: the dispatcher gets whole
+frames of an admitted client. Until HELLO is accepted the peer may send ``HANDSHAKE_BYTES_MAX``
+bytes and nothing else.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class PeerEndedError(Exception):
 
 
 class Peer:
-    """A connection. The loop calls :meth:`receive` when there is something to read, and :meth:`flush`."""
+    """A connection. The loop calls :meth:`receive` when there is something to read."""
 
     def __init__(
         self, number: int, connection: socket.socket, handshake: HandshakeLike | None, now_s: float
@@ -49,6 +50,7 @@ class Peer:
         self.is_writable_watched = False
         self.owner = b""
         self._handshake = handshake
+        self._has_proved = handshake is None
         self._bytes_before_admission = 0
         self._input = b""
         self._output = bytearray()
@@ -71,7 +73,7 @@ class Peer:
             self._bytes_before_admission += len(data)
             if self._bytes_before_admission > HANDSHAKE_BYTES_MAX:
                 raise PeerEndedError("too many bytes before admission")
-            if self._handshake is not None:
+            if self._handshake is not None and not self._has_proved:
                 data = self._shake_hands(self._handshake, data)
         try:
             frames, used = split_frames(self._input + data if self._input else data)
@@ -110,7 +112,7 @@ class Peer:
 
     def close(self, farewell: bytes = b"") -> None:
         """End the connection, after a last frame if the socket takes it."""
-        if farewell and (self._handshake is None or self._handshake.done):
+        if farewell and self._has_proved:
             try:
                 self.send(farewell)
                 self.flush()
@@ -120,14 +122,14 @@ class Peer:
 
     def _shake_hands(self, handshake: HandshakeLike, data: bytes) -> bytes:
         """Feed the handshake; returns the bytes that came after it."""
-        if handshake.done:
-            return data
         try:
             answer = handshake.receive(data)
-        except Exception as error:  # noqa: BLE001  Boundary: whatever a foreign handshake raises, it refused.
+        except Exception as error:
+            # Boundary: whatever a foreign handshake raises, it refused.
             raise PeerEndedError(f"handshake refused: {error}") from error
         self.send(answer)
-        return handshake.leftover if handshake.done else b""
+        self._has_proved = handshake.done
+        return handshake.leftover if self._has_proved else b""
 
     def _admit(self, first: Frame) -> None:
         kind, _, body = first

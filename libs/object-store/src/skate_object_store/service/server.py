@@ -1,4 +1,4 @@
-"""The store's server: a listener, one thread around a selector, and the calls of the process that hosts it.
+"""The store's server: a listener, one thread around a selector, and its host's calls.
 
 Before it: a node, or a test, chose a socket path and a capacity. After it: clients connect to
 :attr:`StoreServer.endpoint`. The thread owns the table; other threads post closures to it.
@@ -7,7 +7,6 @@ Before it: a node, or a test, chose a socket path and a capacity. After it: clie
 from __future__ import annotations
 
 import logging
-import os
 import selectors
 import socket
 import threading
@@ -57,10 +56,11 @@ class StoreServer:
     """A shared-memory store on a Unix socket, run by its own thread.
 
     Args:
-        socket_path: Where to listen; the directory must not be writable by others and is made, 0700, if absent.
+        socket_path: Where to listen; the directory must not be writable by others and is made,
+            0700, if absent.
         capacity_bytes: Size of the arena. It is address space only; pages follow use.
-        handshake: Makes the server's side of a proof for each connection. None: same user is proof enough.
-            In both cases another user's process is refused by ``SO_PEERCRED`` first.
+        handshake: Makes the server's side of a proof for each connection. None: same user is proof
+            enough. In both cases another user's process is refused by ``SO_PEERCRED`` first.
         config: How the store treats memory.
     """
 
@@ -118,7 +118,7 @@ class StoreServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop serving and let go of the memory. Clients see the end at once; their live views stay valid."""
+        """Stop, and let go of the memory. Clients see it at once; their live views stay valid."""
         if self._is_stopping:
             return
         self._is_stopping = True
@@ -165,7 +165,7 @@ class StoreServer:
         return self._call(release)
 
     def statistics(self) -> StoreStatistics:
-        """Counts of this moment. O(objects). Raises ``StoreClosedError`` like :meth:`release_owner`."""
+        """Counts of this moment. O(objects). Raises ``StoreClosedError``."""
 
         def count() -> StoreStatistics:
             table = self._table.statistics()
@@ -256,7 +256,8 @@ class StoreServer:
             self._calls.popleft()()
         now_s = time.monotonic()
         self._dispatcher.expire(now_s)
-        while self._unadmitted and (peer := next(iter(self._unadmitted.values()))):
+        while self._unadmitted:
+            peer = next(iter(self._unadmitted.values()))
             if peer.deadline_s > now_s:
                 break
             self._end(peer, "the handshake took too long")
