@@ -148,7 +148,8 @@ def merge_tallies(*tallies: Tally) -> Tally:
 
 def count_in_parallel(batches: Sequence[list[str]], bar: ProgressBar) -> Tally:
     """Count with a task for each batch and a tree of merging tasks. Needs ``skate.init()``."""
-    progress = Progress.remote()
+    # mypy takes a decorated class for what it was: https://github.com/python/mypy/issues/3135
+    progress = Progress.remote()  # type: ignore[attr-defined]
     tallies = [count_files.remote(paths, progress) for paths in batches]
     while len(tallies) > 1:
         tallies = [

@@ -138,7 +138,7 @@ def check_sleeps(root: Path, members: dict[str, Member]) -> Iterator[Finding]:
     for member in members.values():
         for folder in ("unit", "sim"):
             for path in sorted((member.tests / folder).rglob("*.py")):
-                for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                for node in walk_syntax(path):
                     if is_sleep(node):
                         where = f"{path.relative_to(root)}:{node.lineno}"
                         yield Finding(where, "sleeps; wait for a condition or step the clock")
@@ -152,7 +152,7 @@ def find_oversized(root: Path, members: dict[str, Member]) -> Iterator[Finding]:
         lines = text.count("\n")
         if lines > MODULE_LINES_MAX and where not in REASONS:
             yield Finding(where, f"{lines} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in walk_syntax(path):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 continue
             named = f"{where}::{node.name}"
@@ -183,7 +183,17 @@ def source_files(root: Path, members: dict[str, Member]) -> Iterator[Path]:
             if "gen" not in path.relative_to(member.source).parts:
                 yield path
     yield from sorted((root / "tools").glob("*.py"))
-    yield from sorted((root / "benchmarks").rglob("[a-z]*.py"))
+    for path in sorted((root / "benchmarks").rglob("*.py")):
+        if not any(part.startswith(".") for part in path.relative_to(root).parts):
+            yield path
+
+
+def walk_syntax(path: Path) -> Iterator[ast.AST]:
+    """Every node of a module; nothing of one that does not parse, which ruff reports."""
+    try:
+        yield from ast.walk(ast.parse(path.read_text("utf-8")))
+    except SyntaxError:
+        return
 
 
 def tracked_files(root: Path) -> list[str]:
