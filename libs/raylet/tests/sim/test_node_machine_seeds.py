@@ -16,7 +16,6 @@ import pytest
 from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
 from skate_raylet.machine.lease_machine import LeaseConfig
-from skate_raylet.machine.lease_table import ActorRequest
 from skate_raylet.machine.node_machine import NodeMachine
 from skate_raylet.machine.worker_pool_machine import PoolConfig
 from skate_scheduler import CPU, ResourceSet
@@ -98,11 +97,11 @@ class World:
                 assert lease_id in self.granted
                 self.asked_back[lease_id] = None
             case do.PlaceActor(actor_id, incarnation, _, startup_id):
-                assert self.actors[actor_id, incarnation] in {"waiting", "maybe"}
+                assert self.actors[actor_id, incarnation] == "waiting"
                 assert startup_id not in self.ending
                 self.actors[actor_id, incarnation] = "placed"
             case do.RefuseActor(actor_id, incarnation):
-                assert self.actors.pop((actor_id, incarnation)) in {"waiting", "maybe"}
+                assert self.actors.pop((actor_id, incarnation)) == "waiting"
             case do.LoseActor(actor_id, incarnation):
                 assert self.actors.pop((actor_id, incarnation)) == "placed"
 
@@ -243,8 +242,6 @@ class World:
             job,
             running or ResourceSet.from_amounts({"CPU": 1}),
             running,
-            (),
-            self.random.random() < 0.3,
         )
         self.tell(event)
         if self.random.random() < 0.2:
@@ -262,18 +259,8 @@ class World:
             holder = self.random.choice(list(self.drivers))
             job = self.drivers.pop(holder)
             self.forget_holder(holder)
-            for key in list(self.actors):  # those that never got a worker vanish without a word
-                waits = [w.request for w in self.machine.waiting(self.now_s)]
-                if ActorRequest(*key) in waits:
-                    self.actors[key] = "maybe"
             self.tell(on.HolderGone(holder))
             self.tell(on.JobFinished(job))
-            for key, state in list(self.actors.items()):
-                if state == "maybe":
-                    if self.machine.has_actor(*key):
-                        self.actors[key] = "waiting"
-                    else:
-                        del self.actors[key]
 
     def pass_time(self) -> None:
         wakeup = self.machine.next_wakeup(self.now_s)

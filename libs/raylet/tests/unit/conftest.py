@@ -47,15 +47,12 @@ class Desk:
         name: bytes,
         *,
         incarnation: int = 0,
-        is_detached: bool = False,
         job: bytes = JOB,
         **running: float,
     ) -> list[Any]:
         needs = ResourceSet.from_amounts(running)
         placement = needs or ResourceSet.from_amounts({"CPU": 1})
-        return self.tell(
-            on.ActorRequested(name, incarnation, job, placement, needs, (), is_detached)
-        )
+        return self.tell(on.ActorRequested(name, incarnation, job, placement, needs))
 
     def start(self, said: list[Any]) -> list[Any]:
         """Let every worker that was to be started register; returns what followed."""

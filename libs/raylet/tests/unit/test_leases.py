@@ -304,17 +304,14 @@ def test_waiting_request_with_its_worker_starting_says_so(desk: Any) -> None:
     assert waiting.reason.kind is WaitKind.WORKER
 
 
-def test_finished_job_ends_its_actors_but_not_detached_ones_nor_what_those_started(
-    make_desk: Any,
-) -> None:
+def test_finished_job_names_the_cause_and_leaves_actors_to_the_gcs(make_desk: Any) -> None:
     desk = make_desk(CPU=8)
-    plain = desk.place(b"plain")
-    detached = desk.place(b"detached", is_detached=True)
-    child = desk.grant(1, detached.worker_id)
+    actor = desk.place(b"detached")
+    child = desk.grant(1, actor.worker_id)
     task = desk.grant(1, b"driver")
     other = desk.grant(1, b"other", job=b"\0\0\0\2")
     said = desk.tell(on.JobFinished(JOB)) + desk.tell(on.HolderGone(b"driver"))
     ended = {end.startup_id: end.kind for end in only(said, do.EndWorker)}
-    assert ended == {plain.startup_id: "job_finished", task.startup_id: "job_finished"}
+    assert ended == {task.startup_id: "job_finished"}
     assert child.startup_id not in ended
     assert other.startup_id not in ended

@@ -63,6 +63,7 @@ class ZygoteBoot(msgspec.Struct, array_like=True):
     raylet_endpoint: str
     session_dir: str
     preload: list[str] = []
+    umask: int = -1  # of user code; -1: as inherited
 
 
 class ForkRequest(msgspec.Struct, array_like=True):
@@ -162,6 +163,8 @@ class Zygote:
             log_fd = os.open(os.path.join(logs, name), flags, 0o600)
             os.dup2(log_fd, target)
         os.closerange(3, 1 << 30)
+        if boot.umask >= 0:
+            os.umask(boot.umask)
         _restore_signals()
         self._set_name(b"skate-worker")
         self._die_with(boot.daemon_pid)

@@ -49,7 +49,6 @@ class ActorRequested:
     placement: ResourceSet  # the node must be large enough for it
     running: ResourceSet  # held while the actor lives
     env_vars: EnvVars = ()
-    is_detached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,10 @@ class HolderGone:
 
 @dataclass(frozen=True, slots=True)
 class JobFinished:
-    """A job is over: its workers go, except what detached actors use."""
+    """A job is over: its workers go as soon as nobody uses them.
+
+    Its actors are ended by the GCS, which knows which of them outlive it.
+    """
 
     job_id: bytes
 

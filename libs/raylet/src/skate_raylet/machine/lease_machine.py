@@ -79,7 +79,6 @@ class _Waiting:
     job_id: bytes
     env_vars: on.EnvVars
     backlog: int = 0
-    is_detached: bool = False
 
 
 class LeaseMachine:
@@ -130,7 +129,7 @@ class LeaseMachine:
             case on.HolderGone(holder_id):
                 self._lose_holder(holder_id, commands)
             case on.JobFinished(job_id):
-                self._finish_job(job_id, commands)
+                self._finished_jobs[job_id] = None  # names the cause of what ends with it
             case on.TimePassed():
                 pass
             case _:
@@ -221,7 +220,7 @@ class LeaseMachine:
         if problem:
             commands.append(_refusal(request, kind, problem))
             return
-        entry = _Waiting(request, event.job_id, event.env_vars, is_detached=event.is_detached)
+        entry = _Waiting(request, event.job_id, event.env_vars)
         # Actors are asked for by the GCS; for the order of requests their job counts as the holder.
         self._enqueue(entry, event.job_id, event.running, now_s)
 
@@ -345,26 +344,6 @@ class LeaseMachine:
                 kind, message = "job_finished", "Its job finished."
             self._end(lease, False, kind, message, 0.0, commands)
 
-    def _finish_job(self, job_id: bytes, commands: list[do.LeaseCommand]) -> None:
-        self._finished_jobs[job_id] = None
-        # Tasks end with the processes that own them; this is the top of each tree. A detached actor
-        # and what it started live on.
-        for request, entry in list(self._waiting.items()):
-            if (
-                isinstance(request, ActorRequest)
-                and entry.job_id == job_id
-                and not entry.is_detached
-            ):
-                self._forget(request)
-        for lease in list(self.table):
-            if (
-                isinstance(lease.request, ActorRequest)
-                and lease.job_id == job_id
-                and not lease.is_detached
-            ):
-                self._cancel(lease.request, commands)
-                self._end(lease, True, "job_finished", "Its job finished.", 0.0, commands)
-
     def _set_blocked(self, worker_id: bytes, is_blocked: bool) -> None:
         lease = self.table.of_worker(worker_id)
         if lease is not None:
@@ -430,7 +409,6 @@ class LeaseMachine:
                 created_s=now_s,
                 device_ids=device_ids,
                 state=AwaitingWorker(),
-                is_detached=entry.is_detached,
             )
             self.table.add(lease)
             is_actor = isinstance(request, ActorRequest)

@@ -81,7 +81,6 @@ class Lease:
     created_s: float
     device_ids: DeviceIds
     state: LeaseState
-    is_detached: bool = False
     is_blocked: bool = False
 
     @property

@@ -1,0 +1,63 @@
+"""What a raylet needs to know at its start. Only the apps read environment variables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from skate_scheduler import UNITS
+
+WORKERS_MAX_DEFAULT = 1024
+STARTS_MIN = 4
+STARTS_PER_CPU = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RayletConfig:
+    """One node's settings. Endpoints are ``unix:/path`` or ``host:port``; amounts are in units."""
+
+    node_id: bytes
+    session_dir: str  # holds sockets/ and logs/, which exist
+    token: str = field(repr=False)
+    gcs_endpoint: str
+    stream_endpoint: str  # for this node's workers and drivers: "unix:/path"
+    grpc_endpoint: str  # for the GCS and the command line; port 0 takes a free one
+    resources: Mapping[str, int]
+    store_capacity_bytes: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+    is_head: bool = False
+    ip_address: str = "127.0.0.1"
+    node_name: str = ""
+    metrics_endpoint: str = ""
+    is_tracing: bool = False
+    # The program that workers are forked from; the number of its control descriptor is appended.
+    zygote_command: tuple[str, ...] = (sys.executable, "-m", "skate_worker.zygote")
+    # Imported by the zygote where installed, so that workers have them without importing.
+    preload: tuple[str, ...] = ("cloudpickle", "skate")
+    # File mode mask of user code; None: the daemon's.
+    worker_umask: int | None = None
+    # Worker processes of the node, whatever they do; never exceeded.
+    workers_max: int = WORKERS_MAX_DEFAULT
+    # Idle workers kept while no more task workers than this run; None: the whole CPUs, at least 1.
+    workers_soft_limit: int | None = None
+    # Processes starting at once; None: two a CPU, at least four.
+    starts_max: int | None = None
+    # A task that this node can never hold fails after this; None: it waits for ever.
+    infeasible_grace_s: float | None = 10.0
+    # Bytes of exported functions kept at the node, least recently used dropped first.
+    function_cache_bytes: int = 256 << 20
+
+    @property
+    def soft_limit(self) -> int:
+        """``workers_soft_limit`` or its default."""
+        if self.workers_soft_limit is not None:
+            return self.workers_soft_limit
+        return max(1, self.resources.get("CPU", 0) // UNITS)
+
+    @property
+    def start_limit(self) -> int:
+        """``starts_max`` or its default."""
+        if self.starts_max is not None:
+            return self.starts_max
+        return max(STARTS_MIN, STARTS_PER_CPU * self.resources.get("CPU", 0) // UNITS)

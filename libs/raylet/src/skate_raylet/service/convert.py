@@ -1,0 +1,94 @@
+"""Between the control plane's messages (protobuf) and those of the stream. No decisions here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2
+from skate_rpc.node_protocol import ActorView, Death, NodeView
+
+_KIND_PREFIX = "KIND_"
+_STATE_PREFIX = "ACTOR_STATE_"
+
+
+def death_to_proto(death: Death) -> common_pb2.DeathCause:
+    """A kind that the control plane does not know becomes KIND_UNSPECIFIED."""
+    name = _KIND_PREFIX + death.kind.upper()
+    known = common_pb2.DeathCause.Kind.keys()
+    kind = common_pb2.DeathCause.Kind.Value(name if name in known else "KIND_UNSPECIFIED")
+    return common_pb2.DeathCause(
+        kind=kind,
+        message=death.message,
+        pid=death.pid,
+        exit_code=death.exit_code,
+        signal=death.signal,
+        log_tail=death.log_tail,
+    )
+
+
+def death_from_proto(cause: common_pb2.DeathCause) -> Death:
+    """The stream's form; an unknown number (of a newer sender) is "unspecified"."""
+    try:
+        kind = common_pb2.DeathCause.Kind.Name(cause.kind)
+    except ValueError:
+        kind = "KIND_UNSPECIFIED"
+    return Death(
+        kind.removeprefix(_KIND_PREFIX).lower(),
+        cause.message,
+        cause.pid,
+        cause.exit_code,
+        cause.signal,
+        cause.log_tail,
+    )
+
+
+def resources_to_proto(amounts: Mapping[str, int]) -> common_pb2.ResourceSet:
+    """Amounts in units on both sides."""
+    return common_pb2.ResourceSet(amounts=dict(amounts))
+
+
+def actor_view(info: gcs_pb2.ActorInfo) -> ActorView:
+    """What a caller needs to know of an actor."""
+    spec = info.spec
+    try:
+        state = gcs_pb2.ActorState.Name(info.state)
+    except ValueError:
+        state = "ACTOR_STATE_UNSPECIFIED"
+    return ActorView(
+        actor_id=spec.actor_id,
+        state=state.removeprefix(_STATE_PREFIX),
+        incarnation=info.incarnation,
+        endpoint=info.address.endpoint,
+        worker_id=info.address.worker_id,
+        node_id=info.address.node_id,
+        pid=info.pid,
+        name=spec.name,
+        namespace=spec.namespace,
+        class_name=spec.class_name,
+        max_restarts=spec.max_restarts,
+        handle_state=spec.handle_state,
+        death=death_from_proto(info.death_cause) if info.HasField("death_cause") else None,
+        creation_error=info.creation_error,
+        pending_reason=info.pending_reason,
+    )
+
+
+def node_view(info: gcs_pb2.NodeInfo) -> NodeView:
+    """A row of the node table."""
+    return NodeView(
+        node_id=info.node_id,
+        is_alive=info.state == gcs_pb2.NodeInfo.STATE_ALIVE,
+        node_name=info.node_name,
+        hostname=info.hostname,
+        ip_address=info.ip_address,
+        stream_endpoint=info.stream_endpoint,
+        store_endpoint=info.store_endpoint,
+        raylet_endpoint=info.raylet_endpoint,
+        metrics_endpoint=info.metrics_endpoint,
+        is_head=info.is_head,
+        total=dict(info.total.amounts),
+        available=dict(info.available.amounts),
+        labels=dict(info.labels),
+        death=death_from_proto(info.death_cause) if info.HasField("death_cause") else None,
+        session_dir=info.session_dir,
+    )

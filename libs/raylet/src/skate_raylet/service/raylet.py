@@ -1,0 +1,493 @@
+"""A node of the cluster: composes the parts, starts them in order, stops them in reverse.
+
+::
+
+    store -> zygote -> GCS (register) -> gRPC server -> stream listener -> heartbeat, subscription
+
+What comes before: the node's daemon, which owns the process. What comes after: workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import resource
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import assert_never
+
+import grpc.aio
+
+from skate_object_store import StoreServer, StoreStatistics
+from skate_raylet.config import RayletConfig
+from skate_raylet.machine import commands as do
+from skate_raylet.machine import events as on
+from skate_raylet.machine.lease_machine import LeaseConfig
+from skate_raylet.machine.node_machine import NodeMachine, NodeStatistics
+from skate_raylet.machine.worker_pool_machine import PoolConfig
+from skate_raylet.service.actor_directory import ActorDirectory
+from skate_raylet.service.actor_host import ActorHost
+from skate_raylet.service.convert import (
+    actor_view,
+    death_from_proto,
+    death_to_proto,
+    resources_to_proto,
+)
+from skate_raylet.service.function_cache import FunctionCache
+from skate_raylet.service.gateway import Gateway
+from skate_raylet.service.gcs_link import GcsLink
+from skate_raylet.service.job_book import JobBook, job_of
+from skate_raylet.service.local_process import LocalProcess, LocalProcesses
+from skate_raylet.service.node_runner import NodeRunner
+from skate_raylet.service.process_server import ProcessServer
+from skate_raylet.service.reaper import Reaper
+from skate_raylet.service.servicer import RayletServicer
+from skate_raylet.service.worker_processes import WorkerEvents, WorkerProcess, WorkerProcesses
+from skate_raylet.service.zygote import ForkRequest, Zygote, ZygoteBoot, ZygoteEvents
+from skate_rpc import node_protocol as node
+from skate_rpc.errors import RpcError
+from skate_rpc.gcs_client import GcsClient
+from skate_rpc.gen.skate.v1 import gcs_pb2, raylet_pb2, raylet_pb2_grpc
+from skate_rpc.grpc_channel import open_channel
+from skate_rpc.grpc_server import SecureServer
+from skate_rpc.handshake import ServerHandshake
+from skate_scheduler import ResourceSet
+
+_log = logging.getLogger(__name__)
+
+MARK_VARIABLE = "SKATE_NODE_MARK"
+DEAD_REMEMBERED_MAX = 10_000
+DEMANDS_REPORTED_MAX = 1000
+STATISTICS_TIMEOUT_S = 5.0
+ZYGOTE_END_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RayletStatistics:
+    """Counts of one moment."""
+
+    node: NodeStatistics
+    store: StoreStatistics
+    actors: int
+    processes: int  # registered workers and drivers
+    zygote_restarts: int
+    worker_deaths: int  # since the start, whatever the cause
+    unsent_reports: int  # that wait for the GCS
+
+
+class Raylet:
+    """One node's raylet, on the running event loop of the daemon's main thread.
+
+    ``on_driver_gone(job_id)`` is called when a driver of this node hung up or died.
+    """
+
+    def __init__(
+        self,
+        config: RayletConfig,
+        *,
+        task_events: Callable[[list[node.TaskEvent]], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._task_events = task_events
+        self.on_driver_gone: Callable[[bytes], None] | None = None
+        self.on_ready_step: Callable[[str], None] | None = None
+        self.grpc_endpoint = ""
+        self.stream_endpoint = ""
+        self.store_endpoint = ""
+        total = ResourceSet(config.resources)
+        self._machine = NodeMachine(
+            LeaseConfig(total, config.node_id[:8], config.infeasible_grace_s),
+            PoolConfig(config.soft_limit, config.start_limit, config.workers_max),
+        )
+        self._processes = LocalProcesses()
+        self._jobs = JobBook()
+        self._deaths: dict[bytes, node.Death] = {}  # of workers whose end is being handled
+        self._dead: OrderedDict[bytes, None] = OrderedDict()  # deaths that were told already
+        self._death_count = 0
+        self._stopped: asyncio.Future[str] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._questions: set[asyncio.Task[None]] = set()
+        self._start_time_s = 0.0
+
+    # ---- start and stop ----
+
+    async def start(self) -> None:
+        """Start every part. Raises ``OSError``, ``BindError`` or ``RpcError`` when one can not."""
+        config = self._config
+        self._loop = asyncio.get_running_loop()
+        self._stopped = self._loop.create_future()
+        self._start_time_s = time.time()
+        _raise_descriptor_limit()
+        self._store_calls = concurrent.futures.ThreadPoolExecutor(1, "skate-store-calls")
+        token = config.token.encode()
+        self._store = StoreServer(
+            os.path.join(config.session_dir, "sockets", "store.sock"),
+            config.store_capacity_bytes,
+            handshake=lambda: ServerHandshake(token),
+        )
+        self._store.start()
+        self.store_endpoint = self._store.endpoint
+        self._start_processes()
+        self._channel: grpc.aio.Channel = open_channel(config.gcs_endpoint, config.token)
+        client = GcsClient(self._channel, config.gcs_endpoint)
+        self._link = GcsLink(
+            client, config.node_id, self._make_report, self._on_gcs_event, self._fenced
+        )
+        self._directory = ActorDirectory(self._ask_for_actor)
+        cache = FunctionCache(config.function_cache_bytes)
+        self._gateway = Gateway(client, config.node_id, cache, self._available)
+        self._actors = ActorHost(
+            config.node_id, self._machine.total, self._link, self._processes, self._runner.tell
+        )
+        self._server = ProcessServer(
+            config,
+            machine=self._machine,
+            tell=self._runner.tell,
+            processes=self._processes,
+            workers=self._workers,
+            actors=self._actors,
+            directory=self._directory,
+            gateway=self._gateway,
+            link=self._link,
+            jobs=self._jobs,
+            on_driver_gone=self._driver_gone,
+            on_task_events=self._task_events,
+        )
+        self._server.store_endpoint = self._store.endpoint
+        self._grpc = SecureServer(config.token)
+        servicer = RayletServicer(
+            self._machine,
+            self._actors,
+            self._processes,
+            self._loop.time,
+            self._fill_status,
+            self._begin_stop,
+        )
+        self._grpc.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, servicer)
+        self.grpc_endpoint = await self._grpc.start(config.grpc_endpoint)
+        self.stream_endpoint = self._server.start()
+        await client.nodes.register(self._node_info())
+        self._link.start()
+        _log.info("event=raylet_started node_id=%s", config.node_id.hex())
+
+    def _start_processes(self) -> None:
+        config = self._config
+        mark = config.node_id.hex()
+        zygote: Zygote | None = None
+        self._reaper = Reaper(
+            f"{MARK_VARIABLE}={mark}".encode(),
+            lambda: zygote is not None and zygote.has_forks_under_way(),
+        )
+        self._runner = NodeRunner(self._machine, self._perform)
+        self._workers = WorkerProcesses(
+            config.session_dir,
+            self._reaper,
+            self._fork,
+            lambda job_id: list(self._jobs.get(job_id).sys_path),
+            WorkerEvents(self._runner.tell, self._worker_died),
+        )
+        boot = ZygoteBoot(
+            os.getpid(),
+            config.node_id,
+            config.token,
+            config.stream_endpoint,
+            config.session_dir,
+            list(config.preload),
+            -1 if config.worker_umask is None else config.worker_umask,
+        )
+        zygote = self._zygote = Zygote(
+            config.zygote_command,
+            boot,
+            {**os.environ, MARK_VARIABLE: mark},
+            self._reaper,
+            ZygoteEvents(self._workers.forked, self._workers.fork_failed),
+        )
+        self._zygote.start()
+
+    def _fork(self, request: ForkRequest) -> None:
+        self._zygote.fork(request)
+
+    async def stop(self, reason: str, grace_s: float) -> None:
+        """End the workers (asked first, killed after ``grace_s``), then every part. Idempotent."""
+        self._begin_stop(reason, grace_s)
+        assert self._stopping is not None
+        await asyncio.shield(self._stopping)
+
+    async def wait_stopped(self) -> str:
+        """Wait for the end; returns its reason."""
+        assert self._stopped is not None, "the raylet was not started"
+        return await asyncio.shield(self._stopped)
+
+    def _begin_stop(self, reason: str, grace_s: float) -> None:
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(reason, grace_s))
+
+    async def _stop(self, reason: str, grace_s: float) -> None:
+        _log.info("event=raylet_stopping reason=%r", reason)
+        ends_at_s = self._loop.time() + grace_s
+        self._server.stop_listening()
+        self._runner.close()
+        await self._workers.end_all(reason, grace_s / 2)
+        self._runner.stop()
+        death = death_to_proto(node.Death("intended_exit", reason, os.getpid()))
+        left_s = max(0.1, ends_at_s - self._loop.time())
+        await self._link.close(left_s / 2)
+        await self._link.unregister(death, left_s / 2)
+        await self._server.close(reason)
+        await self._gateway.close()
+        for question in self._questions:
+            question.cancel()
+        self._reaper.kill_strays()
+        await self._zygote.close(ZYGOTE_END_S)
+        self._reaper.sweep()
+        self._reaper.close()
+        await self._grpc.stop(0.0)
+        await self._channel.close()
+        self._store_calls.shutdown(wait=True)
+        self._store.close()
+        assert self._stopped is not None
+        if not self._stopped.done():
+            self._stopped.set_result(reason)
+
+    def _fenced(self, reason: str) -> None:
+        self._begin_stop(reason, 1.0)
+
+    # ---- commands of the machine ----
+
+    def _perform(self, command: do.NodeCommand) -> None:
+        match command:
+            case do.StartWorker():
+                self._workers.start(command)
+            case do.EndWorker():
+                self._workers.end(command)
+            case do.GrantLease():
+                self._grant(command)
+            case do.RefuseLease(holder_id, request_id, kind, message):
+                self._send(holder_id, node.LeaseRefused(request_id, kind, message))
+            case do.LoseLease(holder_id, lease_id, worker_id):
+                self._send(holder_id, node.LeaseLost(lease_id, self._deaths[worker_id]))
+            case do.AskLeaseBack(holder_id, lease_id):
+                self._send(holder_id, node.ReclaimLease(lease_id))
+            case do.PlaceActor():
+                self._actors.place(command)
+            case do.RefuseActor():
+                self._actors.refuse(command)
+            case do.LoseActor(_, _, worker_id):
+                self._actors.lose(command, self._deaths[worker_id])
+            case _:
+                assert_never(command)
+        self._link.changed()
+
+    def _grant(self, command: do.GrantLease) -> None:
+        worker = self._processes.get(command.worker_id)
+        # A worker that is handed out is registered; it may have hung up, then its end follows.
+        self._send(
+            command.holder_id,
+            node.LeaseGranted(
+                command.request_id,
+                command.lease_id,
+                command.worker_id,
+                self._config.node_id,
+                worker.endpoint if worker is not None else "",
+                worker.pid if worker is not None else 0,
+                {name: list(parts) for name, parts in command.device_ids.items()},
+            ),
+        )
+
+    def _send(self, worker_id: bytes, message: object) -> None:
+        process = self._processes.get(worker_id)
+        if process is not None:
+            process.send(message)
+
+    # ---- ends ----
+
+    def _worker_died(self, worker: WorkerProcess, death: node.Death) -> None:
+        process = worker.local
+        assert process is not None
+        self._death_count += 1
+        self._processes.remove(process.worker_id)
+        self._directory.forget(process)
+        self._deaths[process.worker_id] = death
+        self._runner.tell(on.WorkerGone(worker.startup_id, process.worker_id))
+        del self._deaths[process.worker_id]
+        self._process_ended(process, death)
+        process.connection.close("the process ended")
+
+    def _driver_gone(self, process: LocalProcess, reason: str) -> None:
+        """A driver hung up: its job is over."""
+        _log.info("event=driver_gone pid=%d reason=%r", process.pid, reason)
+        message = f"The driver (pid {process.pid}) is gone: {reason}."
+        death = node.Death("exited", message, process.pid)
+        if self._jobs.finish(process.job_id):
+            self._runner.tell(on.JobFinished(process.job_id))
+        self._runner.tell(on.HolderGone(process.worker_id))
+        cause = death_to_proto(death)
+
+        async def report() -> None:
+            await self._link.client.jobs.finish(process.job_id, cause)
+
+        self._link.report(("job", process.job_id), "job_finished", report)
+        self._process_ended(process, death)
+        if self.on_driver_gone is not None:
+            self.on_driver_gone(process.job_id)
+
+    def _process_ended(self, process: LocalProcess, death: node.Death) -> None:
+        """Tell all who may hold something of it, and give back what it kept in the store."""
+        self._tell_of_death(process.worker_id, death, process.job_id)
+        self._store_calls.submit(self._release_owner, process.worker_id)
+        info = gcs_pb2.WorkerInfo(
+            worker_id=process.worker_id,
+            node_id=self._config.node_id,
+            job_id=process.job_id,
+            pid=process.pid,
+            is_driver=process.is_driver,
+            death_cause=death_to_proto(death),
+            end_time_s=time.time(),
+        )
+
+        async def report() -> None:
+            await self._link.client.workers.report_death(info)
+
+        self._link.report(("worker", process.worker_id), "worker_death", report)
+
+    def _tell_of_death(self, worker_id: bytes, death: node.Death, job_id: bytes) -> None:
+        if worker_id in self._dead:
+            return
+        self._dead[worker_id] = None
+        while len(self._dead) > DEAD_REMEMBERED_MAX:
+            self._dead.popitem(last=False)
+        message = node.WorkerDied(worker_id, death)
+        is_job_over = self._jobs.get(job_id).is_finished
+        for process in self._processes:
+            # The processes of a finished job are about to end too and need no news of each other;
+            # without this the end of n workers would cost n * n messages.
+            if not (is_job_over and process.job_id == job_id and not self._is_actor(process)):
+                process.post(message)
+
+    def _is_actor(self, process: LocalProcess) -> bool:
+        lease = self._machine.lease_of_worker(process.worker_id)
+        return lease is not None and not lease.holder_id
+
+    def _release_owner(self, worker_id: bytes) -> None:
+        try:
+            self._store.release_owner(worker_id)
+        except Exception:  # noqa: BLE001  the thread's boundary: the store is gone
+            _log.exception("event=release_owner_failed")
+
+    # ---- the GCS ----
+
+    def _on_gcs_event(self, event: gcs_pb2.Event) -> None:
+        match event.WhichOneof("payload"):
+            case "actor":
+                self._directory.update(actor_view(event.actor))
+            case "job":
+                if self._jobs.update(job_of(event.job)):
+                    self._runner.tell(on.JobFinished(event.job.job_id))
+            case "worker":
+                worker = event.worker
+                cause = death_from_proto(worker.death_cause)
+                self._tell_of_death(worker.worker_id, cause, worker.job_id)
+            case "node":
+                is_dead = event.node.state == gcs_pb2.NodeInfo.STATE_DEAD
+                if is_dead and event.node.node_id == self._config.node_id:
+                    self._fenced("The GCS holds this node for dead.")
+            case "snapshot_end" | None:
+                pass  # rows and news are taken alike
+
+    def _ask_for_actor(self, actor_id: bytes) -> None:
+        async def ask() -> None:
+            try:
+                info = await self._link.client.actors.get(actor_id)
+            except RpcError as error:
+                # The subscription brings it when the GCS is back.
+                _log.warning("event=get_actor_failed error=%s", error)
+                return
+            self._directory.answer(actor_id, actor_view(info) if info is not None else None)
+
+        task = asyncio.create_task(ask())
+        self._questions.add(task)
+        task.add_done_callback(self._questions.discard)
+
+    def _node_info(self) -> gcs_pb2.NodeInfo:
+        config = self._config
+        return gcs_pb2.NodeInfo(
+            node_id=config.node_id,
+            node_name=config.node_name,
+            hostname=socket.gethostname(),
+            ip_address=config.ip_address,
+            raylet_endpoint=self.grpc_endpoint,
+            stream_endpoint=self.stream_endpoint,
+            store_endpoint=self.store_endpoint,
+            metrics_endpoint=config.metrics_endpoint,
+            pid=os.getpid(),
+            is_head=config.is_head,
+            total=resources_to_proto(self._machine.total),
+            available=resources_to_proto(self._machine.available),
+            labels=dict(config.labels),
+            state=gcs_pb2.NodeInfo.STATE_ALIVE,
+            start_time_s=self._start_time_s,
+            session_dir=config.session_dir,
+        )
+
+    def _make_report(self) -> gcs_pb2.ReportResourcesRequest:
+        report = gcs_pb2.ReportResourcesRequest(
+            node_id=self._config.node_id,
+            available=resources_to_proto(self._machine.available),
+            total=resources_to_proto(self._machine.total),
+        )
+        for demand in self._machine.demands()[:DEMANDS_REPORTED_MAX]:
+            report.demands.add(
+                shape=resources_to_proto(demand.shape),
+                count=demand.count,
+                infeasible=demand.is_infeasible,
+            )
+        return report
+
+    # ---- questions ----
+
+    def _available(self) -> dict[str, int]:
+        return self._machine.available.to_dict()
+
+    def statistics(self) -> RayletStatistics:
+        """Counts of this moment. From any thread; raises ``TimeoutError`` when the loop hangs."""
+        try:
+            is_on_loop = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            is_on_loop = False
+        if is_on_loop:
+            return self._count()
+        answer: concurrent.futures.Future[RayletStatistics] = concurrent.futures.Future()
+        self._loop.call_soon_threadsafe(lambda: answer.set_result(self._count()))
+        return answer.result(STATISTICS_TIMEOUT_S)
+
+    def _count(self) -> RayletStatistics:
+        return RayletStatistics(
+            node=self._machine.statistics(),
+            store=self._store.statistics(),
+            actors=self._actors.count(),
+            processes=len(self._processes),
+            zygote_restarts=self._zygote.restarts,
+            worker_deaths=self._death_count,
+            unsent_reports=self._link.unsent_reports(),
+        )
+
+    def _fill_status(self, reply: raylet_pb2.NodeStatusReply) -> None:
+        statistics = self._count()
+        reply.node.CopyFrom(self._node_info())
+        reply.workers_idle = statistics.node.workers_idle
+        reply.workers_total = statistics.node.workers
+        reply.store_capacity_bytes = statistics.store.capacity_bytes
+        reply.store_used_bytes = statistics.store.used_bytes
+        reply.store_objects = statistics.store.objects
+
+
+def _raise_descriptor_limit() -> None:
+    """A worker costs the daemon three descriptors; the usual soft limit of 1024 is soon reached."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,89 @@
+"""RayletService, for the GCS and the command line. Thin: convert, pass on, answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc.aio
+
+from skate_raylet.machine.lease_table import ActorRequest, Ending, Granted
+from skate_raylet.machine.node_machine import NodeMachine
+from skate_raylet.service.actor_host import ActorHost
+from skate_raylet.service.convert import death_from_proto, resources_to_proto
+from skate_raylet.service.local_process import LocalProcesses
+from skate_rpc.gen.skate.v1 import raylet_pb2, raylet_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
+    """Every call may be repeated."""
+
+    def __init__(
+        self,
+        machine: NodeMachine,
+        actors: ActorHost,
+        processes: LocalProcesses,
+        clock: Callable[[], float],
+        fill_status: Callable[[raylet_pb2.NodeStatusReply], None],
+        shut_down: Callable[[str, float], None],
+    ) -> None:
+        self._machine = machine
+        self._actors = actors
+        self._processes = processes
+        self._clock = clock
+        self._fill_status = fill_status
+        self._shut_down = shut_down
+
+    async def StartActor(  # noqa: N802  gRPC's name
+        self, request: raylet_pb2.StartActorRequest, context: Context
+    ) -> raylet_pb2.StartActorReply:
+        """Accept or refuse one life of an actor; its outcome is reported to the GCS."""
+        refusal = self._actors.start(request.spec, request.incarnation)
+        return raylet_pb2.StartActorReply(accepted=not refusal, refusal=refusal)
+
+    async def KillActor(  # noqa: N802
+        self, request: raylet_pb2.KillActorOnNodeRequest, context: Context
+    ) -> raylet_pb2.KillActorOnNodeReply:
+        """End one life of an actor."""
+        cause = death_from_proto(request.cause)
+        self._actors.kill(request.actor_id, request.incarnation, cause)
+        return raylet_pb2.KillActorOnNodeReply()
+
+    async def Status(  # noqa: N802
+        self, request: raylet_pb2.NodeStatusRequest, context: Context
+    ) -> raylet_pb2.NodeStatusReply:
+        """Leases, workers and store of this moment, and why what waits does."""
+        now_s = self._clock()
+        reply = raylet_pb2.NodeStatusReply()
+        self._fill_status(reply)
+        for lease in self._machine.leases():
+            state = lease.state
+            process = self._processes.get(lease.worker_id)
+            request_ = lease.request
+            if isinstance(state, (Granted, Ending)):
+                reply.leases.add(
+                    lease_id=lease.lease_id,
+                    worker_id=state.worker_id,
+                    worker_pid=process.pid if process is not None else 0,
+                    holder_id=lease.holder_id,
+                    resources=resources_to_proto(lease.resources),
+                    actor_id=request_.actor_id if isinstance(request_, ActorRequest) else b"",
+                    lending_cpu=lease.is_blocked,
+                )
+        for waiting in self._machine.waiting(now_s):
+            reply.pending.add(
+                holder_id=waiting.holder_id,
+                resources=resources_to_proto(waiting.needs),
+                reason=waiting.reason.sentence(),
+                waiting_s=now_s - waiting.reason.since_s,
+            )
+        return reply
+
+    async def Shutdown(  # noqa: N802
+        self, request: raylet_pb2.ShutdownNodeRequest, context: Context
+    ) -> raylet_pb2.ShutdownNodeReply:
+        """Begin to stop; answered before it has."""
+        self._shut_down(request.reason or "It was asked to shut down.", request.grace_s)
+        return raylet_pb2.ShutdownNodeReply()
