@@ -43,6 +43,9 @@ class ActorClass(Generic[T]):
         self._set(_Exported(cls), options)
 
     def _set(self, exported: _Exported, options: Options) -> None:
+        # These two are found on this class before `__getattr__` is asked.
+        self.__doc__ = exported.cls.__doc__
+        self.__module__ = exported.cls.__module__
         self._exported = exported
         self._options = options
         self._session: object = None

@@ -1,0 +1,79 @@
+"""A runtime that records what the API asks of it, in the place of a cluster."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from skate_core_ids import ActorID, JobID, NodeID, WorkerID
+from skate_worker.context import TaskContext
+
+
+class RecordingCore:
+    """Answers every call at once and keeps it; references are strings."""
+
+    def __init__(self) -> None:
+        self.worker_id = WorkerID.from_random()
+        self.node_id = NodeID.from_random()
+        self.job_id = JobID.from_int(7)
+        self.namespace = "here"
+        self.session_dir = "/sessions/session_1"
+        self.gcs_endpoint = "unix:/gcs"
+        self.ip = "127.0.0.1"
+        self.is_driver = True
+        self.is_closed = False
+        self.was_restarted = False
+        self.actor_name = ""
+        self.current = TaskContext()
+        self.calls: list[tuple[Any, ...]] = []
+        self.exports: list[Any] = []
+        self.rows: list[Any] = []
+        self.node_rows: list[Any] = []
+
+    def export(self, value: Any) -> bytes:
+        self.exports.append(value)
+        return b"id%d" % len(self.exports)
+
+    def submit_task(self, function_id: bytes, args: Any, kwargs: Any, options: Any) -> list[Any]:
+        self.calls.append(("task", function_id, args, kwargs, options))
+        return [f"ref{index}" for index in range(options.num_returns)]
+
+    def create_actor(self, class_id: bytes, args: Any, kwargs: Any, options: Any) -> Any:
+        self.calls.append(("create", class_id, args, kwargs, options))
+        return ActorID.of(self.job_id), True, None
+
+    def submit_actor_task(self, actor_id: bytes, args: Any, kwargs: Any, options: Any) -> list[Any]:
+        self.calls.append(("call", actor_id, args, kwargs, options))
+        return [f"ref{index}" for index in range(options.num_returns)]
+
+    def named_actor(self, name: str, namespace: str) -> Any:
+        wanted = (name, namespace or self.namespace)
+        return next((row for row in self.rows if (row.name, row.namespace) == wanted), None)
+
+    def actors(self) -> list[Any]:
+        return self.rows
+
+    def nodes(self) -> list[Any]:
+        return self.node_rows
+
+    def kill_actor(self, actor_id: bytes, no_restart: bool) -> bool:
+        self.calls.append(("kill", actor_id, no_restart))
+        return True
+
+    def exit_actor(self, reason: str) -> None:
+        raise SystemExit(reason)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def actor_row(handle_state: bytes, **more: Any) -> SimpleNamespace:
+    """An actor as the control plane lists it."""
+    row = {
+        "actor_id": b"\x01" * 16,
+        "name": "",
+        "namespace": "here",
+        "state": "ALIVE",
+        "handle_state": handle_state,
+    }
+    return SimpleNamespace(**{**row, **more})

@@ -1,0 +1,205 @@
+"""Every option is checked where it is given, with one sentence that names it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from skate.options import (
+    DecoratorError,
+    asks_for_resources,
+    check_actor_combination,
+    check_actor_options,
+    check_call_options,
+    check_method_options,
+    check_task_options,
+    resources_of,
+)
+
+
+class NotAnError:
+    pass
+
+
+WRONG_FOR_BOTH: list[tuple[str, Any, type[Exception]]] = [
+    ("num_cpus", -1, ValueError),
+    ("num_cpus", "1", TypeError),
+    ("num_cpus", True, TypeError),
+    ("num_cpus", float("nan"), ValueError),
+    ("num_cpus", float("inf"), ValueError),
+    ("num_gpus", 1e-7, ValueError),
+    ("num_gpus", 1.5, ValueError),
+    ("num_gpus", [1], TypeError),
+    ("memory", -1, ValueError),
+    ("memory", "1G", TypeError),
+    ("resources", {"CPU": 1}, ValueError),
+    ("resources", {"GPU": 1}, ValueError),
+    ("resources", {"memory": 1}, ValueError),
+    ("resources", {"object_store_memory": 1}, ValueError),
+    ("resources", {"a": -1}, ValueError),
+    ("resources", {"a": 1e-7}, ValueError),
+    ("resources", {"a": "1"}, TypeError),
+    ("resources", {1: 1}, TypeError),
+    ("resources", {"": 1}, ValueError),
+    ("resources", [("a", 1)], TypeError),
+    ("accelerator_type", 3, TypeError),
+    ("name", 3, TypeError),
+    ("name", "", ValueError),
+    ("runtime_env", "pip", TypeError),
+    ("runtime_env", {"pip": ["x"]}, ValueError),
+    ("runtime_env", {"env_vars": {"A": 1}}, TypeError),
+    ("runtime_env", {"env_vars": ["A"]}, TypeError),
+    ("runtime_env", {"env_vars": {"A=B": "1"}}, ValueError),
+    ("scheduling_strategy", "SPREAD", ValueError),
+    ("scheduling_strategy", 3, ValueError),
+    ("placement_group", object(), ValueError),
+    ("label_selector", {"a": "b"}, ValueError),
+    ("fallback_strategy", [{}], ValueError),
+    ("enable_task_events", False, ValueError),
+]
+WRONG_FOR_TASKS: list[tuple[str, Any, type[Exception]]] = [
+    ("max_retries", 1.0, TypeError),
+    ("max_retries", -2, ValueError),
+    ("max_retries", True, TypeError),
+    ("max_calls", -1, ValueError),
+    ("max_calls", "1", TypeError),
+    ("num_returns", -1, ValueError),
+    ("num_returns", 1.5, TypeError),
+    ("num_returns", "streaming", ValueError),
+    ("num_returns", "dynamic", ValueError),
+    ("num_returns", "many", TypeError),
+    ("retry_exceptions", 1, TypeError),
+    ("retry_exceptions", [NotAnError], ValueError),
+    ("retry_exceptions", [ValueError()], ValueError),
+    ("object_store_memory", 1, ValueError),
+    ("max_restarts", 1, ValueError),
+]
+WRONG_FOR_ACTORS: list[tuple[str, Any, type[Exception]]] = [
+    ("max_restarts", 1.0, TypeError),
+    ("max_restarts", -2, ValueError),
+    ("max_task_retries", -2, ValueError),
+    ("max_concurrency", 0, ValueError),
+    ("max_concurrency", "2", TypeError),
+    ("max_pending_calls", 3, ValueError),
+    ("lifetime", "forever", ValueError),
+    ("lifetime", 3, ValueError),
+    ("namespace", "", ValueError),
+    ("namespace", 3, TypeError),
+    ("get_if_exists", 1, TypeError),
+    ("concurrency_groups", [1], TypeError),
+    ("concurrency_groups", {"io": 0}, ValueError),
+    ("concurrency_groups", {"io": "2"}, TypeError),
+    ("concurrency_groups", {3: 2}, TypeError),
+    ("allow_out_of_order_execution", False, ValueError),
+    ("max_retries", 1, ValueError),
+    ("num_returns", 2, ValueError),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "error"), WRONG_FOR_BOTH + WRONG_FOR_TASKS)
+def test_task_option_with_wrong_value_is_refused(
+    name: str, value: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error) as caught:
+        check_task_options({name: value}, is_decoration=True)
+
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(("name", "value", "error"), WRONG_FOR_BOTH + WRONG_FOR_ACTORS)
+def test_actor_option_with_wrong_value_is_refused(
+    name: str, value: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error) as caught:
+        check_actor_options({name: value}, is_decoration=True)
+
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_cpus": 0},
+        {"num_cpus": 0.5, "num_gpus": 0.25},
+        {"num_gpus": 4},
+        {"memory": 1 << 30},
+        {"memory": 0.5},
+        {"resources": {"custom": 0.0001}},
+        {"resources": {}},
+        {"accelerator_type": "A100"},
+        {"max_retries": -1},
+        {"retry_exceptions": True},
+        {"retry_exceptions": [ValueError, KeyboardInterrupt]},
+        {"retry_exceptions": (ValueError,)},
+        {"num_returns": 0},
+        {"max_calls": 0},
+        {"name": "work"},
+        {"runtime_env": {"env_vars": {"A": "1"}}},
+        {"runtime_env": {}},
+        {"scheduling_strategy": "DEFAULT"},
+        {"placement_group": "default"},
+        {"enable_task_events": True},
+    ],
+)
+def test_task_option_with_right_value_is_kept(options: dict[str, Any]) -> None:
+    assert check_task_options(options, is_decoration=True) == options
+
+
+def test_option_that_is_none_is_left_out() -> None:
+    names = ("num_cpus", "name", "scheduling_strategy", "runtime_env", "num_returns")
+
+    assert check_task_options(dict.fromkeys(names), is_decoration=False) == {}
+
+
+def test_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"no option 'num_cpu'.*Did you mean 'num_cpus'"):
+        check_task_options({"num_cpu": 1}, is_decoration=True)
+
+
+def test_decoration_only_options_are_refused_later() -> None:
+    with pytest.raises(ValueError, match="max_calls"):
+        check_task_options({"max_calls": 1}, is_decoration=False)
+    with pytest.raises(ValueError, match="concurrency_groups"):
+        check_actor_options({"concurrency_groups": {"io": 1}}, is_decoration=False)
+
+
+def test_get_if_exists_without_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="name"):
+        check_actor_combination({"get_if_exists": True})
+    check_actor_combination({"get_if_exists": True, "name": "a"})
+
+
+def test_unknown_method_option_is_a_decorator_error() -> None:
+    for kind in (DecoratorError, ValueError, AssertionError):
+        with pytest.raises(kind, match="num_return"):
+            check_method_options({"num_return": 2})
+
+
+def test_call_options_take_a_name() -> None:
+    assert check_call_options({"name": "x", "num_returns": 2}) == {"name": "x", "num_returns": 2}
+    with pytest.raises(ValueError, match="num_cpus"):
+        check_call_options({"num_cpus": 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "amounts"),
+    [
+        ({}, (("CPU", 10_000),)),
+        ({"num_cpus": 0}, ()),
+        ({"num_gpus": 2}, (("CPU", 10_000), ("GPU", 20_000))),
+        ({"num_cpus": 0.5, "resources": {"a": 1}}, (("CPU", 5_000), ("a", 10_000))),
+        ({"num_cpus": 0, "memory": 100.9}, (("memory", 1_000_000),)),
+        ({"num_cpus": 0, "accelerator_type": "X"}, (("accelerator_type:X", 10),)),
+        ({"num_cpus": 0, "resources": {"a": 0}}, ()),
+    ],
+)
+def test_resources_become_exact_units(options: dict[str, Any], amounts: Any) -> None:
+    assert resources_of(options, default_cpus=1) == amounts
+
+
+def test_zero_cpus_count_as_asking_for_resources() -> None:
+    assert asks_for_resources({"num_cpus": 0})
+    assert not asks_for_resources({"name": "a"})
