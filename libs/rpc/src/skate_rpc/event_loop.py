@@ -7,7 +7,6 @@ which costs about a third per event and needs no import of asyncio.
 
 from __future__ import annotations
 
-import errno
 import heapq
 import itertools
 import logging
@@ -86,6 +85,101 @@ class IoThread:
         self._writers: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self._soon: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._is_awake = False
+        self._is_ended = False
+        self._wake_lock = threading.RLock()
+        self._timers: list[tuple[float, int, _Timer]] = []
+        self._timer_order = itertools.count()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """End the loop and release its descriptors; waits at most ``timeout_s`` for the thread."""
+        if self.is_current() or not self._thread.ident:
+            self._is_stopping = True
+            return
+        self.call_soon_threadsafe(self._stop)
+        self._thread.join(timeout_s)
+
+    def is_current(self) -> bool:
+        """Whether the caller runs on the loop's thread."""
+        return threading.get_ident() == self._thread.ident
+
+    def add_reader(self, fd: int, callback: Callable[..., Any], /, *args: Any) -> None:
+        """Call back whenever ``fd`` can be read."""
+        self._readers[fd] = (callback, args)
+        self._update(fd)
+
+    def remove_reader(self, fd: int, /) -> bool:
+        """Stop calling back for reading; returns whether it was set."""
+        known = self._readers.pop(fd, None) is not None
+        if known:
+            self._update(fd)
+        return known
+
+    def add_writer(self, fd: int, callback: Callable[..., Any], /, *args: Any) -> None:
+        """Call back whenever ``fd`` can be written."""
+        self._writers[fd] = (callback, args)
+        self._update(fd)
+
+    def remove_writer(self, fd: int, /) -> bool:
+        """Stop calling back for writing; returns whether it was set."""
+        known = self._writers.pop(fd, None) is not None
+        if known:
+            self._update(fd)
+        return known
+
+    def call_soon_threadsafe(self, callback: Callable[..., Any], /, *args: Any) -> None:
+        """Run ``callback`` on the loop's thread soon. Several calls before it wakes cost one
+        wake-up.
+        """
+        self._soon.append((callback, args))
+        if not self._is_awake:
+            self._is_awake = True
+            # The number of a closed descriptor is soon another file's: a write after the end would
+            # put eight bytes into a stranger's stream. Reentrant, because a finalizer may come here
+            # while this very thread is inside.
+            with self._wake_lock:
+                if not self._is_ended:
+                    os.eventfd_write(self._wake_fd, 1)
+
+    def call_later(self, delay: float, callback: Callable[..., Any], /, *args: Any) -> TimerHandle:
+        """Call back after ``delay`` seconds."""
+        ...
+
+
+class _Timer:
+    __slots__ = ("args", "callback", "is_cancelled")
+
+    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.callback = callback
+        self.args = args
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class IoThread:
+    """An :class:`EventLoop` on a thread of its own.
+
+    A callback that raises is logged and the loop goes on: one broken connection must not end the
+    process's only link to the others.
+    """
+
+    def __init__(self, name: str = "skate-io") -> None:
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        self._readers: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
+        self._writers: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
+        self._soon: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._is_awake = False
+        self._is_ended = False
+        self._wake_lock = threading.RLock()
         self._timers: list[tuple[float, int, _Timer]] = []
         self._timer_order = itertools.count()
         self._is_stopping = False
@@ -176,6 +270,8 @@ class IoThread:
             while not self._is_stopping:
                 self._run_once()
         finally:
+            with self._wake_lock:
+                self._is_ended = True
             self._epoll.close()
             os.close(self._wake_fd)
 

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 BLOCKED_AFTER_S = (
     0.001  # a worker that waits longer lends its CPU; most waits are shorter than the message
 )
+SEAL_WAIT_S = 10.0
 QUEUES_KEPT_MAX = 4096
 FIRST_RETURN = (1).to_bytes(4, "big")
 
@@ -338,7 +339,8 @@ class CoreWorker:
         """A view of an object in this node's store. Raises :class:`ObjectLostError`."""
         store = self.ownership.store
         assert store is not None
-        view: memoryview | None = store.get([object_id], 0)[0]
+        # Whoever wrote it said so on another connection: its seal may still be on the way.
+        view: memoryview | None = store.get([object_id], SEAL_WAIT_S)[0]
         if view is None:
             raise ObjectLostError(object_id.hex(), detail="it is not in the store of this node")
         return view

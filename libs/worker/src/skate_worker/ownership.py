@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from skate_object_store import StoreClient
+from skate_object_store import ObjectExistsError, StoreClient
 from skate_rpc.stream import StreamClosedError
 from skate_worker.errors import ObjectFreedError, OwnerDiedError
 from skate_worker.machine.references import (
@@ -184,8 +184,14 @@ class Ownership:
 
     def put_parts(self, object_id: bytes, value: Serialized, owner_id: bytes) -> None:
         """Write a large value into the node's store, in the name of its owner."""
-        assert self.store is not None
-        self.store.put(object_id, value.parts, value.total_bytes, owner=owner_id)
+        store = self.store
+        assert store is not None
+        try:
+            store.put(object_id, value.parts, value.total_bytes, owner=owner_id)
+        except ObjectExistsError:
+            # An earlier attempt of the task wrote it and died before it could say so.
+            store.delete([object_id])
+            store.put(object_id, value.parts, value.total_bytes, owner=owner_id)
 
     # ---- references that travel ----
 
