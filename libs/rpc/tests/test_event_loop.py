@@ -12,11 +12,11 @@ WAIT_S = 10.0
 
 
 def test_call_after_the_end_writes_to_no_descriptor_that_took_the_number() -> None:
+    reader, writer = os.pipe()
     loop = IoThread()
     loop.start()
     used = loop._wake_fd
     loop.stop()
-    reader, writer = os.pipe()
     os.dup2(writer, used)  # the number is now a pipe's
     try:
         os.set_blocking(reader, False)
