@@ -52,6 +52,8 @@ class _Session:
                 token=token,
                 namespace=self._options.namespace,
                 entrypoint=" ".join(sys.argv),
+                # '' stands for the folder that this process is in, which a worker may not be.
+                sys_path=[path or os.getcwd() for path in sys.path],
             )
             self.context = _make_context(self.core, facts)
         except BaseException:

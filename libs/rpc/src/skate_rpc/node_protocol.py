@@ -141,7 +141,6 @@ class ProcessRegistered(NodeMessage, tag=32):
     gcs_endpoint: str = ""
     error: str = ""
     is_tracing: bool = False  # task events are wanted
-    sys_path: list[str] = []  # workers: the driver's module search path
 
 
 class LeaseGranted(NodeMessage, tag=33):

@@ -163,7 +163,6 @@ class CoreWorker:
             self.session_dir = registered.session_dir
             self.gcs_endpoint = registered.gcs_endpoint
             self.is_tracing = registered.is_tracing
-            self.sys_path = registered.sys_path
             self._task_suffix = bytes(ActorID.nil_of(self.job_id))
             self._put_prefix = bytes(self._task_ids.of(self._task_suffix))
             self._finish_parts(registered)

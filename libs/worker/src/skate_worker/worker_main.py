@@ -43,7 +43,7 @@ def run_worker(config: WorkerConfig) -> int:
         startup_id=config.startup_id,
         on_raylet_lost=_die_with_the_raylet,
     )
-    for path in reversed((*config.sys_path, *core.sys_path)):
+    for path in reversed(config.sys_path):
         if path not in sys.path:
             sys.path.insert(0, path)
     set_current_core(core)
