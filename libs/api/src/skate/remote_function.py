@@ -35,6 +35,9 @@ R = TypeVar("R")
 class RemoteFunction(Generic[P, R]):
     """A function that runs as a task. Call it by :meth:`remote`; it is never called directly."""
 
+    __name__: str
+    __wrapped__: Callable[P, R]
+
     def __init__(self, function: Callable[P, R], options: Options) -> None:
         _check_function(function, options)
         self._set(_Exported(function), options)

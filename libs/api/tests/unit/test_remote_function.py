@@ -39,7 +39,7 @@ def test_remote_submits_with_defaults(core: RecordingCore) -> None:
 def test_function_keeps_its_name_and_text() -> None:
     assert add.__name__ == "add"
     assert add.__doc__ == "Add two numbers."
-    assert add.__wrapped__(1, 2) == 3  # type: ignore[attr-defined]
+    assert add.__wrapped__(1, 2) == 3
 
 
 def test_function_is_exported_once_a_session(core: RecordingCore) -> None:

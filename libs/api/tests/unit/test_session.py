@@ -215,9 +215,12 @@ def test_address_variable_is_used(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setenv("SKATE_ADDRESS", "10.0.0.9:1")
-    monkeypatch.setattr(
-        "skate_node.find_node", lambda a, t=None: (asked.append(a), facts("10.0.0.9:1"))[1]
-    )
+
+    def find_node(wanted: str, temp_dir: Any = None) -> Any:
+        asked.append(wanted)
+        return facts(wanted)
+
+    monkeypatch.setattr("skate_node.find_node", find_node)
 
     skate.init(address)
 
