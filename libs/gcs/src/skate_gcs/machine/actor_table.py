@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Literal
 
 from skate_core_ids import ActorID
-from skate_gcs.machine.actor_indexes import ActorIndexes
+from skate_gcs.machine.actor_rows import ActorRows
 from skate_gcs.machine.actor_states import Trigger, may_restart, next_state
 from skate_gcs.machine.answers import (
     Accepted,
@@ -32,7 +32,7 @@ from skate_gcs.machine.answers import (
     Refused,
 )
 from skate_gcs.machine.clock import Now, Timers, Wakeup
-from skate_gcs.machine.commands import Command, Persist, Publish, Reply, StartActorOnNode, Table
+from skate_gcs.machine.commands import Command, Reply, StartActorOnNode
 from skate_gcs.machine.events import (
     ActorFailed,
     ActorKilled,
@@ -70,40 +70,27 @@ class ActorTable:
         self._nodes = nodes
         self._kills = kills
         self._limits = limits
-        self._records: dict[bytes, ActorRecord] = {}  # in order of registration
-        self._dead: dict[bytes, None] = {}  # oldest first
-        self._index = ActorIndexes()
+        self._rows = ActorRows(limits)
         self._starts = StartQueue(nodes, limits, random)
         self._retries: Timers[_Retry] = Timers()
         self._failures: dict[bytes, int] = {}  # lives in a row that ended early
         self._started_s: dict[bytes, float] = {}  # monotonic, of actors that are alive
-        self._number_last = 0
 
     # ---- restart of the GCS ----
 
     def restore(self, specs: dict[bytes, ActorSpec], lives: dict[bytes, ActorLife]) -> None:
         """Take the stored rows; :meth:`resume` goes on with them."""
-        for actor_id in sorted(lives, key=lambda key: lives[key].number):
-            record = ActorRecord(specs[actor_id], lives[actor_id])
-            self._records[actor_id] = record
-            self._number_last = record.life.number
-            if not record.is_dead:
-                self._index.add(record)
-        for record in sorted(self._records.values(), key=lambda row: row.life.end_time_s):
-            if record.is_dead:
-                self._dead[record.spec.actor_id] = None
+        self._rows.restore(specs, lives)
 
     def resume(self, now: Now, out: list[Command]) -> None:
         """Repeat unanswered start orders, and queue what waits for a node."""
-        for record in self._live():
+        for record in self._rows.live():
             life = record.life
             if life.node_id and self._nodes.get_alive(life.node_id) is None:
                 # It refused, which is not stored, and died later; a node that runs an actor, or may
                 # run it, and the actor's loss are stored together.
                 assert life.state is not ActorState.ALIVE
-                waiting = replace(record, life=replace(life, node_id=b""))
-                self._put(record, waiting)
-                self._enqueue(waiting)
+                self._enqueue(self._rows.unplace(record))
             elif life.state is ActorState.ALIVE:
                 self._started_s[record.spec.actor_id] = now.now_s
             elif life.node_id:
@@ -122,36 +109,30 @@ class ActorTable:
         if problem:
             out.append(Reply(Refused(RefusalKind.INVALID, problem)))
             return
-        known = self._records.get(spec.actor_id)
+        known = self._rows.get(spec.actor_id)
         if known is not None:
             out.append(Reply(ActorAssigned(known, is_new=True)))
             return
-        holder = self._index.holder_of(spec.namespace, spec.name)
+        holder = self._rows.index.holder_of(spec.namespace, spec.name)
         if holder is not None:
-            out.append(Reply(ActorAssigned(self._records[holder], is_new=False)))
+            out.append(Reply(ActorAssigned(self._rows[holder], is_new=False)))
             return
-        self._number_last += 1
         life = ActorLife(
             state=next_state(ActorState.DEPENDENCIES_UNREADY, Trigger.REGISTERED),
             outlives_job=spec.is_detached or self.outlives_job(spec.owner.worker_id),
-            number=self._number_last,
         )
-        record = ActorRecord(spec, life)
-        self._records[spec.actor_id] = record
-        self._index.add(record)
-        out.append(Persist(Table.ACTOR_SPECS, spec.actor_id, spec))
+        record = self._rows.add(spec, life, out)
         if doomed is not None:
             self._end(record, doomed, now, out)
         else:
-            self._store(record, out)
             self._enqueue(record)
         # The reply shows the row as it is after the whole event, with its node or reason.
         self.pump(now, out)
-        out.append(Reply(ActorAssigned(self._records[spec.actor_id], is_new=True)))
+        out.append(Reply(ActorAssigned(self._rows[spec.actor_id], is_new=True)))
 
     def started(self, event: ActorStarted, now: Now, out: list[Command]) -> None:
         """A worker runs the actor; answered whether it may go on."""
-        record = self._records.get(event.actor_id)
+        record = self._rows.get(event.actor_id)
         if record is None or event.incarnation != record.life.incarnation:
             out.append(Reply(Accepted(False)))
             return
@@ -164,7 +145,7 @@ class ActorTable:
             return
         self._forget_start(event.actor_id, was_taken=True)
         self._started_s[event.actor_id] = now.now_s
-        self._change(
+        self._rows.change(
             record,
             replace(
                 life,
@@ -179,7 +160,7 @@ class ActorTable:
 
     def failed(self, event: ActorFailed, now: Now, out: list[Command]) -> None:
         """An incarnation's worker ended: start again or end the actor."""
-        record = self._records.get(event.actor_id)
+        record = self._rows.get(event.actor_id)
         if record is not None and not record.is_dead:
             life = record.life
             if life.node_id and life.incarnation == event.incarnation:
@@ -188,7 +169,7 @@ class ActorTable:
 
     def kill(self, event: ActorKilled, now: Now, out: list[Command]) -> None:
         """The user's kill; answered whether the actor is known."""
-        record = self._records.get(event.actor_id)
+        record = self._rows.get(event.actor_id)
         out.append(Reply(Accepted(record is not None)))
         if record is None or record.is_dead:
             return
@@ -196,7 +177,11 @@ class ActorTable:
         if event.no_restart:
             never_ran = "" if record.life.start_time_s else " before it ever ran"
             message = f"The actor was killed by kill(){never_ran}."
-            cause = event.cause or DeathCause(DeathKind.KILLED_BY_USER, message)
+            cause = event.cause or DeathCause()
+            if cause.kind is DeathKind.UNSPECIFIED:
+                cause = replace(
+                    cause, kind=DeathKind.KILLED_BY_USER, message=cause.message or message
+                )
             self._end_with_process(record, cause, now, out)
         elif is_alive:
             # Counts like the death of its process, but the process must be ended first.
@@ -208,7 +193,7 @@ class ActorTable:
     def release(self, actor_id: bytes, now: Now, out: list[Command]) -> None:
         """No handle is left: an actor that runs ends in order, one that does not is dropped."""
         out.append(Reply(Done()))
-        record = self._records.get(actor_id)
+        record = self._rows.get(actor_id)
         if record is None or record.is_dead or record.spec.is_detached or record.life.is_released:
             return
         cause = DeathCause(DeathKind.HANDLES_RELEASED, "No handle of the actor was left.")
@@ -216,26 +201,26 @@ class ActorTable:
             self._end_with_process(record, cause, now, out)
             return
         # It stays ALIVE until its node reports the end, so that calls under way can be answered.
-        self._index.free_name(record)
-        self._change(record, replace(record.life, is_released=True), out)
+        self._rows.index.free_name(record)
+        self._rows.change(record, replace(record.life, is_released=True), out)
         self._order_kill(record, cause, out)
 
-    def start_answered(self, event: StartAnswered) -> None:
+    def start_answered(self, event: StartAnswered, out: list[Command]) -> None:
         """The node takes the actor, or refuses it."""
         record = self._starting_on(event.node_id, event.actor_id, event.incarnation)
         if record is None:
             return
         if event.refusal is None:
             self._forget_start(event.actor_id, was_taken=True)
+            if record.pending_reason:
+                self._rows.postpone(record, "", out)
             return
         self._retries.cancel(("resend", event.actor_id))
+        waiting = self._rows.unplace(record)
         if event.actor_id in self._starts:
             self._starts.refused(event.actor_id, event.node_id, event.refusal)
         else:
-            self._enqueue(record)
-        # Not stored: a GCS that restarts here asks the same node again, which is as good a try as
-        # any.
-        self._put(record, replace(record, life=replace(record.life, node_id=b"")))
+            self._enqueue(waiting)
 
     def start_unanswered(self, event: StartUnanswered, now: Now, out: list[Command]) -> None:
         """The actor may have been started there: ask the same node again, until it is dead."""
@@ -248,14 +233,14 @@ class ActorTable:
         pause_s = self._limits.retry_pause_s(failures)
         self._retries.set(("resend", event.actor_id), now.now_s + pause_s)
         reason = f"Its node did not answer ({event.problem}); it is asked again."
-        self._postpone(record, reason, out)
+        self._rows.postpone(record, reason, out)
 
     # ---- the ends of others ----
 
     def owner_died(self, worker_id: bytes, why: str, now: Now, out: list[Command]) -> None:
         """The actors that this worker owned end with it, unless detached."""
-        for actor_id in self._index.owned_by(worker_id):
-            record = self._records[actor_id]
+        for actor_id in self._rows.index.owned_by(worker_id):
+            record = self._rows[actor_id]
             if not record.is_dead and not record.spec.is_detached:
                 message = f"The actor's owner died: {why}"
                 self._end_with_process(record, DeathCause(DeathKind.OWNER_DIED, message), now, out)
@@ -263,8 +248,8 @@ class ActorTable:
     def job_finished(self, job_id: bytes, why: str, now: Now, out: list[Command]) -> None:
         """The job's actors end with it, unless they outlive it."""
         message = f"The actor's job has finished. {why}".rstrip()
-        for actor_id in self._index.of_job(job_id):
-            record = self._records[actor_id]
+        for actor_id in self._rows.index.of_job(job_id):
+            record = self._rows[actor_id]
             if not record.is_dead and not record.life.outlives_job:
                 self._end_with_process(
                     record, DeathCause(DeathKind.JOB_FINISHED, message), now, out
@@ -272,12 +257,12 @@ class ActorTable:
 
     def node_died(self, node_id: bytes, why: str, now: Now, out: list[Command]) -> None:
         """What ran there is lost; what was owned there ends."""
-        for record in self._live():
+        for record in self._rows.live():
             if record.spec.owner.node_id == node_id and not record.spec.is_detached:
                 message = f"The actor's owner died with its node: {why}"
                 self._end_with_process(record, DeathCause(DeathKind.OWNER_DIED, message), now, out)
-        for actor_id in self._index.on_node(node_id):
-            record = self._records[actor_id]
+        for actor_id in self._rows.index.on_node(node_id):
+            record = self._rows[actor_id]
             message = f"The actor's node {node_id.hex()} died: {why}"
             self._lose(record, DeathCause(DeathKind.NODE_DIED, message), now, out)
         self._starts.nodes_changed()
@@ -297,7 +282,7 @@ class ActorTable:
     def tick(self, now: Now, out: list[Command]) -> None:
         """Do what is due."""
         while (retry := self._retries.pop_due(now.now_s)) is not None:
-            record = self._records[retry[1]]
+            record = self._rows[retry[1]]
             if retry[0] == "restart":
                 self._enqueue(record)
             else:
@@ -306,16 +291,12 @@ class ActorTable:
     def pump(self, now: Now, out: list[Command]) -> None:
         """Place what can be placed."""
         for decision in self._starts.pump(now.now_s):
-            record = self._records[decision.actor_id]
+            record = self._rows[decision.actor_id]
             match decision:
                 case Placed(_, node_id):
-                    life = replace(record.life, node_id=node_id)
-                    record = replace(record, life=life, pending_reason="")
-                    self._put(self._records[decision.actor_id], record)
-                    self._store(record, out)
-                    self._send_start(record, out)
+                    self._send_start(self._rows.place(record, node_id, out), out)
                 case Postponed(_, reason):
-                    self._postpone(record, reason, out)
+                    self._rows.postpone(record, reason, out)
 
     def next_wakeup(self) -> Wakeup | None:
         """The earliest pause that ends."""
@@ -329,60 +310,35 @@ class ActorTable:
 
     def get(self, actor_id: bytes) -> ActorFound:
         """One actor."""
-        return ActorFound(self._records.get(actor_id))
+        return ActorFound(self._rows.get(actor_id))
 
     def get_named(self, namespace: str, name: str) -> ActorFound:
         """The actor that holds a name."""
-        holder = self._index.holder_of(namespace, name)
-        return ActorFound(self._records[holder] if holder is not None else None)
+        holder = self._rows.index.holder_of(namespace, name)
+        return ActorFound(self._rows[holder] if holder is not None else None)
 
     def outlives_job(self, worker_id: bytes) -> bool:
         """Whether what this worker creates outlives its job, as the worker's own actor does."""
-        actor_id = self._index.actor_of_worker(worker_id)
-        return actor_id is not None and self._records[actor_id].life.outlives_job
+        actor_id = self._rows.index.actor_of_worker(worker_id)
+        return actor_id is not None and self._rows[actor_id].life.outlives_job
 
     def records(self) -> list[ActorRecord]:
         """All actors, in order of registration."""
-        return list(self._records.values())
+        return self._rows.all()
 
     def count_by_state(self) -> dict[ActorState, int]:
         """Actors in each state. O(live actors)."""
-        counts = dict.fromkeys(ActorState, 0)
-        for record in self._live():
-            counts[record.life.state] += 1
-        counts[ActorState.DEAD] = len(self._dead)
-        return counts
+        return self._rows.count_by_state()
 
     def check_invariants(self) -> None:
         """Raise ``AssertionError`` if the table is inconsistent."""
-        assert len(self._dead) <= self._limits.actors_dead_max
+        self._rows.check_invariants()
         self._starts.check_invariants()
-        live = [record for record in self._records.values() if not record.is_dead]
-        self._index.check_invariants(live)
-        assert len(live) + len(self._dead) == len(self._records)
-        assert len(self._started_s) <= len(live)
-        for actor_id, record in self._records.items():
-            life = record.life
-            assert record.spec.actor_id == actor_id
-            limit = record.spec.max_restarts
-            assert limit < 0 or life.restarts_used <= limit
-            assert life.restarts_used <= life.incarnation
+        for record in self._rows.all():
+            actor_id, life = record.spec.actor_id, record.life
             waits = actor_id in self._starts
             retries = [kind for kind in ("restart", "resend") if (kind, actor_id) in self._retries]
-            if record.is_dead:
-                assert actor_id in self._dead
-                assert life.death_cause is not None
-                assert not life.node_id
-                assert not record.spec.creation_task
-                assert not waits
-                assert not retries
-                continue
-            assert life.death_cause is None
-            if life.node_id:
-                assert self._nodes.get_alive(life.node_id) is not None
-            if life.state is ActorState.ALIVE:
-                assert life.node_id == life.address.node_id
-                assert life.node_id
+            if record.is_dead or life.state is ActorState.ALIVE:
                 assert not waits
                 assert not retries
             elif life.node_id:
@@ -390,14 +346,13 @@ class ActorTable:
                 assert not (waits and retries)
             else:
                 assert waits != bool(retries), "an actor without a node waits for one"
+            if life.node_id:
+                assert self._nodes.get_alive(life.node_id) is not None
 
     # ---- how it is done ----
 
-    def _live(self) -> list[ActorRecord]:
-        return [self._records[actor_id] for actor_id in self._index.all_live()]
-
     def _starting_on(self, node_id: bytes, actor_id: bytes, incarnation: int) -> ActorRecord | None:
-        record = self._records.get(actor_id)
+        record = self._rows.get(actor_id)
         if record is None or record.is_dead or record.life.state is ActorState.ALIVE:
             return None
         life = record.life
@@ -444,7 +399,7 @@ class ActorTable:
         else:
             self._forget_start(actor_id, was_taken=False)
             state = next_state(life.state, Trigger.MOVED if moves else Trigger.LOST)
-            self._change(
+            self._rows.change(
                 record,
                 replace(
                     life,
@@ -470,7 +425,7 @@ class ActorTable:
         failures = self._failures.get(actor_id, 0) + 1
         self._failures[actor_id] = failures
         if failures == 1:
-            self._enqueue(self._records[actor_id])
+            self._enqueue(self._rows[actor_id])
         else:
             pause_s = self._limits.retry_pause_s(failures - 1)
             self._retries.set(("restart", actor_id), now.now_s + pause_s)
@@ -498,48 +453,7 @@ class ActorTable:
         self._forget_start(actor_id, was_taken=False)
         self._failures.pop(actor_id, None)
         self._started_s.pop(actor_id, None)
-        self._index.remove(record)
-        ended = ActorRecord(
-            replace(record.spec, creation_task=b""),
-            replace(
-                record.life,
-                state=next_state(record.life.state, Trigger.ENDED),
-                node_id=b"",
-                address=Address(),
-                death_cause=cause,
-                creation_error=creation_error,
-                end_time_s=now.unix_s,
-            ),
-        )
-        self._records[actor_id] = ended
-        self._dead[actor_id] = None
-        out.append(Persist(Table.ACTOR_SPECS, actor_id, ended.spec))
-        self._store(ended, out)
-        out.append(Publish(ended))
-        while len(self._dead) > self._limits.actors_dead_max:
-            oldest = next(iter(self._dead))
-            del self._dead[oldest]
-            del self._records[oldest]
-            out.append(Persist(Table.ACTOR_SPECS, oldest, None, is_lazy=True))
-            out.append(Persist(Table.ACTORS, oldest, None, is_lazy=True))
-
-    def _postpone(self, record: ActorRecord, reason: str, out: list[Command]) -> None:
-        record = replace(record, pending_reason=reason)
-        self._records[record.spec.actor_id] = record
-        out.append(Publish(record))
-
-    def _change(self, record: ActorRecord, life: ActorLife, out: list[Command]) -> None:
-        changed = ActorRecord(record.spec, life)
-        self._put(record, changed)
-        self._store(changed, out)
-        out.append(Publish(changed))
-
-    def _put(self, before: ActorRecord, after: ActorRecord) -> None:
-        self._index.move(before, after)
-        self._records[after.spec.actor_id] = after
-
-    def _store(self, record: ActorRecord, out: list[Command]) -> None:
-        out.append(Persist(Table.ACTORS, record.spec.actor_id, record.life))
+        self._rows.end(record, cause, creation_error, now, out)
 
 
 def _problem_of(event: ActorRegistered) -> str:

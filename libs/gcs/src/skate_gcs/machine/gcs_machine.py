@@ -205,7 +205,7 @@ class GcsMachine:
             case events.KvDelete():
                 self._kv.delete(event, out)
             case events.StartAnswered():
-                self._actors.start_answered(event)
+                self._actors.start_answered(event, out)
             case events.StartUnanswered():
                 self._actors.start_unanswered(event, now, out)
             case events.KillAnswered(node_id, actor_id, incarnation, is_done):

@@ -40,7 +40,8 @@ class _LiveNode:
     """What is known of an alive node beyond its row; not stored."""
 
     heard_s: float  # monotonic
-    view: NodeView  # ``available`` less what was placed there since the last report
+    view: NodeView  # ``available`` less ``claimed``
+    claimed: ResourceSet = ResourceSet()  # placed there since the last report
     version: int = 0  # of the last report
     is_suspect: bool = False
     announced_s: float = float("-inf")
@@ -196,6 +197,15 @@ class NodeTable:
         """Count a placement that the node has not reported yet."""
         live = self._live[node_id]
         live.view = live.view.with_claimed(request)
+        live.claimed = live.claimed.plus(request)
+
+    def unclaim(self, node_id: bytes, request: ResourceSet) -> None:
+        """The node refused the placement. A report in between has forgotten the claim already."""
+        live = self._live.get(node_id)
+        if live is not None and request.fits_in(live.claimed):
+            live.claimed = live.claimed.minus(request)
+            view = live.view
+            live.view = replace(view, available=view.available.plus(request))
 
     def get_alive(self, node_id: bytes) -> NodeRecord | None:
         """The row of an alive node."""
@@ -228,7 +238,9 @@ class NodeTable:
     def _heard(self, node_id: bytes, now: Now, view: NodeView) -> _LiveNode:
         live = self._live.pop(node_id, None) or _LiveNode(now.now_s, view)
         live.heard_s = max(now.now_s, live.heard_s)
-        live.view = view
+        if live.view is not view:
+            live.view = view
+            live.claimed = ResourceSet()
         live.is_suspect = False
         self._live[node_id] = live
         return live

@@ -123,6 +123,8 @@ class StartQueue:
         waiting = shape.asked.pop(actor_id, None) if shape is not None else None
         if shape is None or waiting is None:
             return
+        # Else its next report would look as if something had been freed there.
+        self._nodes.unclaim(node_id, shape.request)
         if waiting.round == shape.round:
             waiting.refused_by += (node_id,)
         waiting.refusal = refusal
