@@ -19,6 +19,7 @@ from skate_node.launch_protocol import (
     LOCK_FD,
     LOG_TAIL_LINES,
     READY_FD,
+    Launch,
     ReadyWriter,
 )
 from skate_node.options import NodeOptions
@@ -55,20 +56,6 @@ def main() -> None:
         ready.failed(ready.component, f"{type(error).__name__}: {error}", log_tail=text)
     watchdog.disarm()
     ending.end(exit_code)
-
-
-class Launch:
-    """What the launcher handed over."""
-
-    def __init__(
-        self, options: NodeOptions, session_dir: str, starter_pid: int, umask: int
-    ) -> None:
-        self.options = options
-        self.session_dir = session_dir
-        self.starter_pid = starter_pid
-        """0: nobody's life ends this node."""
-        self.umask = umask
-        """The starter's, for user code; the daemon's own files are closed to others."""
 
 
 class _Ending:

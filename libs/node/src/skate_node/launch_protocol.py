@@ -20,6 +20,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from skate_node.options import NodeOptions
+
 READY_FD = 3
 LIFELINE_FD = 4
 LOCK_FD = 5
@@ -27,6 +29,18 @@ FIRST_FREE_FD = 6
 LOG_TAIL_LINES = 20
 _LOG_TAIL_BYTES = 16 * 1024
 READY_BYTES_MAX = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher handed over, as the daemon holds it."""
+
+    options: NodeOptions
+    session_dir: str
+    starter_pid: int
+    """0: nobody's life ends this node."""
+    umask: int
+    """The starter's, for user code; the daemon's own files are closed to others."""
 
 
 @dataclass(frozen=True)

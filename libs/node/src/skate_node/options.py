@@ -52,7 +52,7 @@ class NodeOptions:
     """Address to listen on. None: Unix sockets only, or 127.0.0.1 when ``port`` is given."""
     port: int | None = None
     """TCP port of the GCS (head). 0 takes a free one; None: a Unix socket."""
-    metrics_port: int | None = None
+    metrics_port: int | None = 0
     """Port of ``GET /metrics``. 0 takes a free one; None: no endpoint, nothing listens."""
 
     storage: str | None = None

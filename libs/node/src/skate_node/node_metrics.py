@@ -1,0 +1,96 @@
+"""The node's ``GET /metrics``: what its parts count anyway, asked for at each scrape."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from collections.abc import Iterator
+
+from skate_gcs import GcsServer
+from skate_node.session import NodeRecord
+from skate_node.task_spans import TaskSpans
+from skate_raylet import Raylet
+from skate_telemetry import readings
+from skate_telemetry.metrics import MetricsRegistry
+from skate_telemetry.metrics_server import MetricsServer
+from skate_telemetry.readings import Reading
+
+
+class NodeMetrics:
+    """Listens from the start; has values once :meth:`watch` was called."""
+
+    def __init__(self, host: str, port: int, token: str) -> None:
+        """Raises ``MetricsBindError`` or ``MissingExtraError``."""
+        self._registry = MetricsRegistry()
+        self._server = MetricsServer(self._registry, host, port, token)
+        self.endpoint = self._server.endpoint
+
+    def watch(
+        self, record: NodeRecord, gcs: GcsServer | None, raylet: Raylet, spans: TaskSpans
+    ) -> None:
+        """Ask these parts at each scrape. On the loop that the GCS and the raylet run on."""
+        loop = asyncio.get_running_loop()
+        add = self._registry.add_source
+        version = importlib.metadata.version("skate-node")
+        add("build", lambda: readings.build_readings(version))
+        add("node", lambda: _node(record))
+        add("process", readings.process_readings)
+        add("tasks", spans.readings)
+        add("raylet", readings.run_on_loop(loop, "node", lambda: _raylet(raylet)))
+        if gcs is not None:
+            add("gcs", readings.run_on_loop(loop, "gcs", lambda: _gcs(gcs)))
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.close()
+
+
+def _node(record: NodeRecord) -> Iterator[Reading]:
+    return readings.node_readings(
+        node_id=record.node_id,
+        node_name=record.node_name,
+        session_name=record.session_name,
+        is_head=record.is_head,
+    )
+
+
+def _raylet(raylet: Raylet) -> Iterator[Reading]:
+    counts = raylet.statistics()
+    node, store = counts.node, counts.store
+    yield from readings.resource_readings(
+        total=node.total.to_dict(), available=node.available.to_dict()
+    )
+    yield from readings.lease_readings(
+        tasks=node.task_leases,
+        actors=node.actor_leases,
+        waiting=node.waiting,
+        infeasible=node.infeasible,
+    )
+    yield from readings.worker_readings(
+        idle=node.workers_idle,
+        busy=node.workers - node.workers_idle - node.workers_starting,
+        starting=node.workers_starting,
+    )
+    yield from readings.store_readings(
+        capacity_bytes=store.capacity_bytes,
+        used_bytes=store.used_bytes,
+        objects=store.objects,
+        pinned_bytes=store.pinned_bytes,
+        evictable_bytes=store.evictable_bytes,
+        created_total=store.created_total,
+        evicted_total=store.evicted_total,
+        evicted_bytes_total=store.evicted_bytes_total,
+    )
+
+
+def _gcs(gcs: GcsServer) -> Iterator[Reading]:
+    counts = gcs.statistics()
+    tables = counts.tables
+    yield from readings.gcs_readings(
+        nodes={"alive": tables.nodes_alive, "dead": tables.nodes_dead},
+        actors={state.name: count for state, count in tables.actors.items()},
+        jobs={"running": tables.jobs_running, "finished": tables.jobs_finished},
+        kv_entries=tables.kv_entries,
+        kv_bytes=tables.kv_bytes,
+    )
+    yield from readings.rpc_readings("gcs", calls=counts.rpc_calls, refused=counts.rpc_refused)
