@@ -64,7 +64,8 @@ ARGUMENTS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
 
 def fits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     try:
-        inspect.signature(function).bind(*args, **kwargs)
+        # Not `Signature.bind`, which differs from a call in some versions of Python.
+        inspect.unwrap(function)(*args, **kwargs)
     except TypeError:
         return False
     return True
