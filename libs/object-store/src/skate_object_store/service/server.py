@@ -104,6 +104,11 @@ class StoreServer:
         """What clients connect to: ``unix:`` and the path."""
         return f"unix:{self._socket_path}"
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has stopped serving, by :meth:`close` or by a failure of its thread."""
+        return self._is_stopping or self._has_ended
+
     def start(self) -> None:
         """Listen and serve. Returns when clients can connect.
 
