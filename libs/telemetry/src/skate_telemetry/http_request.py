@@ -18,7 +18,8 @@ HEAD_BYTES_MAX = 8 * 1024
 HEAD_END = b"\r\n\r\n"
 
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,16}) (/[!-~]{0,2048}) HTTP/1\.[01]")
-_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}):[ \t]*([\x20-\x7e\t]*?)[ \t]*")
+# The spaces around a value are stripped afterwards: a pattern for them would backtrack.
+_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}):([\x20-\x7e\t]*)")
 _SINGLE_FIELDS = ("host", "authorization")
 
 
@@ -57,7 +58,7 @@ def parse_head(head: bytes) -> Request:
         name = parts[1].decode("ascii").lower()
         if name in values and name in _SINGLE_FIELDS:
             raise BadRequestError(http.HTTPStatus.BAD_REQUEST)
-        values[name] = parts[2].decode("ascii")
+        values[name] = parts[2].strip(b" \t").decode("ascii")
     return Request(
         method=matched[1].decode("ascii"),
         path=matched[2].decode("ascii").partition("?")[0],
