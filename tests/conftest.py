@@ -53,6 +53,18 @@ def cluster(session_root: Path) -> Iterator[Any]:
     skate.shutdown()
 
 
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[Any]:
+    """Like ``cluster``, for all tests of a module: for those that leave it as they found it."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = Path(tempfile.mkdtemp(prefix="sk-"))
+        patch.setenv("SKATE_TMPDIR", str(root))
+        context = skate.init(num_cpus=2)
+        yield context
+        skate.shutdown()
+        shutil.rmtree(root, ignore_errors=True)
+
+
 @pytest.fixture
 def run_script(session_root: Path) -> RunScript:
     """Run a Python file with this interpreter, from the root, as a user would.

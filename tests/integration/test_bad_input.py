@@ -10,7 +10,7 @@ import pytest
 
 import skate
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = pytest.mark.usefixtures("shared_cluster")
 
 
 @skate.remote
@@ -42,7 +42,7 @@ CASES: list[tuple[str, Callable[[], Any], type[BaseException], str]] = [
     ("missing constructor argument", Actor.remote, TypeError, "x"),
     ("get of a value", lambda: skate.get(1), (TypeError, ValueError), "ObjectRef"),  # type: ignore[list-item]
     ("get of a list of values", lambda: skate.get([1]), TypeError, "ObjectRef"),
-    ("put of a reference", lambda: skate.put(skate.put(1)), TypeError, "ObjectRef"),
+    ("put of a reference", lambda: skate.put(skate.put(1)), TypeError, "reference"),
     ("wait for a bare reference", lambda: skate.wait(skate.put(1)), TypeError, "list"),
     (
         "wait for too many",

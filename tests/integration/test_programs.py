@@ -13,7 +13,7 @@ import pytest
 
 import skate
 
-pytestmark = pytest.mark.usefixtures("cluster")
+pytestmark = pytest.mark.usefixtures("shared_cluster")
 WAIT_S = 20.0
 
 

@@ -62,6 +62,7 @@ class ActorSubmitter:
         calls = self._actors.get(actor_id)
         if calls is not None:
             return calls
+        actor_id = bytes(actor_id)  # an ActorID is one too, but not to the encoder
         with self._ownership.lock:
             calls = self._actors.setdefault(actor_id, ActorCalls(actor_id))
             is_first = not calls.is_subscribed

@@ -641,7 +641,7 @@ class CoreWorker:
 
     def kill_actor(self, actor_id: bytes, no_restart: bool = True) -> bool:
         """Kill an actor at once. False: the cluster does not know it."""
-        return self.raylet.call("kill_actor", node.ActorKill(actor_id, no_restart), bool)
+        return self.raylet.call("kill_actor", node.ActorKill(bytes(actor_id), no_restart), bool)
 
     def actors(self) -> list[node.ActorView]:
         """All actors that the cluster remembers."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from skate_worker.machine.references import Entry, Owner, ReferenceTable
 
 

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 
 import pytest
+
 from skate_worker.machine.lease_pool import LINGER_S, REQUESTS_MAX, Lease, LeasePool
 
 KEY = "cpu"
