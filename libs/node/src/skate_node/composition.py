@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import socket
@@ -102,6 +103,8 @@ async def _serve(node: NodeService, ready: ReadyWriter, watchdog: Watchdog) -> i
             _log.info("stopped while starting", extra={"why": asked.result()})
             return 1
         ready.ready(described)
+        gc.freeze()  # What was imported stays: collections need not look at it again.
+        gc.enable()
         sweep = asyncio.create_task(asyncio.to_thread(node.tidy), name="skate-node-tidy")
         reason, exit_code = await node.wait(asked)
         _log.info("the node stops", extra={"why": reason, "exit_code": exit_code})

@@ -8,10 +8,13 @@ installation can still be reported.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from skate_node.launch_protocol import (
     FIRST_FREE_FD,
@@ -27,12 +30,20 @@ from skate_node.processes import kill_session_processes
 from skate_node.session import remove_session
 from skate_node.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from skate_node.composition import Components
+
 STOP_GRACE_S = 2.5
 """An orderly stop takes at most this; the whole end, killing included, stays under 3 s."""
 
 
-def main() -> None:
-    """Be a node until a stop is asked for, then leave nothing. Does not return."""
+def main(make_components: Callable[[], Components] | None = None) -> None:
+    """Be a node until a stop is asked for, then leave nothing. Does not return.
+
+    ``make_components`` gives other parts than the usual ones, after the imports.
+    """
+    # A tenth of the start goes to looking for garbage in what is being imported.
+    gc.disable()
     launch = _take_launch()
     ending = _Ending(launch)
     ready = ReadyWriter(READY_FD)
@@ -49,7 +60,8 @@ def main() -> None:
         # Imported here: it loads gRPC, and its failure is to be reported like any other.
         from skate_node.composition import run_node  # noqa: PLC0415
 
-        exit_code = run_node(launch, ready, watchdog)
+        components = None if make_components is None else make_components()
+        exit_code = run_node(launch, ready, watchdog, components)
     except Exception as error:  # noqa: BLE001  # The process boundary: the starter is told.
         text = "\n".join(traceback.format_exc().splitlines()[-LOG_TAIL_LINES:])
         print(text, file=sys.stderr, flush=True)  # noqa: T201  # Into daemon.err.

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,18 +110,22 @@ def start_node(
     timeout_s: float = START_TIMEOUT_S,
     command: tuple[str, ...] = DAEMON_COMMAND,
     environment: Mapping[str, str] | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> RunningNode:
     """Start a node and wait until it serves.
 
-    ``command`` is what follows the interpreter. Raises ``NodeStartError`` naming the component that
-    failed, ``SessionRootError`` when there is no safe place for the session. Whatever is raised, an
-    interrupt included, nothing of the node is left.
+    ``command`` is what follows the interpreter. ``meanwhile`` is called once the daemon is on its
+    way, for work of the starter that can be done in that time, such as imports. Raises
+    ``NodeStartError`` naming the component that failed, ``SessionRootError`` when there is no safe
+    place for the session. Whatever is raised, an interrupt included, nothing of the node is left.
     """
     process = _DaemonProcess()
     session = create_session(options.temp_dir)
     try:
         process.spawn(session, options, command, dict(environment or os.environ))
         session.close()
+        if meanwhile is not None:
+            meanwhile()
         ready = _await_ready(process, session.path, timeout_s)
         return RunningNode(process, session.path, ready, options.keep_logs)
     except BaseException:
