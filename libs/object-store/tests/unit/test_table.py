@@ -214,14 +214,19 @@ def test_get_at_its_deadline_keeps_the_pins_it_reports(world: World) -> None:
     assert world.release(created.serial) == []
 
 
-def test_cancelled_get_drops_its_pins(world: World) -> None:
-    world.put(b"a", evictable=True)
+def test_cancelled_request_is_answered_once_with_what_there_is(world: World) -> None:
+    created = world.put(b"a", CAPACITY // 2)
     world.get(b"a", b"b", timeout_s=math.inf)
-    assert world.table.statistics().evictable_bytes == 0
-    world.table.cancel(READER, 2)
-    assert world.table.statistics().evictable_bytes > 0
-    assert world.table.cancel(READER, 2) == []
-    assert world.table.cancel(READER, 99) == []
+    world.wait(b"a", b"b", wanted=2, timeout_s=math.inf)
+    world.create(b"big", CAPACITY, client=READER, wait_s=math.inf)
+    world.create(b"small", 64, client=OTHER, wait_s=math.inf)
+    copy = Copy(created.serial, created.offset, CAPACITY // 2)
+    assert world.table.cancel(READER, 2, world.now_s) == [Got(READER, 2, (copy, None))]
+    assert world.table.cancel(READER, 3, world.now_s) == [Ready(READER, 3, (0,))]
+    assert kinds(world.table.cancel(READER, 4, world.now_s)) == ["CreateRefused", "Created"]
+    for request in (2, 3, 4, 99):
+        assert world.table.cancel(READER, request, world.now_s) == []
+    assert world.release(created.serial) == []
 
 
 def test_wait_counts_distinct_positions_and_pins_nothing(world: World) -> None:

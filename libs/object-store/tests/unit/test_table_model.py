@@ -161,8 +161,8 @@ class TableHistory(RuleBasedStateMachine):
     @rule(choice=st.integers(0, 1 << 20))
     def cancel(self, choice: int) -> None:
         client, request = list(self.model.pending)[choice % len(self.model.pending)]
-        del self.model.pending[client, request]
-        self.absorb(self.table.cancel(client, request))
+        self.absorb(self.table.cancel(client, request, self.now_s))
+        assert (client, request) not in self.model.pending
 
     @precondition(lambda self: self.alive)
     @rule(slot=CLIENTS)

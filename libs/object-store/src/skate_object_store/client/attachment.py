@@ -73,6 +73,7 @@ class Attachment:
             drain=self.outbox.drain,
             on_orphan=self._undo,
             on_abandoned=lambda number: self.outbox.add(pack_cancel(number)),
+            on_unread=self._nudge.give,
         )
         self._lock = threading.Lock()
         self._readable: dict[bytes, Span] = {}  # what a get finds without asking
@@ -261,6 +262,7 @@ class Attachment:
     def _flush(self) -> None:
         try:
             self.link.post(b"", self.timeout_s)
+            self.link.collect_orphans()
         except StoreTimeoutError:
             time.sleep(_RETRY_S)
             self._nudge.give()

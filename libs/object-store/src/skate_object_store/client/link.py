@@ -48,10 +48,12 @@ Frame = tuple[int, int, memoryview]
 class _Slot:
     """Where a request's thread finds its reply."""
 
-    __slots__ = ("is_waiting", "reply", "wakes")
+    __slots__ = ("is_queued", "is_waiting", "reply", "wakes")
 
     def __init__(self) -> None:
         self.reply: Reply | None = None
+        self.is_queued = False
+        """Whether the request will reach the server, and so be answered, unless the line breaks."""
         self.is_waiting = False
         self.wakes: SimpleQueue[None] = SimpleQueue()
 
@@ -67,8 +69,9 @@ class Link:
         connection: The socket; nothing after WELCOME has been read from it.
         drain: What waits to be sent along, taken under the send lock.
         on_orphan: Undoes a reply (kind, body) that nobody waits for. May only add to the outbox.
-        on_abandoned: Tells the store that a request's reply is not wanted. May only add to the
+        on_abandoned: Tells the store not to make a request wait any longer. May only add to the
             outbox.
+        on_unread: Has :meth:`collect_orphans` called soon, by a thread that does not wait here.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Link:
         drain: Callable[[], bytes],
         on_orphan: Callable[[int, memoryview], None],
         on_abandoned: Callable[[int], None],
+        on_unread: Callable[[], None],
     ) -> None:
         self.endpoint = endpoint
         self._socket = connection
@@ -89,16 +93,17 @@ class Link:
         self._drain = drain
         self._on_orphan = on_orphan
         self._on_abandoned = on_abandoned
+        self._on_unread = on_unread
         self._numbers = itertools.count(1)
         self._slots: dict[int, _Slot] = {}
         self._slots_lock = threading.Lock()  # makes "find the slot and fill it" one step
+        self._abandoned: set[int] = set()  # requests without a slot whose reply is still to come
         self._send_lock = threading.Lock()
         # Bytes under way, and how many of them each send took.
         self._output: tuple[bytes, list[int]] = (b"", [])
         self._read_lock = threading.Lock()
         # The start of a frame, then what was received after it and not yet cut; whole frames.
         self._input: tuple[list[bytes], deque[Frame]] = ([b""], deque())
-        self._delivering = 0
         self._end: StoreClosedError | StoreProtocolError | None = None
 
     @property
@@ -125,14 +130,16 @@ class Link:
         number = next(self._numbers)
         slot = self._slots[number] = _Slot()
         try:
-            self._send(pack(number), deadline_s, timeout_s)
+            self._send(pack(number), deadline_s, timeout_s, slot)
             self._wait(slot, deadline_s, timeout_s)
         except BaseException:
             with self._slots_lock:
                 del self._slots[number]
+                if slot.is_queued and slot.reply is None:
+                    self._abandoned.add(number)
             if slot.reply is not None:
                 self._on_orphan(*slot.reply)
-            else:
+            elif slot.is_queued:
                 self._on_abandoned(number)
             self._promote()
             raise
@@ -145,6 +152,18 @@ class Link:
         """Send frames without reply, after all of the outbox. Raises like :meth:`request`."""
         self.check_open()
         self._send(data, time.monotonic() + timeout_s, timeout_s)
+
+    def collect_orphans(self) -> None:
+        """Take in replies that nobody waits for, until all have come or another thread reads.
+
+        For the thread that ``on_abandoned`` and ``on_unread`` wake.
+        """
+        while self._abandoned and self.is_open and self._read_lock.acquire(blocking=False):
+            try:
+                self._read()
+            finally:
+                self._read_lock.release()
+            self._promote()
 
     def close(self, reason: str) -> None:
         """End the connection; threads that wait on it raise ``StoreClosedError`` at once."""
@@ -163,13 +182,17 @@ class Link:
         )
         self._socket.close()
 
-    def _send(self, data: bytes, deadline_s: float, timeout_s: float) -> None:
+    def _send(
+        self, data: bytes, deadline_s: float, timeout_s: float, slot: _Slot | None = None
+    ) -> None:
         if not self._send_lock.acquire(timeout=_patience_s(deadline_s)):
             raise StoreTimeoutError(self.endpoint, timeout_s)
         try:
             queued, counts = self._output
             rest = queued[sum(counts) :]
             self._output = queued, counts = b"".join((rest, self._drain(), data)), []
+            if slot is not None:
+                slot.is_queued = True
             while (sent := sum(counts)) < len(queued):
                 self.check_open()
                 try:
@@ -239,19 +262,18 @@ class Link:
         if kind == Kind.REFUSED:
             self._fail(StoreClosedError(self.endpoint, unpack_refused(body)))
             return
-        # After an interrupt the frame at the head may come here again; its thread may have left
-        # with it.
-        is_repeated = number == self._delivering
-        self._delivering = number
+        # After an interrupt the frame at the head may come here again, when a thread may have left
+        # with it already. What was abandoned is handed over once: as it leaves the set.
         with self._slots_lock:
             slot = self._slots.get(number)
             if slot is not None:
                 slot.reply = kind, body
-        if slot is not None:
-            if slot.is_waiting:
-                slot.wakes.put(None)
-        elif not is_repeated:
+            is_orphan = number in self._abandoned
+            self._abandoned.discard(number)
+        if is_orphan:
             self._on_orphan(kind, body)
+        elif slot is not None and slot.is_waiting:
+            slot.wakes.put(None)
 
     def _read_last_words(self) -> None:
         """The server hung up while we sent: what it said before tells more than a broken pipe."""
@@ -279,6 +301,8 @@ class Link:
             if slot.is_waiting and slot.reply is None:
                 slot.wakes.put(None)
                 return
+        if self._abandoned:
+            self._on_unread()
 
 
 def _patience_s(deadline_s: float) -> float:

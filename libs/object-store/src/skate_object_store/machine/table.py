@@ -162,17 +162,18 @@ class ObjectTable:
         waiter = Waiter(client, request, object_ids, False, wanted, deadline_s)
         return self._look_up(waiter, now_s)
 
-    def cancel(self, client: int, request: int) -> list[Effect]:
-        """The client no longer waits for this request. Nothing happens if it was answered."""
-        self._creates.pop((client, request), None)
+    def cancel(self, client: int, request: int, now_s: float) -> list[Effect]:
+        """The client does not want to wait any longer: answer with what there is.
+
+        Every request is answered exactly once, so that the client knows when it is over, and can
+        give back what the answer grants. Nothing happens if it was answered before.
+        """
+        wish = self._creates.get((client, request))
+        if wish is not None:
+            self._unpark(wish)
+            return [self._refuse(wish, now_s), *self._serve_creates(now_s)]
         waiter = self._waiters.remove(client, request)
-        self._clients[client].requests.pop(request, None)
-        effects: list[Effect] = []
-        if waiter is not None and waiter.is_get:
-            for copy in waiter.found:
-                if copy is not None:
-                    effects += self._unpin(client, copy.serial, 1)
-        return effects
+        return [] if waiter is None else [self._answer(waiter)]
 
     def release(self, client: int, pins: Iterable[tuple[int, int]], now_s: float) -> list[Effect]:
         """Drop pins: (serial, count) pairs. Raises ``ClientMisuseError`` for a pin not held."""
@@ -203,8 +204,9 @@ class ObjectTable:
         """Drop the client's pins, its unsealed objects and its requests. Sealed objects stay."""
         state = self._clients[client]
         effects: list[Effect] = []
-        for request in list(state.requests):
-            effects += self.cancel(client, request)
+        for request in state.requests:
+            self._creates.pop((client, request), None)
+            self._waiters.remove(client, request)  # What it pinned is among the client's pins.
         for serial in list(state.unsealed):
             effects += self._drop(self._objects[serial])
         for serial in list(state.pinned):

@@ -90,7 +90,7 @@ class Dispatcher:
         elif kind == Kind.ABORT:
             effects = table.abort(client, unpack_abort(body), now_s)
         elif kind == Kind.CANCEL:
-            effects = table.cancel(client, request)
+            effects = table.cancel(client, request, now_s)
         else:
             raise MalformedFrameError(f"unknown frame kind {kind}")
         if table.waiting_requests(client) > REQUESTS_PER_CLIENT_MAX:
