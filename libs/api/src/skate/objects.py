@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from skate.actor_handle import ActorHandle
 from skate.session import require_session
 from skate_worker.current import current_core
+from skate_worker.errors import UnknownOwnerError
 from skate_worker.object_ref import ObjectRef
+
+if TYPE_CHECKING:
+    from skate_worker.core import CoreWorker
+
+# ruff: noqa: SLF001 - a reference hides its runtime from users; that it is this session's is checked here.
 
 T = TypeVar("T")
 
@@ -51,8 +57,11 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     """
     if timeout is not None:
         timeout = _timeout_s("get", timeout, allows_minus_one=True)
+    core = current_core()
     if type(object_refs) is ObjectRef:
-        return (current_core() or require_session()).get((object_refs,), timeout)[0]
+        if object_refs._core is not core:
+            core = _live_core([object_refs])
+        return core.get((object_refs,), timeout)[0]
     if not isinstance(object_refs, list):
         raise ValueError(
             f"get() takes an ObjectRef or a list of them, got {type(object_refs).__name__}."
@@ -64,7 +73,7 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
                 f"get() takes a list of ObjectRefs, but the list has {type(item).__name__}."
                 f"{_hint(item)}"
             )
-    return (current_core() or require_session()).get(object_refs, timeout) if object_refs else []
+    return _live_core(object_refs).get(object_refs, timeout) if object_refs else []
 
 
 def wait(
@@ -108,8 +117,7 @@ def wait(
             f"num_returns must lie between 1 and the number of references ({len(object_refs)}),"
             f" got {num_returns}."
         )
-    core = current_core() or require_session()
-    return core.wait(object_refs, num_returns, timeout, fetch_local)
+    return _live_core(object_refs).wait(object_refs, num_returns, timeout, fetch_local)
 
 
 def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
@@ -129,7 +137,18 @@ def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) 
         raise ValueError(
             "force=True can not cancel a call of an actor; use skate.kill() to end the actor."
         )
-    (current_core() or require_session()).cancel(ref, force, recursive)
+    _live_core([ref]).cancel(ref, force, recursive)
+
+
+def _live_core(refs: list[Any]) -> CoreWorker:
+    """The session, which has to be that of all these references."""
+    core = current_core() or require_session()
+    for ref in refs:
+        if ref._core is not core:
+            raise UnknownOwnerError(
+                f"{ref!r} belongs to a session that has ended: its owner is unknown in this one."
+            )
+    return core
 
 
 def _timeout_s(function: str, timeout: Any, *, allows_minus_one: bool) -> float | None:

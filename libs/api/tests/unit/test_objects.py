@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import skate
-from skate_worker.errors import NotInitializedError
+from skate_worker import current
+from skate_worker.errors import NotInitializedError, UnknownOwnerError
 from skate_worker.object_ref import ObjectRef
 
 
@@ -48,8 +49,6 @@ class Entry:
 
 @pytest.fixture
 def runtime() -> Any:
-    from skate_worker import current
-
     made = Runtime()
     current.set_current_core(made)  # type: ignore[arg-type]
     yield made
@@ -57,9 +56,11 @@ def runtime() -> Any:
 
 
 def ref(number: int, *, of_actor: bool = False) -> ObjectRef[Any]:
+    """A reference of the present session, or of one of its own when there is none."""
     middle = b"\x01" * 12 if of_actor else b"\xff" * 12
     object_id = bytes([number]) + bytes(7) + middle + bytes(8)
-    return ObjectRef(Runtime(), Entry(object_id))  # type: ignore[arg-type]
+    core: Any = current.current_core() or Runtime()
+    return ObjectRef(core, Entry(object_id))  # type: ignore[arg-type]
 
 
 def test_get_of_a_reference_and_of_a_list(runtime: Runtime) -> None:
@@ -173,6 +174,16 @@ def test_cancel_checks_its_arguments(runtime: Runtime) -> None:
         skate.cancel("ref")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="actor"):
         skate.cancel(ref(1, of_actor=True), force=True)
+
+
+def test_reference_of_an_ended_session_is_refused(runtime: Runtime) -> None:
+    old = ref(1)
+    current.set_current_core(Runtime())  # type: ignore[arg-type]
+
+    for use in (skate.get, lambda r: skate.get([r]), lambda r: skate.wait([r]), skate.cancel):
+        with pytest.raises(UnknownOwnerError, match="owner is unknown"):
+            use(old)
+    assert issubclass(UnknownOwnerError, ValueError)
 
 
 @pytest.mark.parametrize("call", [lambda: skate.put(1), lambda: skate.get(ref(1)), skate.nodes])

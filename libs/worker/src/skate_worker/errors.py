@@ -368,6 +368,10 @@ class OwnerDiedError(ObjectLostError):
     REASON = "the process that owns it (by creating its reference) died"
 
 
+class UnknownOwnerError(SkateError, ValueError):
+    """The reference belongs to a session that has ended; nobody in this one knows its owner."""
+
+
 class ObjectReconstructionFailedError(ObjectLostError):
     """The object was lost and computing it again failed. ``reason`` is the enum name."""
 
@@ -524,6 +528,7 @@ __all__ = [
     "TaskPlacementGroupRemoved",
     "TaskPlacementGroupRemovedError",
     "TaskUnschedulableError",
+    "UnknownOwnerError",
     "UnserializableError",
     "UnserializableException",
     "WorkerCrashedError",

@@ -24,10 +24,19 @@ Child = tuple[str, Any]
 """How a part is reached from its whole (``.client``, ``['pool']``), and the part."""
 
 
-def explain_failure(value: Any, error: BaseException, subject: str = "") -> TypeError:
-    """The ``TypeError`` to raise for a value whose pickling failed with ``error``."""
-    path = find_unpicklable(value)
-    root = subject or describe(value)
+def explain_failure(
+    value: Any, error: BaseException, subject: str = "", *, is_call: bool = False
+) -> TypeError:
+    """The ``TypeError`` to raise for a value whose pickling failed with ``error``.
+
+    ``is_call``: the value is the ``(args, kwargs)`` of a call of what ``subject`` names.
+    """
+    if is_call:
+        root = f"the arguments of {subject or 'the call'}"
+        path = _path_in_call(value)
+    else:
+        root = subject or describe(value)
+        path = find_unpicklable(value)
     place = _defined_at(_unwrap(value))
     steps = " -> ".join([root, *path])
     where = f" (defined at {place})" if place else ""
@@ -42,6 +51,14 @@ def find_unpicklable(value: Any) -> list[str]:
     """The steps from ``value`` to the part that fails; that part's type comes last."""
     search = _Search()
     return search.descend(value, 0)
+
+
+def _path_in_call(call: tuple[tuple[Any, ...], dict[str, Any]]) -> list[str]:
+    args, kwargs = call
+    for name, argument in [*enumerate(args), *kwargs.items()]:
+        if not can_pickle(argument):
+            return [f"argument {name}", *find_unpicklable(argument)]
+    return find_unpicklable(call)
 
 
 def describe(value: Any) -> str:

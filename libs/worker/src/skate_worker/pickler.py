@@ -41,6 +41,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         kind = type(value)
         reduce = _reference_reducers.get(kind)
         if reduce is not None:
+            check_session(value)
             self.contained.append(value)
             return reduce(value)
         reduce = _value_reducers.get(kind)
@@ -52,6 +53,17 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
 def register_reference_type(cls: type, reduce: Reducer) -> None:
     """Make instances of exactly ``cls`` references: collected when pickled by ``reduce``."""
     _reference_reducers[cls] = reduce
+
+
+def check_session(reference: Any) -> None:
+    """Raise ``UnknownOwnerError`` for a reference of a session that has ended."""
+    core = getattr(reference, "_core", None)
+    if core is not None and getattr(core, "is_closed", False):
+        from skate_worker.errors import UnknownOwnerError  # noqa: PLC0415 - which imports this
+
+        raise UnknownOwnerError(
+            f"{reference!r} belongs to a session that has ended: its owner is unknown in this one."
+        )
 
 
 def is_reference_type(cls: type) -> bool:

@@ -68,7 +68,7 @@ def _fold(
 
 def _runtime_directories() -> tuple[str, ...]:
     directories = []
-    for name in _RUNTIME_PACKAGES:
+    for name in (*_RUNTIME_PACKAGES, "cloudpickle"):
         module = sys.modules.get(name)
         if module is not None and module.__file__ is not None:
             directories.append(os.path.dirname(module.__file__) + os.sep)

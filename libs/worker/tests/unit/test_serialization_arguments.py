@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from skate_worker.errors import UnknownOwnerError
 from skate_worker.object_ref import ObjectRef
 from skate_worker.serialization import (
     EMPTY_ARGUMENTS,
@@ -20,6 +21,8 @@ from skate_worker.serialization import (
 
 class Core:
     """What a reference needs of its runtime."""
+
+    is_closed = False
 
     class as_owner:  # noqa: N801 - an attribute of the runtime.
         worker_id = b"w"
@@ -140,6 +143,24 @@ def test_large_argument_without_promote_stays_inline() -> None:
     assert np.array_equal(args[0], large)
 
 
-def test_unpicklable_argument_is_named() -> None:
-    with pytest.raises(TypeError, match=r"arguments of f\(\) -> .*\['k'\].* -> generator"):
-        serialize_args((), {"k": (i for i in [])}, subject="arguments of f()")
+@pytest.mark.parametrize(
+    ("args", "kwargs", "path"),
+    [
+        ((), {"k": (i for i in [])}, "argument k -> generator"),
+        ((1, [2, (i for i in [])]), {}, "argument 1 -> [1] -> generator"),
+    ],
+)
+def test_unpicklable_argument_is_named(args: Any, kwargs: Any, path: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        serialize_args(args, kwargs, subject="task f()")
+
+    assert f"the arguments of task f() -> {path} can not be pickled" in str(caught.value)
+
+
+@pytest.mark.parametrize("nest", [lambda r: r, lambda r: [r]])
+def test_reference_of_an_ended_session_is_refused(nest: Any) -> None:
+    old = ref(b"a")
+    old._core.is_closed = True
+
+    with pytest.raises(UnknownOwnerError, match="owner is unknown"):
+        serialize_args((nest(old),), {})

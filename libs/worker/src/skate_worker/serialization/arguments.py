@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pickle import dumps
 from typing import Any, Final
 
-from skate_worker.pickler import PROTOCOL
+from skate_worker.pickler import PROTOCOL, check_session
 from skate_worker.serialization.wire import (
     Serialized,
     deserialize,
@@ -104,9 +104,10 @@ def _serialize_args_any(
     for container, positions in places:
         for position in positions:
             if type(container[position]) is _reference_class:
+                check_session(container[position])
                 top.append((position, container[position]))
                 container[position] = None
-    whole = serialize((tuple(positional), named), subject=subject)
+    whole = serialize((tuple(positional), named), subject=subject, is_call=True)
     if promote is None or whole.total_bytes <= INLINE_LIMIT_BYTES:
         return whole.to_bytes(), whole.contained, top
 

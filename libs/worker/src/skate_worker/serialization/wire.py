@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pickle import PickleBuffer, dumps, loads
 from typing import Any, Final
 
-from skate_worker.errors import DeserializationError, public_error
+from skate_worker.errors import DeserializationError, UnknownOwnerError, public_error
 from skate_worker.inspect_pickle import explain_failure
 from skate_worker.pickler import PROTOCOL, ValuePickler
 
@@ -98,10 +98,15 @@ def is_plain(value: Any) -> bool:
     )
 
 
-def serialize(value: Any, *, is_error: bool = False, subject: str = "") -> Serialized:
+def serialize(
+    value: Any, *, is_error: bool = False, subject: str = "", is_call: bool = False
+) -> Serialized:
     """Serialise any value. ``subject`` names it in an error, for example ``"task train()"``.
 
+    ``is_call``: the value is the ``(args, kwargs)`` of a call of what ``subject`` names.
+
     Raises:
+        UnknownOwnerError: a reference in the value belongs to a session that has ended.
         TypeError: something in the value can not be pickled; the message names the path to it.
     """
     kind = type(value)
@@ -110,7 +115,7 @@ def serialize(value: Any, *, is_error: bool = False, subject: str = "") -> Seria
     if not is_error and is_plain(value):
         data = dumps(value, PROTOCOL)
         return Serialized((data,), len(data))
-    return _serialize_any(value, is_error, subject)
+    return _serialize_any(value, is_error, subject, is_call)
 
 
 def deserialize(data: Buffer) -> Any:
@@ -143,7 +148,7 @@ def is_error(data: Buffer) -> bool:
     return bool(data[0] & _ERROR)
 
 
-def _serialize_any(value: Any, is_error: bool, subject: str) -> Serialized:
+def _serialize_any(value: Any, is_error: bool, subject: str, is_call: bool) -> Serialized:
     file = io.BytesIO()
     buffers: list[PickleBuffer] = []
     # `append` answers None, which tells the pickler to leave the buffer out of band.
@@ -151,8 +156,11 @@ def _serialize_any(value: Any, is_error: bool, subject: str) -> Serialized:
     try:
         pickler.dump(value)
         raw_buffers = [buffer.raw() for buffer in buffers]
+    except UnknownOwnerError:
+        raise
     except Exception as error:
-        raise explain_failure(value, error, subject) from error
+        # Whatever user code raises in __reduce__ and the like.
+        raise explain_failure(value, error, subject, is_call=is_call) from error
     contained: Sequence[Any] = pickler.contained or _NOTHING
     if not buffers:
         data = file.getvalue()
