@@ -149,8 +149,9 @@ class NodeService:
             gcs_endpoint = await self._start_gcs(plan, token) if options.is_head else plan.gcs
         with self._starting("metrics"):
             metrics = self._start_metrics(plan, token)
-        with self._starting("raylet"):
+        with self._starting("resources"):
             config = self._raylet_config(plan, token, gcs_endpoint, metrics, spans.is_enabled)
+        with self._starting("raylet"):
             raylet = await self._start_raylet(config, spans)
         with self._starting("session"):
             record = self._publish(config, raylet)

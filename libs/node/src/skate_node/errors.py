@@ -11,9 +11,9 @@ from skate_core_ids import SkateError
 class NodeStartError(SkateError):
     """A node did not come up; nothing of it is left running.
 
-    ``component`` is the part that failed ("python import", "session", "gcs", "raylet", "store",
-    "zygote", "metrics", "daemon"); ``exit_status`` says how its process ended ("" while it lived);
-    ``log_tail`` is its last lines, at most 20.
+    ``component`` is the part that failed ("python import", "session", "tracing", "gcs", "metrics",
+    "resources", "raylet", "store", "zygote"); ``exit_status`` says how its process ended (empty
+    while it lived); ``log_tail`` is its last lines, at most 20.
     """
 
     def __init__(

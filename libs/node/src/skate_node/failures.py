@@ -8,12 +8,8 @@ import traceback
 from skate_core_ids import SkateError
 from skate_node.launch_protocol import tail_of
 
-_BY_PACKAGE = {
-    "skate_object_store": "store",
-    "skate_gcs": "gcs",
-    "skate_telemetry": "metrics",
-    "skate_worker": "zygote",
-}
+# Parts that another part starts, by the module in which their start goes wrong.
+_INNER_PARTS = {"skate_object_store": "store", "skate_raylet.service.zygote": "zygote"}
 
 
 class ComponentFailedError(SkateError):
@@ -36,8 +32,7 @@ def blame(component: str, error: Exception, session_dir: str) -> ComponentFailed
     """The failure of ``component``, or of the part inside it that ``error`` comes from."""
     if isinstance(error, ComponentFailedError):
         return error
-    package = type(error).__module__.partition(".")[0]
-    component = getattr(error, "component", "") or _BY_PACKAGE.get(package, component)
+    component = getattr(error, "component", "") or _inner_part(error) or component
     is_ours = isinstance(error, SkateError)
     reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
     logs = os.path.join(session_dir, "logs")
@@ -46,3 +41,14 @@ def blame(component: str, error: Exception, session_dir: str) -> ComponentFailed
         tail = "".join(traceback.format_exception(error)[-6:]).rstrip()
     exit_status = str(getattr(error, "exit_status", ""))
     return ComponentFailedError(component, reason, exit_status, tail)
+
+
+def _inner_part(error: Exception) -> str:
+    """The inner part whose code the error passed last; empty when it passed none."""
+    part = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "")
+        for name, inner in _INNER_PARTS.items():
+            if module == name or module.startswith(f"{name}."):
+                part = inner
+    return part

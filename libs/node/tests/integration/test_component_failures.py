@@ -77,19 +77,22 @@ FAILURES = [
     ),
     pytest.param(
         """
-        class Raylet(composition.Raylet):
-            async def start(self):
-                from skate_object_store import StoreFullError
-                class NoRoomError(StoreFullError):
-                    __module__ = "skate_object_store.errors"
-                    def __init__(self): SkateError.__init__(self, "no room for the arena")
-                    def __str__(self): return "no room for the arena"
-                raise NoRoomError()
-        return Components(raylet=Raylet)
+        def raylet(config, *, task_events):
+            os.chmod(config.session_dir + "/sockets", 0o777)
+            return composition.Raylet(config, task_events=task_events)
+        return Components(raylet=raylet)
         """,
         "store",
-        "no room for the arena",
-        id="store-fails",
+        "sockets",
+        id="store-refuses-its-folder",
+    ),
+    pytest.param(
+        """
+        return Components(zygote_command=("/nonexistent/python",))
+        """,
+        "zygote",
+        "No such file or directory: '/nonexistent/python'",
+        id="zygote-can-not-be-run",
     ),
     pytest.param(
         """
@@ -122,6 +125,12 @@ def test_start_with_a_failing_part_names_it_and_leaves_nothing(
     assert caught.value.component == component
     assert expected in str(caught.value)
     assert not [name for name in os.listdir(root_path(temp_dir)) if name.startswith("session_")]
+
+
+def test_start_with_amounts_that_no_node_holds_names_the_resources(temp_dir: str) -> None:
+    with pytest.raises(NodeStartError, match="CPU") as caught:
+        start_node(NodeOptions(temp_dir=temp_dir, num_cpus=1e300))
+    assert caught.value.component == "resources"
 
 
 def test_start_with_a_hanging_part_ends_in_time_and_names_it(temp_dir: str) -> None:
