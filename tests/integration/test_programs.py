@@ -227,6 +227,19 @@ def test_resources_come_back_exactly() -> None:
         time.sleep(0.02)
 
 
+def test_objects_of_an_idle_worker_outlive_its_idle_time() -> None:
+    @skate.remote
+    def produce() -> tuple[list[Any], int]:
+        return [skate.put(n) for n in range(3)], os.getpid()
+
+    # More workers than CPUs, so that the raylet retires some once they are idle.
+    made = skate.get([produce.options(num_cpus=0.2).remote() for _ in range(10)], timeout=WAIT_S)
+    deadline = time.monotonic() + 3.0
+    while time.monotonic() < deadline and all(os.path.exists(f"/proc/{pid}") for _, pid in made):
+        time.sleep(0.05)
+    assert [skate.get(refs) for refs, _ in made] == [[0, 1, 2]] * 10
+
+
 def test_impossible_request_fails_with_what_is_missing() -> None:
     @skate.remote(num_cpus=1000)
     def never() -> None:

@@ -117,7 +117,7 @@ def test_metrics_page_wants_the_token_and_counts_what_runs(cluster: Any) -> None
 
     skate.get([one.remote() for _ in range(10)])
     node = skate.nodes()[0]
-    url = f"http://{node['MetricsEndpoint']}/metrics"
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(url, timeout=WAIT_S)
     assert refused.value.code == 401

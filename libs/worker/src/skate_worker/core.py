@@ -9,6 +9,7 @@ I/O; user code runs on its own threads.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -767,6 +768,13 @@ class CoreWorker:
             self.outcomes.owner_lost(worker_id)
 
     def _on_exit_now(self, message: node.ExitNow) -> None:
+        if math.isinf(message.grace_s):
+            # It is asked because it is idle. What it owns would go with it, so that is waited for.
+            self.ownership.when_nothing_is_owned(lambda: self._exit(message))
+        else:
+            self._exit(message)
+
+    def _exit(self, message: node.ExitNow) -> None:
         if self.stop_async_actor is not None:
             self.stop_async_actor()
         if self.executor is not None:

@@ -115,7 +115,7 @@ class OutcomeWriter:
             return Returned(value.to_bytes(), contained=contained)
         object_id = task_id + index.to_bytes(4, "big")
         self._ownership.put_parts(object_id, value, peer.worker_id)
-        return Returned(b"", value.total_bytes, contained)
+        return Returned(b"", value.total_bytes, contained, node_id=self._ownership.node_id)
 
 
 def _exactly(value: Any, count: int, name: str) -> list[Any]:

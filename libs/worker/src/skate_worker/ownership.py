@@ -76,6 +76,7 @@ class Ownership:
         # Objects that stand for the handles of actors that this process created.
         self.actor_keepers: dict[bytes, bytes] = {}
         self.on_actor_unheld: Callable[[bytes], None] = _nobody
+        self._when_unowned: Callable[[], None] | None = None
         self._after_borrow: dict[int, tuple[bytes, Callable[[], None]]] = {}
 
     # ---- local references ----
@@ -132,6 +133,23 @@ class Ownership:
             self.store.delete(stored)
         for owner, object_ids in ended.items():
             self._tell(owner, EndBorrow(object_ids))
+
+        if self._when_unowned is not None:
+            self._check_unowned()
+
+    def when_nothing_is_owned(self, callback: Callable[[], None]) -> None:
+        """Call back once no object of this process is held by anyone. On the loop's thread."""
+        self._when_unowned = callback
+        self.drain_dropped()
+        self._check_unowned()
+
+    def _check_unowned(self) -> None:
+        with self.lock:
+            owns = any(entry.owner is None for entry in self.table.entries.values())
+        callback = self._when_unowned
+        if not owns and callback is not None:
+            self._when_unowned = None
+            callback()
 
     def release_later(self, entries: Iterable[Entry]) -> None:
         """Unpin entries and finish what that releases."""

@@ -130,7 +130,7 @@ class Completion:
                     state = FAILED if returned.is_error else INLINE
                     callbacks = entry.settle(state, returned.data)
                 else:
-                    entry.node_id = ownership.node_id
+                    entry.node_id = returned.node_id
                     entry.size_bytes = returned.size_bytes
                     callbacks = entry.settle(STORED, None)
                     if entry.is_released:

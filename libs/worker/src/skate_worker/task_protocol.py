@@ -36,6 +36,7 @@ class Returned(msgspec.Struct, array_like=True, gc=False):
     size_bytes: int = 0
     contained: list[Reference] = []
     is_error: bool = False
+    node_id: bytes = b""  # whose store holds it, when it is in one
 
 
 # ---- any process to any process ----

@@ -285,15 +285,14 @@ def _environment(pid: int) -> list[bytes]:
         return []  # it ended, or is another user's
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
+def main(run: Callable[[WorkerConfig], int] = run_worker) -> int:
+    """Entry point; returns the exit code. ``run``: what a worker does with its life."""
     gc.disable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's business
-    control = socket.socket(fileno=int(arguments[0]))
+    control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     try:
-        Zygote(control).serve()
+        Zygote(control, run).serve()
     except (BrokenPipeError, ConnectionResetError, msgspec.DecodeError):
         pass  # the daemon ended in the middle of a message
     mark = os.environ.get(MARK_VARIABLE)
