@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable
 
 import pytest
+
 from skate_gcs.machine import GcsLimits, GcsMachine, Now, SavedState
 from skate_gcs.machine.answers import (
     Accepted,
@@ -208,9 +209,7 @@ class World:
     def answer_start(self, refusal: str | None = None) -> StartActorOnNode:
         """The oldest start order is answered."""
         order = self.starts.pop(0)
-        self.handle(
-            StartAnswered(order.node_id, order.spec.actor_id, order.incarnation, refusal)
-        )
+        self.handle(StartAnswered(order.node_id, order.spec.actor_id, order.incarnation, refusal))
         return order
 
     def report_started(self, order: StartActorOnNode, worker_id: bytes | None = None) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from skate_gcs.storage import MemoryStorage, SqliteStorage
 from skate_gcs.storage_conformance import StorageConformance
 

@@ -1,4 +1,4 @@
-"""What the SQLite back end promises beyond the conformance suite: files, crashes, damage, full disks."""
+"""What the SQLite back end promises beyond the conformance suite."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from skate_gcs.errors import (
     GcsConfigError,
     StorageBusyError,

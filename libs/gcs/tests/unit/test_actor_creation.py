@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
+
 from skate_gcs.machine.answers import ActorAssigned, Refused
 from skate_gcs.machine.events import (
     ActorRegistered,
@@ -103,7 +106,7 @@ def test_start_that_all_refuse_is_tried_again_with_growing_pauses(world):
         assert world.actor(actor).pending_reason == "no worker"
         while not world.starts:
             world.advance(0.05)
-    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert pauses == pytest.approx([0.2, 0.4, 0.8, 1.6, 2.0, 2.0], abs=0.06)
 
 

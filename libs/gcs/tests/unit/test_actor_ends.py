@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from skate_gcs.machine.answers import Accepted, ActorAssigned
 from skate_gcs.machine.events import (
     ActorKilled,
@@ -383,6 +384,16 @@ def test_nodes_death_moves_what_can_restart_and_ends_the_rest(world):
     assert (record.life.incarnation, record.life.restarts_used) == (1, 0)
     assert {order.node_id for order in world.starts} == {there}
     assert world.kills == []  # a dead node's processes are dead or fenced
+
+
+def test_dead_nodes_late_failure_report_changes_nothing(world):
+    here, there = world.add_node(), world.add_node()
+    actor = world.register(owner_node=here, is_detached=True)
+    world.answer_start()
+    world.handle(NodeUnregistered(here, DeathCause()))
+    assert world.finish_start().node_id == there
+    world.fail(actor, incarnation=0)
+    assert world.state(actor) is ActorState.ALIVE
 
 
 def test_dead_nodes_late_start_report_is_refused(world):

@@ -15,6 +15,7 @@ from skate_gcs.machine.events import (
     NodeUnregistered,
     TakeSnapshot,
 )
+from skate_gcs.machine.limits import GcsLimits
 from skate_gcs.machine.records import ActorState, Address, DeathCause, DeathKind
 
 
@@ -126,6 +127,22 @@ def test_detached_actors_child_still_outlives_its_job_after_restart(world):
     world.restart()
     world.handle(JobFinished(job, DeathCause()))
     assert world.state(child) is ActorState.ALIVE
+
+
+def test_rows_beyond_the_caps_are_dropped_after_restart(make_world):
+    limits = GcsLimits(nodes_dead_max=1, jobs_finished_max=1, actors_dead_max=1)
+    world = make_world(limits)
+    for _ in range(3):
+        node = world.add_node()
+        world.fail(world.run_actor(job_id=b"\0\0\0\x63"))
+        world.handle(JobFinished(world.add_job(), DeathCause()))
+        world.handle(NodeUnregistered(node, DeathCause()))
+    world.restart()  # the last deletions had not been stored
+    statistics = world.machine.statistics()
+    assert (statistics.nodes_dead, statistics.jobs_finished) == (1, 1)
+    assert statistics.actors[ActorState.DEAD] == 1
+    world.restart(keeps_lazy=True)
+    assert [len(world.storage.scan(table)) for table in ("nodes", "jobs", "actors")] == [1, 1, 1]
 
 
 def test_node_gets_its_full_time_after_restart(world):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from skate_gcs.machine.answers import (
     Accepted,
     JobAssigned,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from skate_gcs.machine.answers import NodeAccepted, RefusalKind, Refused
 from skate_gcs.machine.events import ListNodes, NodeRegistered, NodeUnregistered, Tick
 from skate_gcs.machine.limits import GcsLimits

@@ -138,6 +138,10 @@ class ActorRows:
         out.append(Persist(Table.ACTOR_SPECS, actor_id, ended.spec))
         self._store(ended, out)
         out.append(Publish(ended))
+        self.trim(out)
+
+    def trim(self, out: list[Command]) -> None:
+        """Forget the oldest dead actors beyond the limit; also wanted after :meth:`restore`."""
         while len(self._dead) > self._limits.actors_dead_max:
             oldest = next(iter(self._dead))
             del self._dead[oldest]

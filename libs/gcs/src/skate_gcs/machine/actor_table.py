@@ -84,6 +84,7 @@ class ActorTable:
 
     def resume(self, now: Now, out: list[Command]) -> None:
         """Repeat unanswered start orders, and queue what waits for a node."""
+        self._rows.trim(out)
         for record in self._rows.live():
             life = record.life
             if life.node_id and self._nodes.get_alive(life.node_id) is None:

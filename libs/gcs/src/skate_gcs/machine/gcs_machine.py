@@ -95,6 +95,9 @@ class GcsMachine:
     def resume(self, now: Now) -> list[Command]:
         """Go on where the stored state stands: orders whose outcome is unknown are repeated."""
         out: list[Command] = []
+        self._nodes.trim(out)
+        self._jobs.trim(out)
+        self._workers.trim(out)
         self._kills.resume(out)
         self._actors.resume(now, out)
         self._actors.pump(now, out)

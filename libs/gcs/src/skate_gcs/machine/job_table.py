@@ -87,12 +87,16 @@ class JobTable:
         self._finished[job_id] = None
         out.append(Persist(Table.JOBS, job_id, job))
         out.append(Publish(job))
+        self.trim(out)
+        return True
+
+    def trim(self, out: list[Command]) -> None:
+        """Forget the oldest finished jobs beyond the limit; also wanted after :meth:`restore`."""
         while len(self._finished) > self._limits.jobs_finished_max:
             oldest = next(iter(self._finished))
             del self._finished[oldest]
             del self._job_of_driver[self._jobs.pop(oldest).driver.worker_id]
             out.append(Persist(Table.JOBS, oldest, None, is_lazy=True))
-        return True
 
     def job_of_driver(self, worker_id: bytes) -> bytes | None:
         """The job that this driver runs or ran."""

@@ -13,7 +13,7 @@ Source: SURFACE rows S1, Z13, F2; RELIABILITY I10, I22.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from skate_core_ids import NodeID
@@ -41,7 +41,7 @@ class _LiveNode:
 
     heard_s: float  # monotonic
     view: NodeView  # ``available`` less ``claimed``
-    claimed: ResourceSet = ResourceSet()  # placed there since the last report
+    claimed: ResourceSet = field(default_factory=ResourceSet)  # placed there since the last report
     version: int = 0  # of the last report
     is_suspect: bool = False
     announced_s: float = float("-inf")
@@ -145,24 +145,28 @@ class NodeTable:
         out.append(Persist(Table.NODES, node_id, record))
         out.append(Publish(record))
         out.append(ForgetNode(node_id))
+        self.trim(out)
+        return True
+
+    def trim(self, out: list[Command]) -> None:
+        """Forget the oldest dead nodes beyond the limit; also wanted after :meth:`restore`."""
         while len(self._dead) > self._limits.nodes_dead_max:
             oldest = next(iter(self._dead))
             del self._dead[oldest]
             del self._records[oldest]
             out.append(Persist(Table.NODES, oldest, None, is_lazy=True))
-        return True
 
     def tick(self, now: Now, out: list[Command]) -> list[tuple[bytes, DeathCause]]:
         """Note silence and make due announcements. Returns the nodes to be declared dead."""
         self._forgive_own_sleep(now)
         silent: list[tuple[bytes, DeathCause]] = []
         for node_id, live in self._live.items():
-            silence_s = now.now_s - live.heard_s
-            if silence_s < self._limits.node_suspect_s:
+            # The same sums as in next_wakeup: a difference could round to just below the limit.
+            if now.now_s < live.heard_s + self._limits.node_suspect_s:
                 break  # the others were heard later
             live.is_suspect = True
-            if silence_s >= self._limits.node_dead_s:
-                message = f"The node was silent for {silence_s:.1f} s."
+            if now.now_s >= live.heard_s + self._limits.node_dead_s:
+                message = f"The node was silent for {now.now_s - live.heard_s:.1f} s."
                 silent.append((node_id, DeathCause(DeathKind.NODE_DIED, message)))
         while (due_id := self._announcements.pop_due(now.now_s)) is not None:
             self._announce(due_id, now, out)

@@ -39,11 +39,15 @@ class WorkerTable:
         # jobs.
         out.append(Persist(Table.WORKERS, record.worker_id, record, is_lazy=True))
         out.append(Publish(record))
+        self.trim(out)
+        return True
+
+    def trim(self, out: list[Command]) -> None:
+        """Forget the oldest deaths beyond the limit; also wanted after :meth:`restore`."""
         while len(self._dead) > self._limits.workers_dead_max:
             oldest = next(iter(self._dead))
             del self._dead[oldest]
             out.append(Persist(Table.WORKERS, oldest, None, is_lazy=True))
-        return True
 
     def records(self) -> list[WorkerRecord]:
         """Dead workers, newest last."""

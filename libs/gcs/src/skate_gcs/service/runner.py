@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import deque
@@ -38,7 +39,16 @@ from skate_gcs.machine.commands import (
     Reply,
     StartActorOnNode,
 )
-from skate_gcs.machine.events import Change, Event, Fact, Query, Question, Request, Tick
+from skate_gcs.machine.events import (
+    Change,
+    Event,
+    Fact,
+    Query,
+    Question,
+    Request,
+    ResourcesReported,
+    Tick,
+)
 from skate_gcs.machine.gcs_machine import MachineStatistics
 from skate_gcs.service.hub import Hub
 from skate_gcs.service.node_calls import NodeCalls
@@ -125,6 +135,8 @@ class Runner:
         self._woken = asyncio.Event()
         self._is_stopping = False
         self._failure: str = ""
+        self._pause_end_s = float("-inf")  # changes are refused until then
+        self._pause_why = ""
         self._uncommitted: dict[tuple[str, bytes], bytes | None] = {}
         self._is_commit_due = False
         self._machine, self._carried = self._load()
@@ -178,15 +190,17 @@ class Runner:
         Returns the failure, or an empty string.
         """
         try:
-            while not self._failure:
-                if not self._inbox and not self._carried:
-                    if self._is_stopping:
-                        break
-                    await self._wait()
-                await self._handle_batch()
-            if not self._failure:
-                self._is_commit_due = bool(self._uncommitted)
-                await self._commit()
+            while self._inbox or not self._is_stopping:
+                pause_s = self._pause_end_s - time.monotonic()
+                if pause_s > 0.0:
+                    self._handle_in_pause()
+                    await self._sleep(pause_s)
+                elif self._inbox or self._carried or self._until_tick_s() <= 0.0:
+                    await self._handle_batch()
+                else:
+                    await self._sleep(self._until_tick_s())
+            self._is_commit_due = bool(self._uncommitted)
+            await self._commit()
         except StorageError as error:
             self._fail(str(error))
         except asyncio.CancelledError:
@@ -197,15 +211,17 @@ class Runner:
             self._fail(f"The GCS can not go on: {error!r}")
         return self._failure
 
-    async def _wait(self) -> None:
-        """Sleep until there is something to do."""
-        self._woken.clear()
+    def _until_tick_s(self) -> float:
         wakeup = self._machine.next_wakeup()
-        if wakeup is None:
+        return math.inf if wakeup is None else wakeup.at_s - time.monotonic()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep until something arrives, or until the time is up."""
+        self._woken.clear()
+        if math.isinf(seconds):
             await self._woken.wait()
             return
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(max(wakeup.at_s - time.monotonic(), 0.0), self._woken.set)
+        timer = asyncio.get_running_loop().call_later(seconds, self._woken.set)
         try:
             await self._woken.wait()
         finally:
@@ -215,10 +231,9 @@ class Runner:
         batch: list[_Item[object]] = []
         while self._inbox and len(batch) < BATCH_MAX:
             batch.append(self._inbox.popleft())
-        now = _read_clock()
-        wakeup = self._machine.next_wakeup()
-        if wakeup is not None and wakeup.at_s <= now.now_s:
+        if self._until_tick_s() <= 0.0:
             batch.insert(0, _Item(Tick()))
+        now = _read_clock()
         commands, self._carried = self._carried, []
         self._collect(commands)
         work: list[tuple[_Item[object] | None, list[Command]]] = [(None, commands)]
@@ -227,9 +242,8 @@ class Runner:
                 commands = self._machine.handle(item.event, now)
                 self._collect(commands)
             except Exception as error:  # noqa: BLE001  the boundary between events
-                _log.error(
-                    "a bug in the GCS", extra={"event": repr(item.event)[:500]}, exc_info=error
-                )
+                kind = type(item.event).__name__  # its contents belong to users
+                _log.error("a bug in the GCS", extra={"event": kind}, exc_info=error)
                 item.fail(RequestFailedError(f"A bug in the GCS: {error!r}"))
                 await self._undo([other for other in batch if other is not item], "a bug")
                 return
@@ -269,7 +283,7 @@ class Runner:
             await asyncio.wrap_future(done)
 
     async def _undo(self, batch: list[_Item[object]], why: str) -> None:
-        """Go back to the stored state, answer the questions from it, and lose the changes."""
+        """Go back to the stored state; answer the questions, lose the changes, and pause."""
         _log.error("a batch was undone", extra={"events": len(batch), "why": why})
         self._uncommitted = {}
         self._is_commit_due = False
@@ -287,7 +301,24 @@ class Runner:
                     self._perform(command, item)
             else:
                 item.fail(RequestLostError(why))
-        await asyncio.sleep(FAILURE_PAUSE_S)
+        self._pause_end_s = now.now_s + FAILURE_PAUSE_S
+        self._pause_why = why
+
+    def _handle_in_pause(self) -> None:
+        """Answer questions and heartbeats, refuse changes, and leave facts for later."""
+        now = _read_clock()
+        waiting, self._inbox = self._inbox, deque()
+        for item in waiting:
+            if item.answer is None:
+                self._inbox.append(item)
+            elif isinstance(item.event, Query | ResourcesReported):
+                for command in self._machine.handle(item.event, now):
+                    if isinstance(command, Reply):
+                        self._perform(command, item)
+                    else:
+                        self._carried.append(command)  # what a heartbeat leads to needs a commit
+            else:
+                item.fail(RequestLostError(self._pause_why))
 
     def _perform(self, command: Command, item: _Item[object] | None) -> None:
         match command:
