@@ -40,6 +40,7 @@ class _Session:
         self.core: CoreWorker | None = None
         self.node: RunningNode | None = None
         self.context: SessionContext | None = None
+        self._is_closed = False
 
     def open(self) -> None:
         """Find or start the node, and connect. Undoes everything if it fails."""
@@ -56,12 +57,15 @@ class _Session:
                 sys_path=[path or os.getcwd() for path in sys.path],
             )
             self.context = _make_context(self.core, facts)
+            if self._is_closed:
+                raise InterruptedError("init() was interrupted.")
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Disconnect, and end the node if it was started here. Idempotent."""
+        """Disconnect, and end a node that was started. An opening under way undoes itself."""
+        self._is_closed = True
         core, self.core = self.core, None
         node, self.node = self.node, None
         try:
@@ -257,23 +261,28 @@ def _run_whole(action: Callable[[], None], undo: Callable[[], None] | None = Non
         action()
         return
     failure: list[BaseException] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
             action()
         except BaseException as error:  # noqa: BLE001 - carried to the thread that waits.
             failure.append(error)
+        finally:
+            done.set()
 
     worker = threading.Thread(target=run, name="skate-session", daemon=True)
     try:
         worker.start()
+        # Not `join`: interrupted once, it takes the thread for ended (Python 3.11 and 3.12).
+        done.wait()
         worker.join()
     except BaseException:
         # KeyboardInterrupt, or SystemExit from a signal handler. The thread finishes what it began.
-        if worker.ident is not None:
-            worker.join(_INTERRUPTED_WAIT_S)
         if undo is not None:
             undo()
+        if worker.ident is not None:
+            done.wait(_INTERRUPTED_WAIT_S)
         raise
     if failure:
         raise failure[0]
