@@ -1,0 +1,173 @@
+"""The zygote: what workers inherit, and what happens when it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from skate_raylet.service import zygote as ours
+from skate_rpc import node_protocol as node
+
+
+def test_messages_agree_with_the_workers_side() -> None:
+    from skate_worker import zygote as theirs
+
+    for name in ("ZygoteBoot", "ForkRequest", "ForkReply"):
+        fields = [
+            [(field.name, str(field.type)) for field in msgspec.structs.fields(getattr(side, name))]
+            for side in (ours, theirs)
+        ]
+        assert fields[0] == fields[1]
+
+
+def test_killed_zygote_is_replaced_and_no_request_fails(play: Any, wait_until: Any) -> None:
+    async def test(cluster: Any) -> None:
+        driver = await cluster.driver()
+        first = await driver.lease()
+        killed_pid = cluster.raylet._zygote.pid
+        os.kill(killed_pid, signal.SIGKILL)
+        numbers = [driver.request(env_vars={"N": str(n)}) for n in range(3)]
+        for number in numbers:
+            await driver.one(node.LeaseGranted, request_id=number)
+        assert not driver.all(node.LeaseRefused)
+        assert not driver.all(node.LeaseLost), "workers outlive their zygote"
+        os.kill(first.pid, 0)
+        assert cluster.raylet._zygote.pid not in {None, killed_pid}
+        assert cluster.raylet.statistics().zygote_restarts == 1
+
+    play(test, resources={"CPU": 100_000})
+
+
+def test_zygote_killed_at_random_moments_of_a_burst_fails_no_request(play: Any) -> None:
+    async def test(cluster: Any) -> None:
+        driver = await cluster.driver()
+        numbers = [driver.request(env_vars={"N": str(n)}) for n in range(12)]
+        for index, number in enumerate(numbers):
+            await driver.one(node.LeaseGranted, request_id=number)
+            if index in {2, 6} and cluster.raylet._zygote.pid:
+                os.kill(cluster.raylet._zygote.pid, signal.SIGKILL)
+        assert not driver.all(node.LeaseRefused)
+
+    play(test, resources={"CPU": 200_000})
+
+
+def test_zygote_that_never_starts_refuses_with_its_log(play: Any) -> None:
+    async def test(cluster: Any) -> None:
+        driver = await cluster.driver()
+        number = driver.request()
+        refusal = await driver.one(node.LeaseRefused, request_id=number)
+        assert refusal.kind == "worker_start_failed"
+        assert "no such luck" in refusal.message
+
+    command = (sys.executable, "-c", "import sys; sys.exit('no such luck')")
+    play(test, zygote_command=command)
+
+
+def test_zygote_keeps_no_descriptor_and_no_thread_after_many_forks(play: Any) -> None:
+    async def test(cluster: Any) -> None:
+        driver = await cluster.driver()
+        await driver.lease()
+        pid = cluster.raylet._zygote.pid
+
+        def size() -> tuple[int, int]:
+            return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
+
+        before = size()
+        for n in range(20):
+            grant = await driver.lease(env_vars={"N": str(n)})
+            driver.send(node.ReturnLease(grant.lease_id, True))
+        assert size() == before
+        assert before[1] == 1
+
+    play(test, resources={"CPU": 400_000})
+
+
+def test_worker_starts_with_pythons_own_signal_handlers_and_a_fresh_random_state(play: Any) -> None:
+    async def test(cluster: Any) -> None:
+        driver = await cluster.driver()
+        code = (
+            "import random, sys\n"
+            "numbers = signal.SIGINT, signal.SIGTERM, signal.SIGCHLD\n"
+            "handlers = [signal.getsignal(number) for number in numbers]\n"
+            "assert handlers == [signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL]\n"
+            "assert sys.modules['__main__'].__dict__.get('Zygote') is None\n"
+            "assert open('/proc/self/comm').read() == 'skate-worker\\n'\n"
+            "answer = random.random()\n"
+        )
+        values = [
+            await cluster.tell_worker((await driver.lease()).endpoint, code) for _ in range(2)
+        ]
+        assert float(values[0]) != float(values[1])
+
+    play(test)
+
+
+def test_daemon_that_is_killed_takes_everything_with_it(
+    short_folder: Path, wait_until: Any
+) -> None:
+    """The zygote outlives the daemon for a moment, to end what nobody else would."""
+    for name in ("sockets", "logs"):
+        (short_folder / name).mkdir(mode=0o700)
+    folder = Path(__file__).parent
+    daemon = f"""
+import asyncio, importlib.util, sys
+spec = importlib.util.spec_from_file_location("conf", {str(folder / "conftest.py")!r})
+conf = importlib.util.module_from_spec(spec)
+sys.modules["conf"] = conf
+spec.loader.exec_module(conf)
+from pathlib import Path
+conf.NODE_ID = b"K" * 28
+async def main():
+    folder = Path({str(short_folder)!r})
+    for name in ("sockets", "logs"): (folder / name).rmdir()
+    async with conf.start_cluster(folder, node_id=b"K" * 28) as cluster:
+        driver = await cluster.driver()
+        grant = await driver.lease()
+        code = "import subprocess as s; a = s.Popen(['sleep', '99'], start_new_session=True)"
+        code += "; answer = a.pid"
+        pid = await cluster.tell_worker(grant.endpoint, code)
+        print(grant.pid, pid, flush=True)
+        await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+    process = subprocess.Popen([sys.executable, "-c", daemon], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    mark = b"SKATE_NODE_MARK=" + (b"K" * 28).hex().encode()
+
+    def left() -> list[str]:
+        found = []
+        for name in os.listdir("/proc"):
+            try:
+                if name.isdecimal() and mark in Path(f"/proc/{name}/environ").read_bytes():
+                    found.append(name)
+            except OSError:
+                continue
+        return found
+
+    deadline = time.monotonic() + 10
+    while left():
+        assert time.monotonic() < deadline, left()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", ["worker_umask"])
+def test_worker_has_the_users_file_mode_mask(play: Any, name: str) -> None:
+    async def test(cluster: Any) -> None:
+        driver = await cluster.driver()
+        grant = await driver.lease()
+        assert await cluster.tell_worker(grant.endpoint, "answer = oct(os.umask(0))") == "0o27"
+
+    play(test, **{name: 0o027})
