@@ -16,9 +16,11 @@ from skate_node.launcher import RunningNode, start_node
 from skate_node.options import NodeOptions, parse_labels, parse_resources
 from skate_node.session import NodeRecord, live_nodes
 from skate_rpc.tokens import read_token_file
+from skate_telemetry.tracing import TracingConfig
 
 DEFAULT_PORT = 6379
 DEFAULT_HOST = "127.0.0.1"
+_POLL_S = 0.1
 _OPEN_SPELLINGS = (
     "--no-token",
     "--no-auth",
@@ -117,6 +119,7 @@ def command(
             storage=storage,
             temp_dir=os.path.abspath(temp_dir) if temp_dir else None,
             node_name=node_name,
+            is_tracing=TracingConfig.from_environment().is_enabled,
             lifeline=block,
             keep_logs=True,
         )
@@ -124,13 +127,14 @@ def command(
         raise CommandError(str(error), USAGE) from None
     except SkateError as error:
         raise CommandError(str(error), FAILED) from None
+    signals = _StopSignals() if block else None
     try:
         node = start_node(options)
     except SkateError as error:
         raise CommandError(str(error), FAILED) from None
     _announce(node, head)
-    if block:
-        _block(node)
+    if signals is not None:
+        signals.wait(node)
 
 
 def _check_host(host: str | None) -> None:
@@ -188,23 +192,33 @@ def _announce(node: RunningNode, is_head: bool) -> None:
     sys.stdout.flush()
 
 
-def _block(node: RunningNode) -> NoReturn:
-    """Wait for the node's end (status 1: nobody asked for it) or for a signal (0, or 130)."""
-    received: list[int] = []
+class _StopSignals:
+    """SIGTERM, SIGINT and SIGHUP of a command that stays: each ends it in an orderly way.
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
+    Noted before the start begins, so that one that comes early is not lost.
+    """
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, note)
-    status = None
-    while not received and status is None:
-        status = node.wait(0.25)
-    node.stop()
-    if received:
-        sys.exit(INTERRUPTED if received[0] == signal.SIGINT else OK)
-    raise CommandError(
-        f"The node ended by itself (its process {status}); see {node.session_dir}/logs."
-    )
+    def __init__(self) -> None:
+        self._is_waiting = False
+        self.exit_code: int | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        is_repeated = self.exit_code is not None
+        self.exit_code = INTERRUPTED if number == signal.SIGINT else OK
+        if is_repeated or not self._is_waiting:
+            sys.exit(self.exit_code)  # The start, or the stop, is undone on the way out.
+
+    def wait(self, node: RunningNode) -> NoReturn:
+        """Wait for a signal, or for the node's end, which nobody asked for (status 1)."""
+        self._is_waiting = True
+        status = None
+        while self.exit_code is None and status is None:
+            status = node.wait(_POLL_S)
+        node.stop()
+        if self.exit_code is not None:
+            sys.exit(self.exit_code)
+        raise CommandError(
+            f"The node ended by itself (its process {status}); see {node.session_dir}/logs."
+        )

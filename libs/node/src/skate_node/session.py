@@ -23,12 +23,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 
 from skate_node.errors import ClusterNotFoundError, SessionRootError
+from skate_node.kept_logs import LOGS_KEPT_BYTES_MAX, trim_logs
 from skate_node.processes import kill_session_processes
 from skate_node.root import open_root, root_path
 
 SESSION_PREFIX = "session_"
 LOGS_KEPT_SESSIONS_MAX = 2
-LOGS_KEPT_BYTES_MAX = 16 * 1024 * 1024
 _LATEST_LINK = "session_latest"
 _CURRENT_FILE = "current_cluster"
 _RECORD_FILE = "node.json"
@@ -221,7 +221,7 @@ def link_latest(session_dir: str) -> None:
 
 
 def remove_session(session_dir: str, *, keep_logs: bool = False) -> None:
-    """Delete the folder; with ``keep_logs`` all but ``logs/`` and ``node.json``.
+    """Delete the folder; with ``keep_logs`` all but ``node.json`` and the end of ``logs/``.
 
     A file that vanishes meanwhile is no error: the next sweep tries again what is left.
     """
@@ -230,6 +230,7 @@ def remove_session(session_dir: str, *, keep_logs: bool = False) -> None:
             if entry in ("logs", _RECORD_FILE):
                 continue
             _delete(os.path.join(session_dir, entry))
+        trim_logs(os.path.join(session_dir, "logs"))
         return
     _delete(session_dir)
     link = os.path.join(os.path.dirname(session_dir), _LATEST_LINK)
@@ -263,13 +264,12 @@ def sweep_dead_sessions(temp_dir: str | None = None) -> list[str]:
                 kill_session_processes(name)
                 swept.append(name)
             if record is not None and record.keeps_logs and kept_sessions < LOGS_KEPT_SESSIONS_MAX:
-                size = _folder_bytes(os.path.join(path, "logs"))
-                if kept_bytes + size <= LOGS_KEPT_BYTES_MAX:
-                    kept_sessions += 1
-                    kept_bytes += size
-                    remove_session(path, keep_logs=True)
-                    continue
-            remove_session(path)
+                remove_session(path, keep_logs=True)
+                room = LOGS_KEPT_BYTES_MAX - kept_bytes
+                kept_bytes += trim_logs(os.path.join(path, "logs"), room)
+                kept_sessions += 1
+            else:
+                remove_session(path)
         finally:
             os.close(lock_fd)
     return swept
@@ -330,14 +330,6 @@ def _write_private(path: str, text: str) -> None:
         os.fchmod(descriptor, 0o600)
         file.write(text)
     os.replace(fresh, path)
-
-
-def _folder_bytes(path: str) -> int:
-    return sum(
-        os.lstat(os.path.join(folder, name)).st_size
-        for folder, _, names in os.walk(path)
-        for name in names
-    )
 
 
 def _delete(path: str) -> None:

@@ -47,6 +47,10 @@ def stand_in(body: str) -> tuple[str, ...]:
     return ("-c", PRELUDE + textwrap.dedent(body))
 
 
+LIVING = stand_in("say(**READY); until_lifeline()")
+SLEEPING = stand_in("say(**READY); os.closerange(0, 3); time.sleep(60)")
+
+
 def start(temp_dir: str, body: str, timeout_s: float = 20, **options: object) -> RunningNode:
     return start_node(
         NodeOptions(temp_dir=temp_dir, **options),  # type: ignore[arg-type]
@@ -131,9 +135,7 @@ def test_fork_of_the_starter_does_not_hold_the_lifeline(temp_dir: str) -> None:
         f"""
         import os, sys, time
         from skate_node import NodeOptions, start_node
-        node = start_node(NodeOptions(temp_dir={temp_dir!r}), command={
-            stand_in("say(**READY); until_lifeline()")!r
-        })
+        node = start_node(NodeOptions(temp_dir={temp_dir!r}), command={LIVING!r})
         if os.fork() == 0:
             os.closerange(0, 3)
             time.sleep(60)
@@ -277,9 +279,7 @@ def test_start_with_standard_descriptors_closed_works(temp_dir: str) -> None:
         import os
         os.closerange(0, 3)
         from skate_node import NodeOptions, start_node
-        node = start_node(NodeOptions(temp_dir={temp_dir!r}), command={
-            stand_in("say(**READY); until_lifeline()")!r
-        })
+        node = start_node(NodeOptions(temp_dir={temp_dir!r}), command={LIVING!r})
         node.stop()
         os._exit(42)
         """
@@ -292,9 +292,7 @@ def test_without_lifeline_the_node_outlives_its_starter(temp_dir: str) -> None:
         f"""
         from skate_node import NodeOptions, start_node
         import os
-        node = start_node(NodeOptions(temp_dir={temp_dir!r}, lifeline=False), command={
-            stand_in("say(**READY); os.closerange(0, 3); time.sleep(60)")!r
-        })
+        node = start_node(NodeOptions(temp_dir={temp_dir!r}, lifeline=False), command={SLEEPING!r})
         print(node.pid, flush=True)
         """
     )
