@@ -193,26 +193,24 @@ def _announce(node: RunningNode, is_head: bool) -> None:
 
 
 class _StopSignals:
-    """SIGTERM, SIGINT and SIGHUP of a command that stays: each ends it in an orderly way.
+    """SIGTERM, SIGINT and SIGHUP of a command that stays: the first ends it in an orderly way.
 
-    Noted before the start begins, so that one that comes early is not lost.
+    Noted before the start begins, so that one that comes early is not lost; a second one does not
+    wait for the start, or the stop, to be complete.
     """
 
     def __init__(self) -> None:
-        self._is_waiting = False
         self.exit_code: int | None = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        is_repeated = self.exit_code is not None
+        if self.exit_code is not None:
+            sys.exit(self.exit_code)
         self.exit_code = INTERRUPTED if number == signal.SIGINT else OK
-        if is_repeated or not self._is_waiting:
-            sys.exit(self.exit_code)  # The start, or the stop, is undone on the way out.
 
     def wait(self, node: RunningNode) -> NoReturn:
         """Wait for a signal, or for the node's end, which nobody asked for (status 1)."""
-        self._is_waiting = True
         status = None
         while self.exit_code is None and status is None:
             status = node.wait(_POLL_S)
