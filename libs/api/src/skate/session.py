@@ -40,6 +40,7 @@ class _Session:
         self.core: CoreWorker | None = None
         self.node: RunningNode | None = None
         self.context: SessionContext | None = None
+        self.is_lost = False
         self._is_closed = False
 
     def open(self) -> None:
@@ -53,8 +54,9 @@ class _Session:
                 token=token,
                 namespace=self._options.namespace,
                 entrypoint=" ".join(sys.argv),
+                sys_path=[os.path.abspath(entry) for entry in sys.path],
+                on_raylet_lost=self._note_lost,
                 # '' stands for the folder that this process is in, which a worker may not be.
-                sys_path=[path or os.getcwd() for path in sys.path],
             )
             self.context = _make_context(self.core, facts)
             if self._is_closed:
@@ -74,6 +76,10 @@ class _Session:
         finally:
             if node is not None:
                 node.stop()
+
+    def _note_lost(self, _reason: str) -> None:
+        # The runtime fails what is under way; here the next `init` learns that it may start anew.
+        self.is_lost = True
 
     def _reach_node(self) -> tuple[str, str, dict[str, str]]:
         from skate_node import ClusterNotFoundError, find_node, start_node  # noqa: PLC0415
@@ -199,9 +205,10 @@ def shutdown() -> None:
 
 
 def is_initialized() -> bool:
-    """Whether this process has a session."""
+    """Whether this process has a session, and the session its node."""
     core = current_core()
-    return core is not None and not core.is_closed
+    is_lost = _current is not None and _current.is_lost
+    return core is not None and not core.is_closed and not is_lost
 
 
 def require_session() -> CoreWorker:

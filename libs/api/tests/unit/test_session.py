@@ -270,6 +270,28 @@ def test_failed_connection_stops_the_node(world: World) -> None:
     assert not skate.is_initialized()
 
 
+def test_session_whose_node_died_is_replaced_by_the_next_init(world: World) -> None:
+    skate.init()
+    world.cores[0].arguments["on_raylet_lost"]("killed")  # type: ignore[attr-defined]
+
+    assert not skate.is_initialized()
+    skate.init()
+    assert skate.is_initialized()
+    assert world.cores[0].is_closed
+    assert len(world.started) == 2
+
+
+def test_workers_search_modules_where_the_driver_does(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend("relative")
+    skate.init()
+
+    sent = world.cores[0].arguments["sys_path"]  # type: ignore[attr-defined]
+    assert sent[0] == os.path.join(os.getcwd(), "relative")
+    assert all(os.path.isabs(entry) for entry in sent)
+
+
 def test_context_is_a_mapping_and_ends_the_session(world: World) -> None:
     with skate.init() as context:
         assert set(context) >= {"address", "session_dir", "node_id", "webui_url"}
