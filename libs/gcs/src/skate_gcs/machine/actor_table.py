@@ -1,7 +1,7 @@
 """The actor table: every actor's life, from its registration to some time after its end.
 
-What may follow what is in ``actor_states``; which node is asked to start an actor in
-``start_queue``; ended actors' processes in ``kill_orders``. This module keeps the rows and their
+What may follow what is in ``actor_states``; how a node is found to start an actor in
+``actor_starts``; ended actors' processes in ``kill_orders``. This module keeps the rows and their
 indexes, and decides what each report means.
 
 One live incarnation (RELIABILITY I10): a number names each start that could have run beside another
@@ -18,10 +18,10 @@ Source: SURFACE rows A13, A18-A25, A32, A39; RELIABILITY I10, I11.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from skate_core_ids import ActorID
 from skate_gcs.machine.actor_rows import ActorRows
+from skate_gcs.machine.actor_starts import ActorStarts
 from skate_gcs.machine.actor_states import Trigger, may_restart, next_state
 from skate_gcs.machine.answers import (
     Accepted,
@@ -31,15 +31,13 @@ from skate_gcs.machine.answers import (
     RefusalKind,
     Refused,
 )
-from skate_gcs.machine.clock import Now, Timers, Wakeup
-from skate_gcs.machine.commands import Command, Reply, StartActorOnNode
+from skate_gcs.machine.clock import Now
+from skate_gcs.machine.commands import Command, Reply
 from skate_gcs.machine.events import (
     ActorFailed,
     ActorKilled,
     ActorRegistered,
     ActorStarted,
-    StartAnswered,
-    StartUnanswered,
 )
 from skate_gcs.machine.kill_orders import KillOrders
 from skate_gcs.machine.limits import GcsLimits
@@ -53,12 +51,9 @@ from skate_gcs.machine.records import (
     DeathCause,
     DeathKind,
 )
-from skate_gcs.machine.start_queue import Placed, Postponed, StartQueue
-from skate_scheduler import RandomSource, ResourceSet
+from skate_scheduler import RandomSource
 
 _MAX_RESTARTS_LARGEST = 2**63 - 1
-# A restart after a pause; an order that is repeated because nobody knows whether it arrived.
-_Retry = tuple[Literal["restart", "resend"], bytes]
 
 
 class ActorTable:
@@ -67,14 +62,10 @@ class ActorTable:
     def __init__(
         self, nodes: NodeTable, kills: KillOrders, limits: GcsLimits, random: RandomSource
     ) -> None:
-        self._nodes = nodes
         self._kills = kills
-        self._limits = limits
         self._rows = ActorRows(limits)
-        self._starts = StartQueue(nodes, limits, random)
-        self._retries: Timers[_Retry] = Timers()
-        self._failures: dict[bytes, int] = {}  # lives in a row that ended early
-        self._started_s: dict[bytes, float] = {}  # monotonic, of actors that are alive
+        self.starts = ActorStarts(self._rows, nodes, limits, random)
+        """How those that are not alive come to run; the owner of this table drives it too."""
 
     # ---- restart of the GCS ----
 
@@ -83,21 +74,9 @@ class ActorTable:
         self._rows.restore(specs, lives)
 
     def resume(self, now: Now, out: list[Command]) -> None:
-        """Repeat unanswered start orders, and queue what waits for a node."""
+        """Go on where the stored rows stand."""
         self._rows.trim(out)
-        for record in self._rows.live():
-            life = record.life
-            if life.node_id and self._nodes.get_alive(life.node_id) is None:
-                # It refused, which is not stored, and died later; a node that runs an actor, or may
-                # run it, and the actor's loss are stored together.
-                assert life.state is not ActorState.ALIVE
-                self._enqueue(self._rows.unplace(record))
-            elif life.state is ActorState.ALIVE:
-                self._started_s[record.spec.actor_id] = now.now_s
-            elif life.node_id:
-                self._send_start(record, out)
-            else:
-                self._enqueue(record)
+        self.starts.resume(now, out)
 
     # ---- requests and reports ----
 
@@ -126,9 +105,9 @@ class ActorTable:
         if doomed is not None:
             self._end(record, doomed, now, out)
         else:
-            self._enqueue(record)
+            self.starts.enqueue(record)
         # The reply shows the row as it is after the whole event, with its node or reason.
-        self.pump(now, out)
+        self.starts.pump(now, out)
         out.append(Reply(ActorAssigned(self._rows[spec.actor_id], is_new=True)))
 
     def started(self, event: ActorStarted, now: Now, out: list[Command]) -> None:
@@ -144,8 +123,7 @@ class ActorTable:
         if not life.node_id or life.node_id != event.address.node_id:
             out.append(Reply(Accepted(False)))  # dead, or another node was asked
             return
-        self._forget_start(event.actor_id, was_taken=True)
-        self._started_s[event.actor_id] = now.now_s
+        self.starts.started(event.actor_id, now)
         self._rows.change(
             record,
             replace(
@@ -206,36 +184,6 @@ class ActorTable:
         self._rows.change(record, replace(record.life, is_released=True), out)
         self._order_kill(record, cause, out)
 
-    def start_answered(self, event: StartAnswered, out: list[Command]) -> None:
-        """The node takes the actor, or refuses it."""
-        record = self._starting_on(event.node_id, event.actor_id, event.incarnation)
-        if record is None:
-            return
-        if event.refusal is None:
-            self._forget_start(event.actor_id, was_taken=True)
-            if record.pending_reason:
-                self._rows.postpone(record, "", out)
-            return
-        self._retries.cancel(("resend", event.actor_id))
-        waiting = self._rows.unplace(record)
-        if event.actor_id in self._starts:
-            self._starts.refused(event.actor_id, event.node_id, event.refusal)
-        else:
-            self._enqueue(waiting)
-
-    def start_unanswered(self, event: StartUnanswered, now: Now, out: list[Command]) -> None:
-        """The actor may have been started there: ask the same node again, until it is dead."""
-        record = self._starting_on(event.node_id, event.actor_id, event.incarnation)
-        if record is None:
-            return
-        self._starts.discard(event.actor_id)
-        failures = self._failures.get(event.actor_id, 0) + 1
-        self._failures[event.actor_id] = failures
-        pause_s = self._limits.retry_pause_s(failures)
-        self._retries.set(("resend", event.actor_id), now.now_s + pause_s)
-        reason = f"Its node did not answer ({event.problem}); it is asked again."
-        self._rows.postpone(record, reason, out)
-
     # ---- the ends of others ----
 
     def owner_died(self, worker_id: bytes, why: str, now: Now, out: list[Command]) -> None:
@@ -266,46 +214,7 @@ class ActorTable:
             record = self._rows[actor_id]
             message = f"The actor's node {node_id.hex()} died: {why}"
             self._lose(record, DeathCause(DeathKind.NODE_DIED, message), now, out)
-        self._starts.nodes_changed()
-
-    # ---- time and nodes ----
-
-    def nodes_changed(self) -> None:
-        """A node came or changed its totals."""
-        self._starts.nodes_changed()
-
-    def resources_freed(self, node_id: bytes) -> None:
-        """More is free on this node."""
-        view = self._nodes.candidate(node_id)
-        if view is not None:
-            self._starts.resources_freed(view)
-
-    def tick(self, now: Now, out: list[Command]) -> None:
-        """Do what is due."""
-        while (retry := self._retries.pop_due(now.now_s)) is not None:
-            record = self._rows[retry[1]]
-            if retry[0] == "restart":
-                self._enqueue(record)
-            else:
-                self._send_start(record, out)
-
-    def pump(self, now: Now, out: list[Command]) -> None:
-        """Place what can be placed."""
-        for decision in self._starts.pump(now.now_s):
-            record = self._rows[decision.actor_id]
-            match decision:
-                case Placed(_, node_id):
-                    self._send_start(self._rows.place(record, node_id, out), out)
-                case Postponed(_, reason):
-                    self._rows.postpone(record, reason, out)
-
-    def next_wakeup(self) -> Wakeup | None:
-        """The earliest pause that ends."""
-        wakeup = self._starts.next_wakeup()
-        at_s = self._retries.next_s()
-        if at_s is not None and (wakeup is None or at_s < wakeup.at_s):
-            return Wakeup(at_s, "an actor's start is tried again")
-        return wakeup
+        self.starts.nodes_changed()
 
     # ---- questions ----
 
@@ -334,50 +243,9 @@ class ActorTable:
     def check_invariants(self) -> None:
         """Raise ``AssertionError`` if the table is inconsistent."""
         self._rows.check_invariants()
-        self._starts.check_invariants()
-        for record in self._rows.all():
-            actor_id, life = record.spec.actor_id, record.life
-            waits = actor_id in self._starts
-            retries = [kind for kind in ("restart", "resend") if (kind, actor_id) in self._retries]
-            if record.is_dead or life.state is ActorState.ALIVE:
-                assert not waits
-                assert not retries
-            elif life.node_id:
-                assert retries in ([], ["resend"])
-                assert not (waits and retries)
-            else:
-                assert waits != bool(retries), "an actor without a node waits for one"
-            if life.node_id:
-                assert self._nodes.get_alive(life.node_id) is not None
+        self.starts.check_invariants()
 
     # ---- how it is done ----
-
-    def _starting_on(self, node_id: bytes, actor_id: bytes, incarnation: int) -> ActorRecord | None:
-        record = self._rows.get(actor_id)
-        if record is None or record.is_dead or record.life.state is ActorState.ALIVE:
-            return None
-        life = record.life
-        return record if (life.node_id, life.incarnation) == (node_id, incarnation) else None
-
-    def _enqueue(self, record: ActorRecord) -> None:
-        request = ResourceSet(record.spec.placement_resources)
-        self._starts.add(record.spec.actor_id, request, record.spec.owner.node_id)
-
-    def _send_start(self, record: ActorRecord, out: list[Command]) -> None:
-        node = self._nodes.get_alive(record.life.node_id)
-        assert node is not None, "actors of a dead node are lost with it"
-        out.append(
-            StartActorOnNode(
-                node.node_id, node.raylet_endpoint, record.spec, record.life.incarnation
-            )
-        )
-
-    def _forget_start(self, actor_id: bytes, *, was_taken: bool) -> None:
-        if was_taken:
-            self._starts.taken(actor_id)
-        self._starts.discard(actor_id)
-        self._retries.cancel(("restart", actor_id))
-        self._retries.cancel(("resend", actor_id))
 
     def _lose(
         self,
@@ -398,7 +266,6 @@ class ActorTable:
         if not moves and not may_restart(cause, record.spec.max_restarts, life.restarts_used):
             self._end(record, cause, now, out, creation_error)
         else:
-            self._forget_start(actor_id, was_taken=False)
             state = next_state(life.state, Trigger.MOVED if moves else Trigger.LOST)
             self._rows.change(
                 record,
@@ -413,23 +280,10 @@ class ActorTable:
                 ),
                 out,
             )
-            self._plan_restart(actor_id, now)
+            self.starts.plan_restart(self._rows[actor_id], now)
         if was_alive and worker_id:
             why = f"the actor {actor_id.hex()} that created it is gone."
             self.owner_died(worker_id, why, now, out)
-
-    def _plan_restart(self, actor_id: bytes, now: Now) -> None:
-        """At once, but with growing pauses when life after life ends early."""
-        started_s = self._started_s.pop(actor_id, None)
-        if started_s is not None and now.now_s - started_s >= self._limits.actor_settled_s:
-            self._failures.pop(actor_id, None)
-        failures = self._failures.get(actor_id, 0) + 1
-        self._failures[actor_id] = failures
-        if failures == 1:
-            self._enqueue(self._rows[actor_id])
-        else:
-            pause_s = self._limits.retry_pause_s(failures - 1)
-            self._retries.set(("restart", actor_id), now.now_s + pause_s)
 
     def _order_kill(self, record: ActorRecord, cause: DeathCause, out: list[Command]) -> None:
         life = record.life
@@ -450,10 +304,7 @@ class ActorTable:
         out: list[Command],
         creation_error: bytes = b"",
     ) -> None:
-        actor_id = record.spec.actor_id
-        self._forget_start(actor_id, was_taken=False)
-        self._failures.pop(actor_id, None)
-        self._started_s.pop(actor_id, None)
+        self.starts.ended(record.spec.actor_id)
         self._rows.end(record, cause, creation_error, now, out)
 
 

@@ -100,7 +100,7 @@ class GcsMachine:
         self._workers.trim(out)
         self._kills.resume(out)
         self._actors.resume(now, out)
-        self._actors.pump(now, out)
+        self._actors.starts.pump(now, out)
         return out
 
     def handle(self, event: events.Event, now: Now) -> list[Command]:
@@ -110,7 +110,7 @@ class GcsMachine:
             out.append(Reply(self._answer(event)))
             return out
         self._apply(event, now, out)
-        self._actors.pump(now, out)
+        self._actors.starts.pump(now, out)
         return out
 
     def next_wakeup(self) -> Wakeup | None:
@@ -120,7 +120,7 @@ class GcsMachine:
             for wakeup in (
                 self._nodes.next_wakeup(),
                 self._kills.next_wakeup(),
-                self._actors.next_wakeup(),
+                self._actors.starts.next_wakeup(),
             )
             if wakeup is not None
         ]
@@ -180,7 +180,7 @@ class GcsMachine:
                 for node_id in self._nodes.register(event, now, out):
                     message = "Another process has taken the node's endpoint."
                     self._bury(node_id, DeathCause(DeathKind.NODE_DIED, message), now, out)
-                self._actors.nodes_changed()
+                self._actors.starts.nodes_changed()
             case events.NodeUnregistered(node_id, cause):
                 self._bury(node_id, cause, now, out)
                 out.append(Reply(answers.Done()))
@@ -208,9 +208,9 @@ class GcsMachine:
             case events.KvDelete():
                 self._kv.delete(event, out)
             case events.StartAnswered():
-                self._actors.start_answered(event, out)
+                self._actors.starts.answered(event, out)
             case events.StartUnanswered():
-                self._actors.start_unanswered(event, now, out)
+                self._actors.starts.unanswered(event, now, out)
             case events.KillAnswered(node_id, actor_id, incarnation, is_done):
                 self._kills.answered((node_id, actor_id, incarnation), is_done, now, out)
             case events.Tick():
@@ -221,16 +221,16 @@ class GcsMachine:
     def _report(self, event: events.ResourcesReported, now: Now, out: list[Command]) -> None:
         effect = self._nodes.report(event, now, out)
         if effect is ReportEffect.CHANGED:
-            self._actors.nodes_changed()
+            self._actors.starts.nodes_changed()
         elif effect is ReportEffect.FREED:
-            self._actors.resources_freed(event.node_id)
+            self._actors.starts.resources_freed(event.node_id)
         out.append(Reply(answers.Accepted(effect is not ReportEffect.FENCED)))
 
     def _tick(self, now: Now, out: list[Command]) -> None:
         for node_id, cause in self._nodes.tick(now, out):
             self._bury(node_id, cause, now, out)
         self._kills.tick(now, out)
-        self._actors.tick(now, out)
+        self._actors.starts.tick(now, out)
 
     def _bury(self, node_id: bytes, cause: DeathCause, now: Now, out: list[Command]) -> None:
         if not self._nodes.bury(node_id, cause, now, out):
