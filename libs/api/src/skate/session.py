@@ -1,9 +1,7 @@
 """``init``, ``shutdown`` and the one session of a driver.
 
-Opening and closing run on a thread of their own, because Python raises ``KeyboardInterrupt``
-between any two steps of the main thread and of no other: an interrupt is noticed while the main
-thread waits, the work is undone or completed as a whole, and then the interrupt goes on. Source:
-SURFACE I2-I8, I10.
+Opening and closing are whole under interrupts (``uninterrupted``): an opening is undone, a closing
+completed, and then the interrupt goes on. Source: SURFACE I2-I8, I10.
 """
 
 from __future__ import annotations
@@ -13,11 +11,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from skate.context import SessionContext
 from skate.runtime_env import EnvVars, inherited, merge
+from skate.uninterrupted import note_exit, run_whole
 from skate_worker.current import current_core, set_current_core
 from skate_worker.errors import NotInitializedError
 
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 AUTO_INIT_VARIABLE: Final = "SKATE_ENABLE_AUTO_CONNECT"
 SIGTERM_EXIT_CODE: Final = 15
-_INTERRUPTED_WAIT_S: Final = 15.0
 
 
 class _Session:
@@ -170,7 +167,7 @@ def init(
         shutdown()  # Of a session whose connection was lost.
         session = _Session(options)
         try:
-            _run_whole(session.open, undo=session.close)
+            run_whole(session.open, undo=session.close)
             _current = session
             set_current_core(session.core)
             _watch_process()
@@ -180,7 +177,7 @@ def init(
             _current = None
             set_current_core(None)
             _restore_sigterm()
-            _run_whole(session.close)
+            run_whole(session.close)
             raise
 
 
@@ -201,7 +198,7 @@ def shutdown() -> None:
         _current = None
         set_current_core(None)
         _restore_sigterm()
-        _run_whole(session.close)
+        run_whole(session.close)
 
 
 def is_initialized() -> bool:
@@ -252,52 +249,8 @@ def end_session(context: SessionContext) -> None:
             shutdown()
 
 
-# ---- uninterrupted work ----
-
-
-def _run_whole(action: Callable[[], None], undo: Callable[[], None] | None = None) -> None:
-    """Run ``action`` to its end. If an interrupt came, ``undo`` and let the interrupt go on.
-
-    Raises what ``action`` raises. At interpreter exit, where no thread can start, it runs in place.
-    """
-    if (
-        sys.is_finalizing()
-        or _is_exiting
-        or threading.current_thread() is not threading.main_thread()
-    ):
-        action()
-        return
-    failure: list[BaseException] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:  # noqa: BLE001 - carried to the thread that waits.
-            failure.append(error)
-        finally:
-            done.set()
-
-    worker = threading.Thread(target=run, name="skate-session", daemon=True)
-    try:
-        worker.start()
-        # Not `join`: interrupted once, it takes the thread for ended (Python 3.11 and 3.12).
-        done.wait()
-        worker.join()
-    except BaseException:
-        # KeyboardInterrupt, or SystemExit from a signal handler. The thread finishes what it began.
-        if undo is not None:
-            undo()
-        if worker.ident is not None:
-            done.wait(_INTERRUPTED_WAIT_S)
-        raise
-    if failure:
-        raise failure[0]
-
-
 # ---- the process around the session ----
 
-_is_exiting = False
 _forked = False
 _is_watched = False
 
@@ -330,8 +283,7 @@ def _restore_sigterm() -> None:
 
 
 def _at_exit() -> None:
-    global _is_exiting  # noqa: PLW0603 - the process ends once.
-    _is_exiting = True
+    note_exit()
     if _current is not None:
         shutdown()
 
