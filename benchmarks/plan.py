@@ -58,7 +58,7 @@ class Plan:
     sample_s: float = 0.4
     samples_max: int = 3
     budget_s: float = 4.0
-    limit_s: float = 60.0
+    limit_s: float = 90.0
     start_limit_s: float = 90.0
     stop_limit_s: float = 30.0
     import_samples: int = 3
