@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 REPORTS = ROOT / "build" / "reports"
 SUPPORTED_PYTHONS = ("3.11", "3.12", "3.13")
 TESTING = ("pytest", "pytest-timeout")
+# What the tests across libraries need beyond what a user of Skate has installed.
+INTEGRATION = ("numpy", "opentelemetry-proto")
 
 nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv|venv"
@@ -168,14 +170,14 @@ def protos(session: nox.Session) -> None:
 @nox.session
 def integration(session: nox.Session) -> None:
     """Test what crosses libraries, on real processes."""
-    install(session, MEMBERS.values(), *TESTING, tested=MEMBERS.values())
+    install(session, MEMBERS.values(), *TESTING, *INTEGRATION)
     run_pytest(session, "tests", "-m", "not chaos")
 
 
 @nox.session(default=False)
 def chaos(session: nox.Session) -> None:
     """Kill processes of a running cluster: ``nox -s chaos -- --faults 3000``."""
-    install(session, MEMBERS.values(), *TESTING, tested=MEMBERS.values())
+    install(session, MEMBERS.values(), *TESTING, *INTEGRATION)
     run_pytest(session, "tests", "-m", "chaos")
 
 
@@ -190,7 +192,6 @@ def bench_smoke(session: nox.Session) -> None:
     """Run each benchmark once, small and on Skate alone, so that none of them rots."""
     install(session, MEMBERS.values(), *TESTING, "numpy", "psutil")
     run_pytest(session, "benchmarks/tests")
-    session.run("python", "-m", "benchmarks", "--quick", "--in-place")
 
 
 @nox.session(default=False, venv_backend="none")

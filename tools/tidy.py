@@ -39,6 +39,7 @@ FUNCTION_LINES_MAX = 70
 CLASS_LINES_MAX = 400
 CLASS_METHODS_MAX = 25
 PURITY_CONTRACT = "Machines are pure"
+SIBLING_RANGE = re.compile(r"[\w.-]+(?:\[[\w,.-]+\])?\s*>=([\d.]+),\s*<([\d.]+)")
 LOCK_FILES = ("uv.lock", "poetry.lock")
 REASONS: dict[str, str] = {}  # "path" or "path::Name" -> why it is long
 
@@ -95,9 +96,7 @@ def check_ranges(root: Path, members: dict[str, Member]) -> Iterator[Finding]:
     for member in members.values():
         where = str(member.folder.relative_to(root) / "pyproject.toml")
         for requirement, sibling in siblings(member, members):
-            form = re.fullmatch(
-                r"[\w.-]+\s*>=([\d.]+),\s*<([\d.]+)", requirement.split(";")[0].strip()
-            )
+            form = SIBLING_RANGE.fullmatch(requirement)
             if form is None:
                 yield Finding(where, f"{requirement!r} is not of the form name>=X,<Y")
                 continue

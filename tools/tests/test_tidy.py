@@ -85,6 +85,15 @@ def test_tidy_with_a_wrong_sibling_range_says_so(
     assert complaint in finding
 
 
+def test_tidy_with_extras_in_a_sibling_range_finds_nothing(
+    house: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = house / "libs" / "high" / "pyproject.toml"
+    text = file.read_text("utf-8")
+    file.write_text(text.replace("skate-low>=", "skate-low[fast,tracing]>="), "utf-8")
+    assert broken_rules(house, capsys) == []
+
+
 def test_tidy_with_an_unlisted_machine_names_it(
     house: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
