@@ -145,8 +145,9 @@ def start_blocking(skate: Shell) -> subprocess.Popen[str]:
         text=True,
     )
     assert process.stdout is not None
-    while "skate stop" not in process.stdout.readline():
-        assert process.poll() is None
+    while "skate stop" not in (line := process.stdout.readline()):
+        if not line:
+            pytest.fail(process.communicate(timeout=TIMEOUT_S)[1])
     return process
 
 
