@@ -39,7 +39,7 @@ from skate_gcs.machine.records import (
     WorkerRecord,
 )
 
-SEEDS = range(80)
+SEEDS = range(40)
 STEPS = 150
 REST_S = 60.0
 

@@ -40,9 +40,9 @@ def test_node_id_of_wrong_length_is_refused(world):
 def test_silent_node_is_suspect_then_dead_then_fenced(world):
     node = world.add_node(beats=False)
     world.advance(3.9)
-    assert len(world.machine._nodes.candidates()) == 1
+    assert len(list(world.machine._nodes.candidates())) == 1
     world.advance(0.2)
-    assert world.machine._nodes.candidates() == []
+    assert list(world.machine._nodes.candidates()) == []
     assert nodes(world)[node].is_alive
     world.advance(5.8)
     assert nodes(world)[node].is_alive
@@ -100,6 +100,15 @@ def test_new_node_at_an_old_endpoint_replaces_the_old_one(world):
     new = world.add_node(raylet_endpoint="10.0.0.1:7000")
     assert [node_id for node_id, node in nodes(world).items() if node.is_alive] == [other, new]
     assert world.forgotten == [old]
+
+
+def test_node_that_moved_to_another_endpoint_is_not_replaced_at_its_old_one(world):
+    node = world.add_node(raylet_endpoint="a:1")
+    world.add_node(node_id=node, raylet_endpoint="a:2")
+    world.restart()
+    world.add_node(raylet_endpoint="a:1")
+    assert nodes(world)[node].raylet_endpoint == "a:2"
+    assert world.machine.statistics().nodes_alive == 2
 
 
 def test_nodes_of_one_name_are_allowed(world):

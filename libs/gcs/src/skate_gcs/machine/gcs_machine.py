@@ -177,9 +177,10 @@ class GcsMachine:
     def _apply(self, event: events.Change | events.Fact, now: Now, out: list[Command]) -> None:
         match event:
             case events.NodeRegistered():
-                for node_id in self._nodes.register(event, now, out):
+                replaced = self._nodes.register(event, now, out)
+                if replaced is not None:
                     message = "Another process has taken the node's endpoint."
-                    self._bury(node_id, DeathCause(DeathKind.NODE_DIED, message), now, out)
+                    self._bury(replaced, DeathCause(DeathKind.NODE_DIED, message), now, out)
                 self._actors.starts.nodes_changed()
             case events.NodeUnregistered(node_id, cause):
                 self._bury(node_id, cause, now, out)

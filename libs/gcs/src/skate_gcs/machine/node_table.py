@@ -12,7 +12,7 @@ Source: SURFACE rows S1, Z13, F2; RELIABILITY I10, I22.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -58,6 +58,7 @@ class NodeTable:
             bytes, _LiveNode
         ] = {}  # longest silent first: a heartbeat moves to the end
         self._dead: dict[bytes, None] = {}  # oldest first
+        self._at_endpoint: dict[str, bytes] = {}  # alive nodes by where their raylet listens
         self._announcements: Timers[bytes] = Timers()
         self._promised_s: float | None = None  # the wakeup that was asked for last
 
@@ -67,22 +68,22 @@ class NodeTable:
             self._records[record.node_id] = record
             if record.is_alive:
                 self._live[record.node_id] = _LiveNode(now.now_s, _view(record))
+                self._settle_at(record)
         for record in sorted(rows, key=lambda row: row.end_time_s):
             if not record.is_alive:
                 self._dead[record.node_id] = None
 
-    def register(self, event: NodeRegistered, now: Now, out: list[Command]) -> list[bytes]:
-        """Take a node in, or refresh its row. Returns the nodes that it replaces: they are dead."""
+    def register(self, event: NodeRegistered, now: Now, out: list[Command]) -> bytes | None:
+        """Take a node in, or refresh its row. Returns the node that it replaces: it is dead."""
         node = event.node
         if len(node.node_id) != NodeID.SIZE:
             out.append(Reply(Refused(RefusalKind.INVALID, "A node_id has 28 bytes.")))
-            return []
+            return None
         known = self._records.get(node.node_id)
         if known is not None and not known.is_alive:
             problem = "This node was declared dead; it must exit and come back under a new id."
             out.append(Reply(Refused(RefusalKind.FENCED, problem)))
-            return []
-        replaced = [] if known is not None else self._at_endpoint(node.raylet_endpoint)
+            return None
         record = replace(
             node,
             available=node.available or node.total,
@@ -91,6 +92,9 @@ class NodeTable:
             end_time_s=0.0,
         )
         self._heard(node.node_id, now, _view(record))
+        if known is not None:
+            self._leave(known)
+        replaced = self._settle_at(record)
         if known != record:
             self._records[node.node_id] = record
             out.append(Persist(Table.NODES, node.node_id, record))
@@ -139,6 +143,7 @@ class NodeTable:
             return False
         self._announcements.cancel(node_id)
         record = self._records[node_id]
+        self._leave(record)
         record = replace(record, death_cause=cause, end_time_s=now.unix_s, available={})
         self._records[node_id] = record
         self._dead[node_id] = None
@@ -188,9 +193,9 @@ class NodeTable:
         self._promised_s = wakeup.at_s if wakeup is not None else None
         return wakeup
 
-    def candidates(self) -> list[NodeView]:
-        """Nodes that may get actors, in order of their heartbeats."""
-        return [live.view for live in self._live.values() if not live.is_suspect]
+    def candidates(self) -> Iterator[NodeView]:
+        """Nodes that may get actors, in order of their heartbeats: the order turns with time."""
+        return (live.view for live in self._live.values() if not live.is_suspect)
 
     def candidate(self, node_id: bytes) -> NodeView | None:
         """One node that may get actors."""
@@ -236,6 +241,9 @@ class NodeTable:
             assert self._records[node_id].is_alive
             assert heard_s <= live.heard_s, "_live must be ordered by silence"
             heard_s = live.heard_s
+        for endpoint, node_id in self._at_endpoint.items():
+            assert self._records[node_id].raylet_endpoint == endpoint
+            assert node_id in self._live
         for node_id in self._dead:
             assert not self._records[node_id].is_alive
 
@@ -248,6 +256,18 @@ class NodeTable:
         live.is_suspect = False
         self._live[node_id] = live
         return live
+
+    def _settle_at(self, record: NodeRecord) -> bytes | None:
+        """Note where the node listens; returns who listened there before."""
+        if not record.raylet_endpoint:
+            return None
+        before = self._at_endpoint.get(record.raylet_endpoint)
+        self._at_endpoint[record.raylet_endpoint] = record.node_id
+        return before
+
+    def _leave(self, record: NodeRecord) -> None:
+        if self._at_endpoint.get(record.raylet_endpoint) == record.node_id:
+            del self._at_endpoint[record.raylet_endpoint]
 
     def _announce_soon(self, node_id: bytes, live: _LiveNode, now: Now, out: list[Command]) -> None:
         """Others need to know what is free here, but not at once, and a lone node has no others."""
@@ -272,13 +292,6 @@ class NodeTable:
         if overslept_s > self._limits.node_oversleep_s:
             for live in self._live.values():
                 live.heard_s = min(live.heard_s + overslept_s, now.now_s)
-
-    def _at_endpoint(self, endpoint: str) -> list[bytes]:
-        if not endpoint:
-            return []
-        return [
-            node_id for node_id in self._live if self._records[node_id].raylet_endpoint == endpoint
-        ]
 
 
 def _view(record: NodeRecord) -> NodeView:

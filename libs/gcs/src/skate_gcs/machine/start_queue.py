@@ -12,13 +12,15 @@ when every node that could hold the shape has refused, it falls to one and the s
 (backoff), so that a full cluster is probed by one request per shape and pause, however many actors
 wait. A shape that no node could ever hold waits without a timer for the nodes to change.
 
-Cost: O(1) per actor on its creator's node, O(candidates) elsewhere; O(shapes) per pump.
+Cost: O(1) per actor on its creator's node; elsewhere O(nodes that are full) and the policy's cost
+for at most ``CANDIDATES_MAX`` nodes; O(shapes) per pump.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Final
 
 from skate_gcs.machine.clock import Wakeup
 from skate_gcs.machine.limits import GcsLimits
@@ -32,6 +34,9 @@ from skate_scheduler import (
     choose_node,
     format_units,
 )
+
+CANDIDATES_MAX: Final = 64
+"""Nodes that the policy weighs for one actor; it costs some 10 us for each."""
 
 _READY = float("-inf")
 _NEVER = float("inf")
@@ -205,17 +210,29 @@ class StartQueue:
             and preferred.utilization_with(request) <= _HYBRID.spread_threshold
         ):
             return preferred.node_id  # what the policy would find, without looking at all nodes
-        candidates = [
-            view for view in self._nodes.candidates() if view.node_id not in waiting.refused_by
-        ]
         placement = choose_node(
             request,
-            candidates,
+            self._sample(request, waiting),
             random=self._random,
             local_id=waiting.preferred_id,
             config=_HYBRID,
         )
         return placement.node_id
+
+    def _sample(self, request: ResourceSet, waiting: _Waiting) -> list[NodeView]:
+        """Nodes for the policy to weigh: the first that have room, else the first that could."""
+        free: list[NodeView] = []
+        feasible: list[NodeView] = []
+        for view in self._nodes.candidates():
+            if view.node_id in waiting.refused_by:
+                continue
+            if view.can_hold_now(request):
+                free.append(view)
+                if len(free) == CANDIDATES_MAX:
+                    break
+            elif len(feasible) < CANDIDATES_MAX and view.can_ever_hold(request):
+                feasible.append(view)
+        return free or feasible
 
     def _pause(self, shape: _Shape, head: _Waiting, now_s: float) -> None:
         if head.refused_by:
@@ -243,7 +260,7 @@ class StartQueue:
         return head.told or head.refusal
 
     def _why_infeasible(self, request: ResourceSet) -> str:
-        views = self._nodes.candidates()
+        views = list(self._nodes.candidates())
         if not views:
             return f"It needs {request}, and no node is alive."
         lacks = [
