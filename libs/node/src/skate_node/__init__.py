@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from skate_node.daemon_process import ExitStatus
 from skate_node.errors import ClusterNotFoundError, NodeStartError, SessionRootError
-from skate_node.launcher import ExitStatus, RunningNode, start_node
+from skate_node.launcher import RunningNode, start_node
 from skate_node.options import NodeOptions
 from skate_node.session import NodeRecord, find_node, live_nodes, sweep_dead_sessions
 
