@@ -50,6 +50,7 @@ class ActorHost:
         core, executor = self._core, self._executor
         task = msgspec.msgpack.decode(message.creation_task, type=CreationTask)
         executor.actor_id = message.actor_id
+        executor.resources = task.resources
         core.was_restarted = message.incarnation > 0
         core.actor_name = task.actor_name
         core.namespace = task.namespace or core.namespace
@@ -62,6 +63,7 @@ class ActorHost:
                 function_name=task.name,
                 actor_id=message.actor_id,
                 attempt=message.incarnation,
+                resources=task.resources,
                 trace_parent=context,
             )
         )
@@ -134,7 +136,7 @@ class _ConcurrentCalls:
             message.name,
             self.executor.actor_id,
             message.attempt,
-            {},
+            self.executor.resources,
             "" if tracer is None else tracer.begin_run(message.trace_parent),
         )
 

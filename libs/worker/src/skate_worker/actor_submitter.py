@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
 from skate_rpc.stream import StreamClosedError
@@ -201,6 +203,16 @@ class ActorSubmitter:
             else:
                 self._completion.fail(call, error)
 
+    def mark_killed(self, actor_id: bytes) -> None:
+        """This process had the actor killed for good: its calls end here and now."""
+        calls = self._actors.get(actor_id)
+        if calls is None or calls.state == DEAD:
+            return
+        view = calls.view or node.ActorView(actor_id, "DEAD")
+        death = node.Death("killed_by_user", "it was killed by skate.kill().", view.pid)
+        calls.view = msgspec.structs.replace(view, state="DEAD", death=death)
+        self._died(calls)
+
     def fail_creation(self, actor_id: bytes, message: str) -> None:
         """The actor could not be registered: its calls fail with this reason."""
         calls = self.calls_of(actor_id)
@@ -223,8 +235,8 @@ class ActorSubmitter:
                 if call is not None:
                     finished.append((call, result))
             self._completion.settle(finished)
-        for call in self._completion.finish(peer, finished):
-            self.submit(calls, call)  # type: ignore[arg-type]
+        for again in self._completion.finish(peer, finished):
+            self.submit(calls, again)  # type: ignore[arg-type]
 
     # ---- cancelling ----
 

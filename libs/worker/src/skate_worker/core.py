@@ -27,6 +27,7 @@ from skate_worker.context import TaskContext, running_task
 from skate_worker.errors import (
     ActorAlreadyExistsError,
     GetTimeoutError,
+    LocalRayletDiedError,
     ObjectLostError,
     SkateSystemError,
 )
@@ -52,6 +53,7 @@ from skate_worker.task_protocol import (
     Cancel,
     CreationTask,
     FreeReturns,
+    LeaseBegins,
     PushCall,
     PushTask,
     TakeBack,
@@ -102,6 +104,7 @@ class CoreWorker:
         self.actor_host: ActorHost | None = None
         self.tracer: Tracer | None = None
         self._on_raylet_lost = on_raylet_lost
+        self._lost_reason = ""
         self._queues: dict[int, tuple[TaskOptions, Any]] = {}
         self._token = token.encode()
         self._task_ids = TaskIdSource()
@@ -406,7 +409,13 @@ class CoreWorker:
 
     def export(self, value: Any) -> bytes:
         """Store a function or class in the function table; returns its id."""
-        return self.functions.export(value, self.job_id)
+        data_id, held = self.functions.export(value, self.job_id)
+        # References in a closure live as long as the function may be loaded: while the job runs.
+        with self.ownership.lock:
+            for ref in held:
+                if isinstance(ref, ObjectRef):
+                    ref._entry.pins += 1
+        return data_id
 
     def submit_task(
         self,
@@ -482,6 +491,8 @@ class CoreWorker:
                     submission.pinned += (keeper,)
         if self.tracer is not None:
             self.tracer.submitted(submission)
+        if self._lost_reason:
+            self.ownership.fail(submission.entries, LocalRayletDiedError(self._lost_reason))
         return refs
 
     def _promote(self, value: Serialized) -> ObjectRef[Any]:
@@ -515,6 +526,7 @@ class CoreWorker:
             options.namespace or self.namespace,
             self.current.trace_parent,
             options.max_restarts,
+            dict(options.running_resources),
         )
         creation = Submission(bytes(actor_id) + b"\0" * 8, task, [], 0, False)  # type: ignore[arg-type]
         keeper: ObjectRef[Any] | None = None
@@ -642,7 +654,13 @@ class CoreWorker:
 
     def kill_actor(self, actor_id: bytes, no_restart: bool = True) -> bool:
         """Kill an actor at once. False: the cluster does not know it."""
-        return self.raylet.call("kill_actor", node.ActorKill(bytes(actor_id), no_restart), bool)
+        was_found: bool = self.raylet.call(
+            "kill_actor", node.ActorKill(bytes(actor_id), no_restart), bool
+        )
+        if was_found and no_restart:
+            # The news of its death comes by another way; calls made after this must not reach it.
+            self.actor_calls.mark_killed(bytes(actor_id))
+        return was_found
 
     def actors(self) -> list[node.ActorView]:
         """All actors that the cluster remembers."""
@@ -744,6 +762,8 @@ class CoreWorker:
                 self.cancel_async_call(message.task_id)
             else:
                 self._running().cancel(peer, message.task_id)
+        elif kind is LeaseBegins:
+            self._running().resources = message.resources
         elif kind is FreeReturns and self.outcomes is not None:
             self.outcomes.free(message.task_id)
         else:
@@ -784,6 +804,11 @@ class CoreWorker:
         self.raylet.call_soon("release_actor", node.ActorRelease(actor_id), _nothing_more)
 
     def _raylet_lost(self, reason: str) -> None:
+        # Nothing new can start and no news of a death will come: whoever waits is told now.
+        self._lost_reason = f"process {self.pid} lost its raylet: {reason}"
+        with self.ownership.lock:
+            pending = [e for e in self.ownership.table.entries.values() if e.state == PENDING]
+        self.ownership.fail(pending, LocalRayletDiedError(self._lost_reason))
         self._on_raylet_lost(reason)
 
     # ---- the end ----

@@ -13,22 +13,22 @@ from skate_worker.errors import NotInitializedError
 if TYPE_CHECKING:
     from skate_worker.core import CoreWorker
 
-_slot: list[CoreWorker | None] = [None]
+current_slot: list[CoreWorker | None] = [None]
 
 
 def current_core() -> CoreWorker | None:
     """The connection of this process, or None."""
-    return _slot[0]
+    return current_slot[0]
 
 
 def set_current_core(core: CoreWorker | None) -> None:
     """Make ``core`` the connection of this process."""
-    _slot[0] = core
+    current_slot[0] = core
 
 
 def require_core() -> CoreWorker:
     """The connection of this process. Raises :class:`NotInitializedError` without one."""
-    core = _slot[0]
+    core = current_slot[0]
     if core is None:
         raise NotInitializedError(
             "Skate is not initialised in this process; call skate.init() first."

@@ -64,6 +64,7 @@ class Executor:
         self._main_thread = threading.get_ident()
         self.actor: Any = None  # the actor's instance, in an actor's worker
         self.actor_id = b""
+        self.resources: dict[str, int] = {}  # of the lease, or of the actor
         self.handle_elsewhere: Callable[[Work], None] | None = None  # async and threaded actors
         self.run_creation: Callable[[node.CreateActor], None] | None = None
 
@@ -229,7 +230,7 @@ class Executor:
                 message.name,
                 self.actor_id,
                 message.attempt,
-                {},
+                self.resources,
                 context,
             )
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import threading
 from typing import Any
 
@@ -19,6 +20,7 @@ from skate_rpc import node_protocol as node
 from skate_worker.errors import SkateSystemError
 from skate_worker.inspect_pickle import explain_failure
 from skate_worker.node_client import NodeClient
+from skate_worker.pickler import ValuePickler
 
 NAMESPACE = "fun"
 SIZE_WARN_BYTES = 10_000_000  # SURFACE 3.2
@@ -35,8 +37,10 @@ class FunctionTable:
         self._exported: set[bytes] = set()
         self._lock = threading.Lock()
 
-    def export(self, value: Any, job_id: JobID) -> bytes:
-        """Store a function or class and return its id. Waits for the GCS once per distinct pickle.
+    def export(self, value: Any, job_id: JobID) -> tuple[bytes, list[Any]]:
+        """Store a function or class; returns its id and the references that it captured.
+
+        Waits for the GCS once per distinct pickle.
 
         Raises:
             TypeError: it refers to something that can not be pickled; the message names the path.
@@ -45,7 +49,10 @@ class FunctionTable:
         kind = "class" if inspect.isclass(value) else "function"
         subject = f"{kind} {getattr(value, '__name__', value)}"
         try:
-            data: bytes = cloudpickle.dumps(value)
+            file = io.BytesIO()
+            pickler = ValuePickler(file)
+            pickler.dump(value)
+            data = file.getvalue()
         except Exception as error:  # user code runs in __reduce__ and the like
             raise explain_failure(value, error, subject) from error
         if len(data) > SIZE_MAX_BYTES:
@@ -61,7 +68,7 @@ class FunctionTable:
             self._raylet.call("kv_put", node.KvPut(NAMESPACE, function_id, data, False), bool)
             with self._lock:
                 self._exported.add(function_id)
-        return function_id
+        return function_id, pickler.contained
 
     def load(self, function_id: bytes) -> Any:
         """The function or class of this id. Raises :class:`SkateSystemError` when it is gone."""

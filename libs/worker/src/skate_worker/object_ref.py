@@ -12,6 +12,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from skate_core_ids import JobID, ObjectID, TaskID
+from skate_worker.current import current_slot, require_core
 from skate_worker.machine.references import Entry, Owner
 from skate_worker.serialization import register_argument_reference, register_reference_type
 
@@ -123,9 +124,18 @@ def _reduce(ref: ObjectRef[Any]) -> tuple[Any, ...]:
 
 
 def _rebuild(object_id: bytes, owner_id: bytes, endpoint: str) -> ObjectRef[Any]:
-    from skate_worker.current import require_core  # noqa: PLC0415 - the core imports this module
-
-    return require_core().adopt(object_id, Owner(owner_id, endpoint))
+    core = current_slot[0]
+    if core is None:
+        core = require_core()
+    table = core.ownership.table
+    entry = table.entries.get(object_id)
+    if entry is not None and (entry.owner is None or entry.is_told):
+        # The common case, many thousand times for a list of references: counted later, without the
+        # lock. See ReferenceTable.adopted for why nothing is released in between.
+        table.adopted.append(entry)
+        if not entry.is_released or core.ownership.is_still_held(entry):
+            return ObjectRef(core, entry)
+    return core.adopt(object_id, Owner(owner_id, endpoint))
 
 
 register_reference_type(ObjectRef, _reduce)

@@ -8,7 +8,12 @@ from typing import Any
 
 from skate_worker.errors import make_task_error
 from skate_worker.machine.references import Entry
-from skate_worker.ownership import INLINE_MAX_BYTES, Ownership, contained_entries
+from skate_worker.ownership import (
+    INLINE_MAX_BYTES,
+    INLINE_TOTAL_MAX_BYTES,
+    Ownership,
+    contained_entries,
+)
 from skate_worker.peers import Peer
 from skate_worker.serialization import Serialized, serialize
 from skate_worker.task_protocol import Reference, Returned, TaskDone, TaskReturned
@@ -39,10 +44,14 @@ class OutcomeWriter:
                 for item in _exactly(value, num_returns, name)
             ]
         pinned: list[Entry] = []
-        returns = [
-            self._returned(peer, task_id, index, item, pinned)
-            for index, item in enumerate(values, start=1)
-        ]
+        returns: list[Returned] = []
+        inline_bytes = 0
+        for index, item in enumerate(values, start=1):
+            fits = inline_bytes + item.total_bytes <= INLINE_TOTAL_MAX_BYTES
+            is_inline = fits and item.total_bytes <= INLINE_MAX_BYTES
+            if is_inline:
+                inline_bytes += item.total_bytes
+            returns.append(self._returned(peer, task_id, index, item, pinned, is_inline))
         if pinned:
             self._pins[task_id] = (peer.worker_id, pinned)
         return TaskReturned(task_id, returns, run_us, holds_pins=bool(pinned))
@@ -99,7 +108,13 @@ class OutcomeWriter:
                 self.free(task_id)
 
     def _returned(
-        self, peer: Peer, task_id: bytes, index: int, value: Serialized, pinned: list[Entry]
+        self,
+        peer: Peer,
+        task_id: bytes,
+        index: int,
+        value: Serialized,
+        pinned: list[Entry],
+        is_inline: bool,
     ) -> Returned:
         contained: list[Reference] = []
         if value.contained:
@@ -111,7 +126,7 @@ class OutcomeWriter:
                     contained.append(ownership.reference_of(entry))
                     if entry.owner is None:
                         ownership.table.add_borrower(entry.object_id, peer.worker_id)
-        if value.total_bytes <= INLINE_MAX_BYTES:
+        if is_inline:
             return Returned(value.to_bytes(), contained=contained)
         object_id = task_id + index.to_bytes(4, "big")
         self._ownership.put_parts(object_id, value, peer.worker_id)

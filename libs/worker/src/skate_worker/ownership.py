@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from skate_rpc.event_loop import IoThread
 
 INLINE_MAX_BYTES = 100 * 1024  # SURFACE 3.1
+INLINE_TOTAL_MAX_BYTES = 10 << 20  # of one message; SURFACE 3.1
 DROPS_BEFORE_DRAIN = 512
 
 Waiters = list[tuple[Entry, list[Callable[[Entry], None]]]]
@@ -105,6 +106,7 @@ class Ownership:
             return
         released: list[Entry] = []
         with self.lock:
+            self.table.count_adopted()
             drop = self.table.drop_local
             while dropped:
                 drop(dropped.popleft(), released)
@@ -112,8 +114,7 @@ class Ownership:
             self.finish_released(released)
 
     def finish_released(self, released: list[Entry]) -> None:
-        """Free the values of owned entries and tell the owners of borrowed ones. Without the lock.
-        """
+        """Free the values of owned entries and tell the owners of borrowed ones. Without the lock."""
         stored: list[bytes] = []
         ended: dict[Owner, list[bytes]] = {}
         for entry in released:
@@ -127,6 +128,8 @@ class Ownership:
                         self.on_actor_unheld(actor_id)
             else:
                 self.untold.pop(entry, None)
+                if entry.is_promoted:
+                    stored.append(entry.object_id)
                 if entry.is_told:
                     ended.setdefault(entry.owner, []).append(entry.object_id)
         if stored and self.store is not None:
@@ -211,7 +214,29 @@ class Ownership:
             store.delete([object_id])
             store.put(object_id, value.parts, value.total_bytes, owner=owner_id)
 
+    def promote(self, entry: Entry) -> None:
+        """Move an inline value into the node's store, where any number of them fits a message."""
+        store = self.store
+        assert store is not None
+        data = entry.data
+        try:
+            store.put(entry.object_id, (data,), len(data), owner=self.worker_id)
+        except ObjectExistsError:
+            pass  # a process of this node that holds it too was first
+        with self.lock:
+            entry.is_promoted = entry.owner is not None
+            entry.state = STORED
+            entry.node_id = self.node_id
+            entry.size_bytes = len(data)
+            entry.data = None
+
     # ---- references that travel ----
+
+    def is_still_held(self, entry: Entry) -> bool:
+        """Whether an entry that was just adopted without the lock escaped its release."""
+        with self.lock:
+            self.table.count_adopted()
+            return not entry.is_released
 
     def adopt(self, object_id: bytes, owner: Owner) -> Entry:
         """The entry of a reference that was unpickled here, with one more local reference."""

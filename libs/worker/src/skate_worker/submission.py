@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from skate_worker.machine.references import FAILED, INLINE, PENDING, STORED, Entry
-from skate_worker.ownership import Ownership
+from skate_worker.ownership import INLINE_TOTAL_MAX_BYTES, Ownership
 from skate_worker.specs import RetryRule
 from skate_worker.task_protocol import PushCall, PushTask, Resolved
 
@@ -89,12 +89,12 @@ def resolve(
         return
     pending = [entry for _, entry in top_level if entry.state == PENDING]
     if pending:
-        left = _Countdown(len(pending), lambda: _fill(submission, then))
+        left = _Countdown(len(pending), lambda: _fill(ownership, submission, then))
         for entry in pending:
             if not ownership.watch(entry, left):
                 left(entry)
         return
-    _fill(submission, then)
+    _fill(ownership, submission, then)
 
 
 class _Countdown:
@@ -113,17 +113,24 @@ class _Countdown:
 
 
 def _fill(
-    submission: Submission, then: Callable[[Submission, DependencyFailed | None], None]
+    ownership: Ownership,
+    submission: Submission,
+    then: Callable[[Submission, DependencyFailed | None], None],
 ) -> None:
     resolved: list[Resolved] = []
+    inline_bytes = 0
     for position, entry in submission.top_level or ():
         if entry.state == FAILED:
             then(submission, DependencyFailed(entry.data))
             return
+        if entry.state == INLINE:
+            data = entry.data
+            inline_bytes += len(data)
+            if inline_bytes <= INLINE_TOTAL_MAX_BYTES:
+                resolved.append(Resolved(position, data))
+                continue
+            ownership.promote(entry)
         if entry.state == STORED:
             resolved.append(Resolved(position, b"", entry.object_id))
-        else:
-            assert entry.state == INLINE
-            resolved.append(Resolved(position, entry.data))
     submission.message.resolved = resolved
     then(submission, None)

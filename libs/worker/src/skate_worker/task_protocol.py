@@ -133,6 +133,12 @@ class Cancel(TaskMessage, tag=19):
     is_recursive: bool = True
 
 
+class LeaseBegins(TaskMessage, tag=21):
+    """First on a new lease: what its tasks may use, in units of 1e-4."""
+
+    resources: dict[str, int]
+
+
 class FreeReturns(TaskMessage, tag=20):
     """The owner has registered what the returns of this task contain; the executor's pins may go.
     """
@@ -183,6 +189,7 @@ AnyMessage = (
     | TakeBack
     | Cancel
     | FreeReturns
+    | LeaseBegins
     | TaskDone
     | TaskReturned
     | TasksGivenBack
@@ -205,3 +212,4 @@ class CreationTask(msgspec.Struct, array_like=True):
     namespace: str = ""
     trace_parent: str = ""
     max_restarts: int = 0
+    resources: dict[str, int] = {}

@@ -28,7 +28,7 @@ from skate_worker.peers import Peer, Peers
 from skate_worker.results import Completion
 from skate_worker.specs import TaskOptions
 from skate_worker.submission import DependencyFailed, Submission
-from skate_worker.task_protocol import Cancel, TakeBack, TasksGivenBack
+from skate_worker.task_protocol import Cancel, LeaseBegins, TakeBack, TasksGivenBack
 from skate_worker.tracing import Tracer
 
 DEATH_REPORT_S = 3.0  # how long to wait for the raylet's word on why a worker's connection broke
@@ -135,6 +135,7 @@ class TaskSubmitter:
         peer.lease = lease
         with self._ownership.lock:
             self._pool.granted(queue, lease, time.monotonic())
+            self._begin(lease, queue)
             self._push(lease)
             first = next(iter(lease.in_flight.values()), None)
             steal = self._pool.steal_for(lease)
@@ -245,6 +246,12 @@ class TaskSubmitter:
         for other in leases:
             other.connection.flush()
         self._request(queue, requests)
+
+    def _begin(self, lease: Lease[Submission], queue: KeyQueue[Submission]) -> None:
+        try:
+            lease.connection.queue(LeaseBegins(self._resources[queue.key]))
+        except StreamClosedError:
+            return  # on_peer_lost follows
 
     def _push(self, lease: Lease[Submission]) -> None:
         # With the lock: the order of pushing is the order of the pool.

@@ -251,7 +251,7 @@ def test_killed_actor_fails_its_calls_with_the_cause(core: CoreWorker) -> None:
     actor_id, _, _keeper = make_actor(core)
     core.get(call(core, actor_id, "inc"), WAIT_S)
     core.kill_actor(bytes(actor_id))
-    with pytest.raises(ActorDiedError, match="SIGKILL"):
+    with pytest.raises(ActorDiedError, match="killed"):
         core.get(call(core, actor_id, "inc"), WAIT_S)
 
 

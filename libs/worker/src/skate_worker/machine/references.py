@@ -20,6 +20,7 @@ what was released from the object store and tells owners. The rules are those of
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
@@ -44,6 +45,7 @@ class Entry:
         "contained",
         "data",
         "is_asked",
+        "is_promoted",
         "is_released",
         "is_told",
         "local",
@@ -73,6 +75,7 @@ class Entry:
         self.waiters: list[Callable[[Entry], None]] | None = None
         self.task_id: bytes | None = None  # the task whose return it is
         self.is_released = False
+        self.is_promoted = False  # borrowed, and this process put a copy into the node's store
         self.is_told = False  # borrowed: the owner knows that this process holds it
         self.is_asked = False  # borrowed: the owner was asked for the value
 
@@ -90,6 +93,10 @@ class ReferenceTable:
 
     def __init__(self) -> None:
         self.entries: dict[bytes, Entry] = {}
+        # Instances made without the lock, to be counted before anything is released. Who makes one
+        # appends it and then looks at `is_released`; who releases sets that and then looks here: so
+        # at least one of the two sees the other.
+        self.adopted: deque[Entry] = deque()
         # worker id -> object ids that it borrows from this process, for its death
         self._borrowed_by: dict[bytes, dict[bytes, None]] = {}
 
@@ -172,6 +179,7 @@ class ReferenceTable:
         """Raise ``AssertionError`` when an invariant of the module's docstring is broken.
         O(entries).
         """
+        self.count_adopted()
         for object_id, entry in self.entries.items():
             assert object_id == entry.object_id
             assert entry.local >= 0, f"local {entry.local}"
@@ -192,6 +200,16 @@ class ReferenceTable:
             if not held:
                 del self._borrowed_by[worker_id]
 
+    def count_adopted(self) -> None:
+        """Count the instances that were made without the lock."""
+        adopted = self.adopted
+        while adopted:
+            adopted.popleft().local += 1
+
+    def _was_adopted(self, entry: Entry) -> bool:
+        self.count_adopted()
+        return entry.local > 0
+
     def _release_if_unheld(self, entry: Entry, released: list[Entry]) -> None:
         # Iterative: a chain of containers must not be as deep as the interpreter's stack.
         candidates = [entry]
@@ -200,6 +218,9 @@ class ReferenceTable:
             if entry.local or entry.pins or entry.borrowers or entry.is_released:
                 continue
             entry.is_released = True
+            if self.adopted and self._was_adopted(entry):
+                entry.is_released = False
+                continue
             self.entries.pop(entry.object_id, None)
             released.append(entry)
             if entry.contained:
