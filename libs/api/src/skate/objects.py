@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 # ruff: noqa: SLF001 - a reference hides its runtime from users; that it is this session's is checked here.
 
 T = TypeVar("T")
+
+# Lists of references are long: they are checked by C loops, and item by item only to name a culprit.
+_ONLY_REFS = {ObjectRef}
+_ENTRY = operator.attrgetter("_entry")
+_CORE = operator.attrgetter("_core")
 
 
 def put(value: T, *, _owner: None = None, _tensor_transport: None = None) -> ObjectRef[T]:
@@ -67,7 +73,7 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
             f"get() takes an ObjectRef or a list of them, got {type(object_refs).__name__}."
             f"{_hint(object_refs)}"
         )
-    for item in object_refs:
+    for item in object_refs if set(map(type, object_refs)) != _ONLY_REFS else ():
         if type(item) is not ObjectRef:
             raise TypeError(
                 f"get() takes a list of ObjectRefs, but the list has {type(item).__name__}."
@@ -98,7 +104,7 @@ def wait(
         given = type(object_refs).__name__
         hint = " Write wait([ref])." if given == "ObjectRef" else ""
         raise TypeError(f"wait() takes a list of ObjectRefs, got {given}.{hint}")
-    for item in object_refs:
+    for item in object_refs if set(map(type, object_refs)) != _ONLY_REFS else ():
         if type(item) is not ObjectRef:
             raise TypeError(
                 f"wait() takes a list of ObjectRefs, but the list has {type(item).__name__}."
@@ -110,7 +116,8 @@ def wait(
         timeout = _timeout_s("wait", timeout, allows_minus_one=False)
     if not object_refs:
         return [], []
-    if len(set(object_refs)) != len(object_refs):
+    # References to one object share what the runtime knows of it, which hashes in C.
+    if len(set(map(_ENTRY, object_refs))) != len(object_refs):
         raise ValueError("wait() takes each ObjectRef once, but the list has the same one twice.")
     if not 1 <= num_returns <= len(object_refs):
         raise ValueError(
@@ -143,6 +150,8 @@ def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) 
 def _live_core(refs: list[Any]) -> CoreWorker:
     """The session, which has to be that of all these references."""
     core = current_core() or require_session()
+    if set(map(_CORE, refs)) == {core}:
+        return core
     for ref in refs:
         if ref._core is not core:
             raise UnknownOwnerError(

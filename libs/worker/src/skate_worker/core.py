@@ -73,6 +73,7 @@ BLOCKED_AFTER_S = (
 )
 SEAL_WAIT_S = 10.0
 QUEUES_KEPT_MAX = 4096
+FEW_POSITIONS = 16  # up to here, deleting from a copied list beats building it anew
 FIRST_RETURN = (1).to_bytes(4, "big")
 
 
@@ -285,12 +286,10 @@ class CoreWorker:
     def _wait_for(self, pending: list[Entry], timeout_s: float | None) -> None:
         unique = list(dict.fromkeys(pending))
         count = ReadyCount(len(unique), stops_at_failure=True)
-        for entry in unique:
-            if not self.ownership.watch(entry, count):
-                count(entry)
+        for entry in self.ownership.watch_all(unique, count):
+            count(entry)
         if not self._block(count, timeout_s):
-            for entry in unique:
-                self.ownership.unwatch(entry, count)
+            self.ownership.unwatch_all(unique, count)
             left = sum(1 for entry in unique if entry.state == PENDING)
             raise GetTimeoutError(
                 f"get() timed out after {timeout_s:g} s: {left} of {len(unique)} objects are not"
@@ -298,8 +297,7 @@ class CoreWorker:
             )
         for entry in unique:
             if entry.state == FAILED:
-                for other in unique:
-                    self.ownership.unwatch(other, count)
+                self.ownership.unwatch_all(unique, count)
                 self._load(entry)
 
     def _block(self, count: ReadyCount, timeout_s: float | None) -> bool:
@@ -358,27 +356,29 @@ class CoreWorker:
         """Split ``refs`` into at most ``num_returns`` ready ones and the rest, both in the given
         order.
         """
-        entries = [ref._entry for ref in refs]
-        ready_now = sum(1 for entry in entries if entry.state != PENDING)
-        if ready_now < num_returns and timeout_s != 0:
-            pending = [entry for entry in entries if entry.state == PENDING]
-            count = ReadyCount(num_returns - ready_now)
-            for entry in pending:
-                if not self.ownership.watch(entry, count):
+        ready_at = _ready_positions(refs, num_returns)
+        if len(ready_at) < num_returns:
+            pending = [ref._entry for ref in refs if ref._entry.state == PENDING]
+            if timeout_s == 0:
+                # Asking the owners of borrowed ones is what makes them ready for a later look.
+                self.ownership.watch_all([e for e in pending if e.owner is not None], _ignore)
+            else:
+                count = ReadyCount(num_returns - len(ready_at))
+                for entry in self.ownership.watch_all(pending, count):
                     count(entry)
-            self._block(count, timeout_s)
-            for entry in pending:
-                if entry.state == PENDING:
-                    self.ownership.unwatch(entry, count)
-        elif timeout_s == 0:
-            for entry in entries:
-                if entry.state == PENDING and entry.owner is not None:
-                    self.ownership.watch(entry, _ignore)
-        ready: list[ObjectRef[Any]] = []
-        rest: list[ObjectRef[Any]] = []
-        for ref, entry in zip(refs, entries, strict=True):
-            is_ready = entry.state != PENDING and len(ready) < num_returns
-            (ready if is_ready else rest).append(ref)
+                self._block(count, timeout_s)
+                self.ownership.unwatch_all(pending, count)
+            ready_at = _ready_positions(refs, num_returns)
+        ready = [refs[position] for position in ready_at]
+        rest = list(refs)
+        if len(ready_at) == len(rest):
+            rest = []
+        elif len(ready_at) <= FEW_POSITIONS:
+            for position in reversed(ready_at):
+                del rest[position]
+        else:
+            taken = set(ready_at)
+            rest = [ref for position, ref in enumerate(refs) if position not in taken]
         return ready, rest
 
     def is_ready(self, ref: ObjectRef[Any]) -> bool:
@@ -837,6 +837,16 @@ class CoreWorker:
         ownership = getattr(self, "ownership", None)
         if ownership is not None and ownership.store is not None:
             ownership.store.close()
+
+
+def _ready_positions(refs: Sequence[ObjectRef[Any]], needed: int) -> list[int]:
+    positions: list[int] = []
+    for position, ref in enumerate(refs):
+        if ref._entry.state != PENDING:
+            positions.append(position)
+            if len(positions) == needed:
+                break
+    return positions
 
 
 def keeper_id_of(actor_id: bytes) -> bytes:

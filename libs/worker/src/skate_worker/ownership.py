@@ -197,11 +197,32 @@ class Ownership:
             self._ask(entry)
         return True
 
-    def unwatch(self, entry: Entry, callback: Callable[[Entry], None]) -> None:
-        """Undo :meth:`watch`."""
+    def watch_all(self, entries: list[Entry], callback: Callable[[Entry], None]) -> list[Entry]:
+        """:meth:`watch` for each; returns those that are settled already."""
+        settled: list[Entry] = []
+        ask: list[Entry] = []
         with self.lock:
-            if entry.waiters is not None and callback in entry.waiters:
-                entry.waiters.remove(callback)
+            for entry in entries:
+                if entry.state != PENDING:
+                    settled.append(entry)
+                    continue
+                if entry.waiters is None:
+                    entry.waiters = [callback]
+                else:
+                    entry.waiters.append(callback)
+                if entry.owner is not None and not entry.is_asked:
+                    entry.is_asked = True
+                    ask.append(entry)
+        for entry in ask:
+            self._ask(entry)
+        return settled
+
+    def unwatch_all(self, entries: list[Entry], callback: Callable[[Entry], None]) -> None:
+        """Undo :meth:`watch_all`."""
+        with self.lock:
+            for entry in entries:
+                if entry.waiters is not None and callback in entry.waiters:
+                    entry.waiters.remove(callback)
 
     def put_parts(self, object_id: bytes, value: Serialized, owner_id: bytes) -> None:
         """Write a large value into the node's store, in the name of its owner."""
