@@ -16,7 +16,7 @@ from skate_worker.object_ref import ObjectRef
 if TYPE_CHECKING:
     from skate_worker.core import CoreWorker
 
-# ruff: noqa: SLF001 - a reference hides its runtime from users; that it is this session's is checked here.
+# ruff: noqa: SLF001 - a reference hides its runtime from users; its session is checked.
 
 T = TypeVar("T")
 

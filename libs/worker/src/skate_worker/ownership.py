@@ -114,7 +114,7 @@ class Ownership:
             self.finish_released(released)
 
     def finish_released(self, released: list[Entry]) -> None:
-        """Free the values of owned entries and tell the owners of borrowed ones. Without the lock."""
+        """Free values of owned entries, and tell the owners of borrowed ones. Without the lock."""
         stored: list[bytes] = []
         ended: dict[Owner, list[bytes]] = {}
         for entry in released:
