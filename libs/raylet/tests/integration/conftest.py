@@ -22,7 +22,7 @@ from skate_rpc.raylet_client import RayletClient
 from skate_rpc.stream import open_stream
 
 TOKEN = "0123456789abcdef" * 4
-NODE_ID = b"N" * 28
+NODE_ID = os.urandom(28)  # of this test run: others may run beside it, and marks are by node
 TINY_WORKER = (sys.executable, str(Path(__file__).with_name("tiny_worker.py")))
 WAIT_S = 15.0
 
@@ -289,11 +289,6 @@ def play(short_folder: Path) -> Play:
 
     def run(test: Callable[[Cluster], Awaitable[None]], **options: Any) -> None:
         async def main() -> None:
-            def dump():
-                print("PENDING TASKS")
-                for t in asyncio.all_tasks(): t.print_stack()
-                import faulthandler; faulthandler.dump_traceback()
-            asyncio.get_running_loop().call_later(20, dump)
             async with start_cluster(short_folder, **options) as cluster:
                 await test(cluster)
 

@@ -29,11 +29,11 @@ def test_actor_is_started_reported_and_its_death_reported_with_its_cause(
     play: Any, wait_until: Any
 ) -> None:
     async def test(cluster: Any) -> None:
-        await cluster.driver()
+        driver = await cluster.driver()
         reply = await cluster.client.start_actor(spec(), 0)
         assert reply.accepted
         started = (await wait_until(lambda: cluster.gcs.started))[0]
-        assert started.address.node_id == b"N" * 28
+        assert started.address.node_id == (await driver.registered()).node_id
         os.kill(started.pid, signal.SIGSEGV)
         failed = (await wait_until(lambda: cluster.gcs.failed))[0]
         assert (failed.incarnation, failed.cause.signal) == (0, signal.SIGSEGV)

@@ -20,7 +20,7 @@ def test_lease_is_granted_with_a_process_of_the_daemon(play: Any) -> None:
     async def test(cluster: Any) -> None:
         driver = await cluster.driver()
         grant = await driver.lease(env_vars={"COLOUR": "blue"})
-        assert grant.node_id == b"N" * 28
+        assert grant.node_id == (await driver.registered()).node_id
         code = (
             "answer = (os.getppid(), os.getpid(), os.getsid(0), os.getpgrp(), os.environ['COLOUR'])"
         )

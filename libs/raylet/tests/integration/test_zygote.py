@@ -117,6 +117,7 @@ def test_daemon_that_is_killed_takes_everything_with_it(
     for name in ("sockets", "logs"):
         (short_folder / name).mkdir(mode=0o700)
     folder = Path(__file__).parent
+    node_id = os.urandom(28)
     daemon = f"""
 import asyncio, importlib.util, sys
 spec = importlib.util.spec_from_file_location("conf", {str(folder / "conftest.py")!r})
@@ -124,11 +125,11 @@ conf = importlib.util.module_from_spec(spec)
 sys.modules["conf"] = conf
 spec.loader.exec_module(conf)
 from pathlib import Path
-conf.NODE_ID = b"K" * 28
+conf.NODE_ID = bytes.fromhex({node_id.hex()!r})
 async def main():
     folder = Path({str(short_folder)!r})
     for name in ("sockets", "logs"): (folder / name).rmdir()
-    async with conf.start_cluster(folder, node_id=b"K" * 28) as cluster:
+    async with conf.start_cluster(folder, node_id=conf.NODE_ID) as cluster:
         driver = await cluster.driver()
         grant = await driver.lease()
         code = "import subprocess as s; a = s.Popen(['sleep', '99'], start_new_session=True)"
@@ -145,7 +146,7 @@ asyncio.run(main())
     process.kill()
     process.wait()
     process.stdout.close()
-    mark = b"SKATE_NODE_MARK=" + (b"K" * 28).hex().encode()
+    mark = b"SKATE_NODE_MARK=" + node_id.hex().encode()
 
     def left() -> list[str]:
         found = []

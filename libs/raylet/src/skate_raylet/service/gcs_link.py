@@ -143,9 +143,10 @@ class GcsLink:
             await asyncio.sleep(REPORT_INTERVAL_S)
             self._changed.clear()
             if report == last == self._make_report():
+                # Not wait_for: in Python 3.11 it can take a cancellation for its own time-out.
                 try:
-                    wait_s = max(0.0, sent_at_s + HEARTBEAT_S - loop.time())
-                    await asyncio.wait_for(self._changed.wait(), wait_s)
+                    async with asyncio.timeout_at(sent_at_s + HEARTBEAT_S):
+                        await self._changed.wait()
                 except TimeoutError:
                     continue
 

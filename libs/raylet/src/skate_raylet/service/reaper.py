@@ -133,11 +133,15 @@ class Reaper:
             if session in self._watched:
                 # A daemon that the user's code started: it lives as long as its worker.
                 self._wait_for_zombie(pid)
+            elif session == pid:
+                # A leader: not left over from an ended session, whose number it may have by chance.
+                self._ended.pop(session, None)
+                self._look_at_stranger(pid)
             elif session in self._ended:
                 kill_group(os_getpgid(pid))
                 _kill(pid)
                 self._wait_for_zombie(pid)
-            elif not self._has_forks_under_way():
+            else:
                 self._look_at_stranger(pid)
         present = dict.fromkeys(children)
         for book in (self._strays, self._unknown_since_s):
@@ -146,6 +150,8 @@ class Reaper:
 
     def _look_at_stranger(self, pid: int) -> None:
         """A child in a session of its own: one that left its worker's, or no worker's at all."""
+        if self._has_forks_under_way():
+            return  # it may be a worker that has not been reported yet
         if pid in self._strays:
             self._wait_for_zombie(pid)
         elif is_zombie(pid):

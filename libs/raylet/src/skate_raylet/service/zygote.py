@@ -146,7 +146,8 @@ class Zygote:
             self._control.shutdown(socket.SHUT_WR)
         if self._process is not None:
             try:
-                await asyncio.wait_for(self._gone.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._gone.wait()
             except TimeoutError:
                 self._reaper.signal(self._process.pid, signal.SIGKILL)
                 await self._gone.wait()
