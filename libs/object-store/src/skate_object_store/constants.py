@@ -18,7 +18,7 @@ COMMIT_AHEAD_MAX_BYTES = 512 << 20
 """Never more than this is committed on speculation; between the two it follows what is in use."""
 
 TRIM_IDLE_S = 10.0
-"""A store in which nothing was created for this long gives its free pages back to the machine."""
+"""A store in which nothing was created or freed for this long gives its free pages back."""
 
 ID_BYTES_MAX = 255
 OWNER_BYTES_MAX = 255

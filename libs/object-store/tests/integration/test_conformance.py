@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from skate_object_store import StoreClient, StoreConfig, StoreServer
+from skate_object_store import StoreConfig, StoreServer
 from skate_object_store.conformance import CAPACITY_BYTES, StoreConformance
 
 

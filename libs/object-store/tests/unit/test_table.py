@@ -120,8 +120,16 @@ def test_seal_by_another_client_is_misuse(world: World) -> None:
     assert isinstance(created, Created)
     with pytest.raises(ClientMisuseError):
         world.table.seal(OTHER, created.serial, world.now_s, keeps_pin=False)
-    with pytest.raises(ClientMisuseError):
-        world.table.abort(OTHER, created.serial, world.now_s)
+
+
+def test_abort_of_what_is_not_being_written_does_nothing(world: World) -> None:
+    (created,) = world.create(b"a")
+    assert isinstance(created, Created)
+    assert world.table.abort(OTHER, created.serial, world.now_s) == []
+    world.seal(created)
+    assert world.table.abort(WRITER, created.serial, world.now_s) == []
+    assert world.table.abort(WRITER, 999, world.now_s) == []
+    assert world.wait(b"a") == [Ready(READER, 2, (0,))]
 
 
 def test_seal_twice_is_misuse(world: World) -> None:

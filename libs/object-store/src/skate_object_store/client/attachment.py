@@ -15,6 +15,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 
 from skate_object_store.client.admission import be_admitted
 from skate_object_store.client.copying import Copier
@@ -65,7 +66,7 @@ class Attachment:
         self.timeout_s = timeout_s
         self.copier = Copier()
         self._nudge = Nudge()
-        self._viewer = SpanViewer(self._nudge.give)
+        self._viewer = SpanViewer(self._nudge.give_for)
         self.outbox = Outbox(self._nudge, self._take_releases)
         self.link = Link(
             endpoint,
@@ -79,7 +80,9 @@ class Attachment:
         self._readable: dict[bytes, Span] = {}  # what a get finds without asking
         self._held: dict[int, Span] = {}  # by serial: spans whose end the store must hear of
         self._writing: dict[bytes, Span] = {}  # created, neither sealed nor aborted
-        self._operations = 0
+        # Threads inside an operation. A thread has one at a time, so that an interrupt which falls
+        # just before __exit__ does its work is made good by the thread's next operation.
+        self._active: set[int] = set()
         self._is_closing = False
         self._has_ended = False
         self._is_forked = False
@@ -94,12 +97,11 @@ class Attachment:
         with self._lock:
             if self._is_closing:
                 raise StoreClosedError(self.link.endpoint, "the client was closed")
-            self._operations += 1
+            self._active.add(threading.get_ident())
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._operations -= 1
+        self._active.discard(threading.get_ident())
         if self._is_closing:
             self._end_if_idle()
 
@@ -111,6 +113,7 @@ class Attachment:
             if self._is_closing:
                 return
             self._is_closing = True
+            self._active.discard(threading.get_ident())
             object_ids = list(self._writing)
         for object_id in object_ids:
             try:
@@ -129,17 +132,18 @@ class Attachment:
             span = self._readable.get(object_id)
             return None if span is None else self._viewer.view(span).toreadonly()
 
-    def adopt(self, object_id: bytes, copy: Copy) -> memoryview:
-        """A read-only view of a copy that the store has just pinned once for this process."""
+    def adopt(
+        self, object_ids: Sequence[bytes], copies: Sequence[Copy | None]
+    ) -> list[memoryview | None]:
+        """Read-only views of copies that the store has just pinned, once each, for this process."""
         with self._lock:
-            span = self._held.get(copy.serial)
-            if span is None:
-                address = self.mapping.read_address + copy.offset
-                span = Span(object_id, copy.serial, address, copy.size_bytes)
-                span.is_held = True
-                self._held[copy.serial] = self._readable[object_id] = span
-            span.pins += 1
-            return self._viewer.view(span).toreadonly()
+            spans = [
+                None if copy is None else self._pinned_span(object_id, copy)
+                for object_id, copy in zip(object_ids, copies, strict=True)
+            ]
+            return [
+                None if span is None else self._viewer.view(span).toreadonly() for span in spans
+            ]
 
     def delete(self, object_ids: list[bytes]) -> None:
         """Delete soon, and find none of them any more. Safe in a finalizer."""
@@ -180,6 +184,16 @@ class Attachment:
 
     # Helpers, in call order.
 
+    def _pinned_span(self, object_id: bytes, copy: Copy) -> Span:
+        span = self._held.get(copy.serial)
+        if span is None:
+            address = self.mapping.read_address + copy.offset
+            span = Span(object_id, copy.serial, address, copy.size_bytes)
+            span.is_held = True
+            self._held[copy.serial] = self._readable[object_id] = span
+        span.pins += 1
+        return span
+
     def _take_writing(self, object_id: bytes) -> Span:
         with self._lock:
             span = self._writing.pop(object_id, None)
@@ -210,8 +224,8 @@ class Attachment:
         with self._lock:
             span.is_held = True
             self._held[span.serial] = span
-        if not span.is_viewed:
-            self._viewer.ended.append(span)
+        if span.reference is not None and not span.is_viewed:
+            self._viewer.ended.append(span.reference)
             self._nudge.give()
 
     def _take_releases(self) -> list[tuple[int, int]]:
@@ -220,7 +234,7 @@ class Attachment:
         releases: list[tuple[int, int]] = []
         with self._lock:
             while ended:
-                span = ended.popleft()
+                span = ended.popleft().span
                 if not span.is_held or span.is_viewed:
                     continue  # Seen before, or viewed again since.
                 span.is_held = False
@@ -272,7 +286,7 @@ class Attachment:
     def _end_if_idle(self) -> None:
         self._flush()
         with self._lock:
-            if self._has_ended or self._operations or self._held or self._writing:
+            if self._has_ended or self._active or self._held or self._writing:
                 return
             self._has_ended = True
         self.link.close("the client was closed")

@@ -106,17 +106,23 @@ class Copier:
             _Job(target, source, start, min(stretch, size - start), prepare, done)
             for start in range(0, size, stretch)
         ]
+        # An interrupt may fall between any two bytecodes, but not inside one C call, so that a job
+        # is placed and counted, or its outcome taken and kept, in one.
         placed: list[None] = []
-        failures: list[BaseException] = []
+        outcomes: list[BaseException | None] = []
+        interrupts: list[BaseException] = []
         try:
-            # One call, so that an interrupt cannot fall between placing a job and counting it.
             placed.extend(map(self._jobs.put, jobs[1:]))
             _do(jobs[0])
         finally:
-            for _ in placed:
-                failures += _outcome(done)
-        if failures:
-            raise failures[0]
+            while len(outcomes) < len(placed):
+                try:
+                    outcomes.extend(map(done.get, (True,)))
+                except BaseException as interrupt:  # noqa: BLE001  Raised once the memory is free.
+                    interrupts.append(interrupt)
+        for failure in (*interrupts, *outcomes):
+            if failure is not None:
+                raise failure
 
     def close(self) -> None:
         """End the helper threads once idle. Copies still work, on their caller's thread."""
@@ -154,15 +160,3 @@ def _do(job: _Job) -> None:
     if job.length >= PREPARED_BYTES:
         job.prepare(job.start, job.length)
     ctypes.memmove(job.target + job.start, job.source + job.start, job.length)
-
-
-def _outcome(done: SimpleQueue[BaseException | None]) -> list[BaseException]:
-    """Wait for one job, whatever happens: its memory must not be let go while it runs."""
-    raised: list[BaseException] = []
-    while True:
-        try:
-            failure = done.get()
-        except BaseException as interrupt:  # noqa: BLE001  Raised once the memory is free.
-            raised.append(interrupt)
-        else:
-            return [*raised, failure] if failure is not None else raised

@@ -45,12 +45,13 @@ Frame = tuple[int, int, memoryview]
 """(kind, request, body)."""
 
 
-class _Slot:
-    """Where a request's thread finds its reply."""
+class Call:
+    """One request, from :meth:`Link.begin` until its grant is claimed or undone."""
 
-    __slots__ = ("is_queued", "is_waiting", "reply", "wakes")
+    __slots__ = ("is_queued", "is_waiting", "number", "reply", "wakes")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.reply: Reply | None = None
         self.is_queued = False
         """Whether the request will reach the server, and so be answered, unless the line breaks."""
@@ -58,7 +59,13 @@ class _Slot:
         self.wakes: SimpleQueue[None] = SimpleQueue()
 
     def has_reply(self) -> bool:
+        """Whether the server has answered, and nobody has claimed the answer."""
         return self.reply is not None
+
+    def claim(self) -> None:
+        """What the reply grants is recorded elsewhere from here on: there is nothing to undo."""
+        self.reply = None
+        self.is_queued = False
 
 
 class Link:
@@ -95,9 +102,9 @@ class Link:
         self._on_abandoned = on_abandoned
         self._on_unread = on_unread
         self._numbers = itertools.count(1)
-        self._slots: dict[int, _Slot] = {}
-        self._slots_lock = threading.Lock()  # makes "find the slot and fill it" one step
-        self._abandoned: set[int] = set()  # requests without a slot whose reply is still to come
+        self._calls: dict[int, Call] = {}
+        self._calls_lock = threading.Lock()  # makes "find the call and fill it" one step
+        self._abandoned: set[int] = set()  # undone before the reply
         self._send_lock = threading.Lock()
         # Bytes under way, and how many of them each send took.
         self._output: tuple[bytes, list[int]] = (b"", [])
@@ -117,36 +124,40 @@ class Link:
             # A new one each time: a raised exception grows a traceback.
             raise type(self._end)(self._end.endpoint, self._end.reason)
 
-    def request(self, pack: Callable[[int], bytes], timeout_s: float) -> Reply:
-        """Send what ``pack`` makes of a request number and wait for the reply.
+    def begin(self) -> Call:
+        """A call to make with :meth:`request`. Undo it if anything goes wrong before its claim."""
+        self.check_open()
+        call = Call(next(self._numbers))
+        self._calls[call.number] = call
+        return call
+
+    def request(self, call: Call, pack: Callable[[int], bytes], timeout_s: float) -> Reply:
+        """Send what ``pack`` makes of the call's number and wait for the reply.
 
         Raises:
             StoreClosedError: the connection is over.
             StoreProtocolError: the server sent what it should not.
-            StoreTimeoutError: no reply in ``timeout_s``. The reply is undone should it still come.
+            StoreTimeoutError: no reply in ``timeout_s``.
         """
-        self.check_open()
         deadline_s = time.monotonic() + timeout_s
-        number = next(self._numbers)
-        slot = self._slots[number] = _Slot()
-        try:
-            self._send(pack(number), deadline_s, timeout_s, slot)
-            self._wait(slot, deadline_s, timeout_s)
-        except BaseException:
-            with self._slots_lock:
-                del self._slots[number]
-                if slot.is_queued and slot.reply is None:
-                    self._abandoned.add(number)
-            if slot.reply is not None:
-                self._on_orphan(*slot.reply)
-            elif slot.is_queued:
-                self._on_abandoned(number)
-            self._promote()
-            raise
-        del self._slots[number]
+        self._send(pack(call.number), deadline_s, timeout_s, call)
+        self._wait(call, deadline_s, timeout_s)
+        del self._calls[call.number]
         self._promote()
-        assert slot.reply is not None
-        return slot.reply
+        assert call.reply is not None
+        return call.reply
+
+    def undo(self, call: Call) -> None:
+        """Give back what the reply granted and nobody claimed, now or when it comes."""
+        with self._calls_lock:
+            self._calls.pop(call.number, None)
+            if call.is_queued and call.reply is None:
+                self._abandoned.add(call.number)
+        if call.reply is not None:
+            self._on_orphan(*call.reply)
+        elif call.is_queued:
+            self._on_abandoned(call.number)
+        self._promote()
 
     def post(self, data: bytes, timeout_s: float) -> None:
         """Send frames without reply, after all of the outbox. Raises like :meth:`request`."""
@@ -158,11 +169,7 @@ class Link:
 
         For the thread that ``on_abandoned`` and ``on_unread`` wake.
         """
-        while self._abandoned and self.is_open and self._read_lock.acquire(blocking=False):
-            try:
-                self._read()
-            finally:
-                self._read_lock.release()
+        if self._abandoned and self._read_while(lambda: bool(self._abandoned)):
             self._promote()
 
     def close(self, reason: str) -> None:
@@ -183,16 +190,17 @@ class Link:
         self._socket.close()
 
     def _send(
-        self, data: bytes, deadline_s: float, timeout_s: float, slot: _Slot | None = None
+        self, data: bytes, deadline_s: float, timeout_s: float, call: Call | None = None
     ) -> None:
-        if not self._send_lock.acquire(timeout=_patience_s(deadline_s)):
-            raise StoreTimeoutError(self.endpoint, timeout_s)
+        taken: list[bool] = []
         try:
+            if not _acquire(self._send_lock, taken, _patience_s(deadline_s)):
+                raise StoreTimeoutError(self.endpoint, timeout_s)
             queued, counts = self._output
             rest = queued[sum(counts) :]
             self._output = queued, counts = b"".join((rest, self._drain(), data)), []
-            if slot is not None:
-                slot.is_queued = True
+            if call is not None:
+                call.is_queued = True
             while (sent := sum(counts)) < len(queued):
                 self.check_open()
                 try:
@@ -206,30 +214,37 @@ class Link:
                     self._fail(StoreClosedError(self.endpoint, f"sending failed ({error})"))
             self._output = b"", []
         finally:
-            self._send_lock.release()
+            if taken and taken[0]:
+                self._send_lock.release()
 
-    def _wait(self, slot: _Slot, deadline_s: float, timeout_s: float) -> None:
+    def _wait(self, call: Call, deadline_s: float, timeout_s: float) -> None:
         # Set before the first look at the read lock: a reader that leaves then finds this slot to
         # wake.
-        slot.is_waiting = True
-        while slot.reply is None:
+        call.is_waiting = True
+        while call.reply is None:
             self.check_open()
             if time.monotonic() >= deadline_s:
                 raise StoreTimeoutError(self.endpoint, timeout_s)
-            if self._read_lock.acquire(blocking=False):
-                try:
-                    while not slot.has_reply() and self.is_open:
-                        self._read()
-                        if time.monotonic() >= deadline_s:
-                            break
-                finally:
-                    self._read_lock.release()
-            else:
-                try:
-                    slot.wakes.get(timeout=_patience_s(deadline_s))
-                except Empty:
-                    pass  # The deadline came; the loop sees it.
-        slot.is_waiting = False
+            if self._read_while(lambda: not call.has_reply() and time.monotonic() < deadline_s):
+                continue
+            try:
+                call.wakes.get(timeout=_patience_s(deadline_s))
+            except Empty:
+                pass  # The deadline came; the loop sees it.
+        call.is_waiting = False
+
+    def _read_while(self, is_wanted: Callable[[], bool]) -> bool:
+        """Be the reader while that is wanted and the line is up; False if another thread is."""
+        taken: list[bool] = []
+        try:
+            if not _acquire(self._read_lock, taken, 0):
+                return False
+            while self._end is None and is_wanted():
+                self._read()
+        finally:
+            if taken and taken[0]:
+                self._read_lock.release()
+        return True
 
     def _read(self) -> None:
         """Take what has come, waiting a tick at most, and hand it out. Under the read lock."""
@@ -264,26 +279,21 @@ class Link:
             return
         # After an interrupt the frame at the head may come here again, when a thread may have left
         # with it already. What was abandoned is handed over once: as it leaves the set.
-        with self._slots_lock:
-            slot = self._slots.get(number)
-            if slot is not None:
-                slot.reply = kind, body
+        with self._calls_lock:
+            call = self._calls.get(number)
+            if call is not None:
+                call.reply = kind, body
             is_orphan = number in self._abandoned
             self._abandoned.discard(number)
         if is_orphan:
             self._on_orphan(kind, body)
-        elif slot is not None and slot.is_waiting:
-            slot.wakes.put(None)
+        elif call is not None and call.is_waiting:
+            call.wakes.put(None)
 
     def _read_last_words(self) -> None:
         """The server hung up while we sent: what it said before tells more than a broken pipe."""
-        if self._read_lock.acquire(blocking=False):
-            try:
-                for _ in range(_LAST_READS_MAX):
-                    if self._end is None:
-                        self._read()
-            finally:
-                self._read_lock.release()
+        reads = itertools.count()
+        self._read_while(lambda: next(reads) < _LAST_READS_MAX)
 
     def _fail(self, error: StoreClosedError | StoreProtocolError) -> None:
         if self._end is None:
@@ -292,17 +302,23 @@ class Link:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # It is over already.
-        for slot in list(self._slots.values()):
-            slot.wakes.put(None)
+        for call in list(self._calls.values()):
+            call.wakes.put(None)
 
     def _promote(self) -> None:
         """Wake one waiting thread, to be the next reader."""
-        for slot in list(self._slots.values()):
-            if slot.is_waiting and slot.reply is None:
-                slot.wakes.put(None)
+        for call in list(self._calls.values()):
+            if call.is_waiting and call.reply is None:
+                call.wakes.put(None)
                 return
         if self._abandoned:
             self._on_unread()
+
+
+def _acquire(lock: threading.Lock, taken: list[bool], timeout_s: float) -> bool:
+    """Acquire a lock and note it in ``taken`` by one C call, which no interrupt can divide."""
+    taken.extend(map(lock.acquire, (True,), (timeout_s,)))
+    return taken[-1]
 
 
 def _patience_s(deadline_s: float) -> float:

@@ -18,26 +18,25 @@ _Item = TypeVar("_Item")
 
 
 class Nudge:
-    """Wakes the flusher; many nudges before it looks count as one."""
+    """Wakes the flusher. ``SimpleQueue.put`` is reentrant by its documentation, and one C call."""
 
     def __init__(self) -> None:
-        self._is_given = False
-        # Its put() may be interrupted by itself: the documentation allows it in finalizers.
-        self._wakes: SimpleQueue[None] = SimpleQueue()
+        self._wakes: SimpleQueue[object] = SimpleQueue()
+        self.give_for: Callable[[object], None] = self._wakes.put
+        """Ask for a flush, as the callback of a weak reference. Safe in a finalizer."""
 
     def give(self) -> None:
         """Ask for a flush. Safe in a finalizer."""
-        if not self._is_given:
-            self._is_given = True
-            self._wakes.put(None)
+        self._wakes.put(None)
 
     def wait(self) -> None:
         """Until the next nudge."""
         self._wakes.get()
 
     def take(self) -> None:
-        """From here on a nudge wakes again: what came before is about to be looked at."""
-        self._is_given = False
+        """What has been asked for so far is about to be done. Only the flusher calls this."""
+        for _ in range(self._wakes.qsize()):
+            self._wakes.get()
 
 
 class Outbox:

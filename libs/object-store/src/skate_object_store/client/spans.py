@@ -4,6 +4,9 @@ A view is a ``memoryview`` over a ``ctypes`` array at an address of the mapping.
 arrays made from the view keep the array alive; when the last of them goes, the array's weak
 reference calls back, and the pin in the store can be dropped. On Python 3.11 nothing else gives a
 read-only buffer over foreign memory with a notice of its end.
+
+The callbacks are methods of C types: an interrupt in the middle of a Python function called back
+would be swallowed there, and the end of the view with it.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ import ctypes
 import weakref
 from collections import deque
 from collections.abc import Callable
+from typing import TypeAlias
 
-_ArrayType = type[ctypes.Array[ctypes.c_ubyte]]
+_Array: TypeAlias = "ctypes.Array[ctypes.c_ubyte]"
 
 
 class Span:
@@ -28,6 +32,7 @@ class Span:
         "reference",
         "serial",
         "size_bytes",
+        "waker",
         "writing",
     )
 
@@ -44,7 +49,8 @@ class Span:
         """Whether that is an abort rather than a release."""
         self.writing: memoryview | None = None
         """The view handed out for writing, until the object is sealed or aborted."""
-        self.reference: _SpanReference | None = None
+        self.reference: SpanReference | None = None
+        self.waker: weakref.ref[_Array] | None = None
 
     @property
     def is_viewed(self) -> bool:
@@ -52,7 +58,7 @@ class Span:
         return self.reference is not None and self.reference() is not None
 
 
-class _SpanReference(weakref.ref["ctypes.Array[ctypes.c_ubyte]"]):
+class SpanReference(weakref.ref[_Array]):
     """A weak reference that knows its span."""
 
     __slots__ = ("span",)
@@ -60,30 +66,29 @@ class _SpanReference(weakref.ref["ctypes.Array[ctypes.c_ubyte]"]):
 
 
 class SpanViewer:
-    """Makes views, and appends each span whose last view has gone to ``ended``."""
+    """Makes views. When the last of a span goes, its reference is appended to ``ended``.
 
-    def __init__(self, on_ended: Callable[[], None]) -> None:
-        self.ended: deque[Span] = deque()
-        self._on_ended = on_ended
-        self._array_types: dict[int, _ArrayType] = {}
+    ``wake`` is called afterwards, with something that does not matter.
+    """
+
+    def __init__(self, wake: Callable[[object], None]) -> None:
+        self.ended: deque[SpanReference] = deque()
+        self._wake = wake
+        self._array_types: dict[int, type[_Array]] = {}
 
     def view(self, span: Span) -> memoryview:
         """A writable view of the whole span; one array serves all views that live at a time."""
         array = None if span.reference is None else span.reference()
         if array is None:
             array = self._array_type(span.size_bytes).from_address(span.address)
-            reference = _SpanReference(array, self._note_end)
+            # Callbacks run from the newest reference to the oldest: appended first, woken then.
+            span.waker = weakref.ref(array, self._wake)
+            reference = SpanReference(array, self.ended.append)
             reference.span = span
             span.reference = reference
         return memoryview(array).cast("B")[: span.size_bytes]
 
-    def _note_end(self, reference: weakref.ref[ctypes.Array[ctypes.c_ubyte]]) -> None:
-        """The last view has gone. A finalizer: see the module ``outbox``."""
-        assert isinstance(reference, _SpanReference)
-        self.ended.append(reference.span)
-        self._on_ended()
-
-    def _array_type(self, size_bytes: int) -> _ArrayType:
+    def _array_type(self, size_bytes: int) -> type[_Array]:
         # A type per length would pile up in the cache of ctypes, so lengths are rounded up to one
         # of eight per power of two. What lies beyond the object is cut off before a view leaves
         # this class.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from skate_object_store.client.attachment import Attachment
 from skate_object_store.client.copying import UNLOCKED_BYTES, borrowed
+from skate_object_store.client.link import Call
 from skate_object_store.constants import (
     FRAME_BYTES_MAX,
     ID_BYTES_MAX,
@@ -21,11 +22,9 @@ from skate_object_store.constants import (
 )
 from skate_object_store.errors import ObjectExistsError, StoreFullError, StoreProtocolError
 from skate_object_store.handshake import HandshakeLike
-from skate_object_store.machine.records import Copy
 from skate_object_store.protocol import (
     Kind,
     MalformedFrameError,
-    pack_abort,
     pack_create,
     pack_get,
     pack_seal,
@@ -108,8 +107,14 @@ class StoreClient:
             StoreFullError: no room within ``wait_s``; lists the biggest holders.
         """
         with self._attachment as attachment:
-            serial, offset = self._create(object_id, size, evictable, owner, wait_s)
-            return attachment.begin_writing(bytes(object_id), serial, offset, size)
+            call = attachment.link.begin()
+            try:
+                serial, offset = self._create(call, object_id, size, evictable, owner, wait_s)
+                call.claim()
+                return attachment.begin_writing(bytes(object_id), serial, offset, size)
+            except BaseException:
+                attachment.link.undo(call)
+                raise
 
     def seal(self, object_id: bytes) -> None:
         """Publish an object that this client created: it is whole and will not change. One way.
@@ -161,15 +166,16 @@ class StoreClient:
         if total is not None and total != size:
             raise ValueError(f"the parts have {size} bytes in all, not {total}")
         with self._attachment as attachment:
-            serial, offset = self._create(object_id, size, evictable, owner, wait_s)
+            call = attachment.link.begin()
             try:
+                serial, offset = self._create(call, object_id, size, evictable, owner, wait_s)
                 for view in views:
                     self._copy(offset, view)
                     offset += view.nbytes
+                attachment.link.post(pack_seal(serial, keeps_pin=False), self._timeout_s)
             except BaseException:
-                attachment.outbox.add(pack_abort(serial))
+                attachment.link.undo(call)  # An abort that comes after the seal does nothing.
                 raise
-            attachment.link.post(pack_seal(serial, keeps_pin=False), self._timeout_s)
         return size
 
     def write(self, view: memoryview, offset: int, buffer: ReadableBuffer) -> None:
@@ -212,10 +218,9 @@ class StoreClient:
             for start in range(0, len(missing), IDS_PER_FRAME_MAX):
                 positions = missing[start : start + IDS_PER_FRAME_MAX]
                 wanted = [_checked_id(object_ids[position]) for position in positions]
-                copies = self._get(wanted, max(0.0, deadline_s - time.monotonic()))
-                for position, object_id, copy in zip(positions, wanted, copies, strict=True):
-                    if copy is not None:
-                        views[position] = attachment.adopt(object_id, copy)
+                found = self._get(wanted, max(0.0, deadline_s - time.monotonic()))
+                for position, view in zip(positions, found, strict=True):
+                    views[position] = view
         return views
 
     def contains(self, object_id: bytes) -> bool:
@@ -244,8 +249,13 @@ class StoreClient:
         def pack(request: int) -> bytes:
             return pack_wait(request, wanted, count, limit_s if count else 0.0)
 
-        with self._attachment:
-            positions = self._request(pack, limit_s, Kind.READY, unpack_ready)
+        with self._attachment as attachment:
+            call = attachment.link.begin()
+            try:
+                positions = self._request(call, pack, limit_s, Kind.READY, unpack_ready)
+            except BaseException:
+                attachment.link.undo(call)
+                raise
         return [wanted[position] for position in positions if position < len(wanted)]
 
     def delete(self, object_ids: Sequence[bytes]) -> None:
@@ -270,9 +280,15 @@ class StoreClient:
         self.close()
 
     def _create(
-        self, object_id: bytes, size: int, evictable: bool, owner: bytes | None, wait_s: float
+        self,
+        call: Call,
+        object_id: bytes,
+        size: int,
+        evictable: bool,
+        owner: bytes | None,
+        wait_s: float,
     ) -> tuple[int, int]:
-        """(serial, offset) of a reserved range."""
+        """(serial, offset) of a reserved range. The caller undoes the call if it cannot use it."""
         _checked_id(object_id)
         if not 0 <= size < 1 << 63:
             raise ValueError(f"an object cannot have {size} bytes")
@@ -280,6 +296,7 @@ class StoreClient:
             raise ValueError(f"cannot wait {wait_s} s")
         tag = self._owner if owner is None else _checked_owner(owner)
         kind, body = self._attachment.link.request(
+            call,
             lambda number: pack_create(
                 number, object_id, size, tag, is_evictable=evictable, wait_s=wait_s
             ),
@@ -313,24 +330,34 @@ class StoreClient:
         elif size:
             mapping.writable[offset : offset + size] = source.cast("B")
 
-    def _get(self, object_ids: list[bytes], timeout_s: float) -> list[Copy | None]:
+    def _get(self, object_ids: list[bytes], timeout_s: float) -> list[memoryview | None]:
+        """One frame's worth of :meth:`get`."""
+
         def pack(request: int) -> bytes:
             return pack_get(request, object_ids, timeout_s)
 
-        copies = self._request(pack, timeout_s, Kind.GOT, unpack_got)
-        if len(copies) != len(object_ids):
-            raise StoreProtocolError(self.endpoint, "a get's answer has another length")
-        return copies
+        attachment = self._attachment
+        call = attachment.link.begin()
+        try:
+            copies = self._request(call, pack, timeout_s, Kind.GOT, unpack_got)
+            if len(copies) != len(object_ids):
+                raise StoreProtocolError(self.endpoint, "a get's answer has another length")
+            call.claim()
+            return attachment.adopt(object_ids, copies)
+        except BaseException:
+            attachment.link.undo(call)
+            raise
 
     def _request(
         self,
+        call: Call,
         pack: Callable[[int], bytes],
         patience_s: float,
         expected: Kind,
         unpack: Callable[[memoryview], _Answer],
     ) -> _Answer:
         """A round trip that the server may take ``patience_s`` to answer."""
-        kind, body = self._attachment.link.request(pack, patience_s + self._timeout_s)
+        kind, body = self._attachment.link.request(call, pack, patience_s + self._timeout_s)
         if kind != expected:
             raise StoreProtocolError(self.endpoint, f"frame kind {kind} instead of {expected.name}")
         try:

@@ -100,6 +100,7 @@ class ObjectTable:
         large one.
         """
         effects: list[Effect] = []
+        self._check_request(wish.client, wish.request)
         can_wait = wish.deadline_s > now_s and wish.size_bytes <= self.allocator.capacity_bytes
         has_to_queue = can_wait and bool(self._creates)
         if not has_to_queue and self._try_create(wish, now_s, effects):
@@ -131,8 +132,13 @@ class ObjectTable:
         return effects + self._serve_creates(now_s)
 
     def abort(self, client: int, serial: int, now_s: float) -> list[Effect]:
-        """The writer gives up: the id is free again, and so is the range."""
-        entry = self._written_by(client, serial)
+        """The writer gives up: the id is free again, and so is the range.
+
+        Nothing happens unless the client is writing it: an interrupted client aborts to be safe.
+        """
+        if not self.is_unsealed(client, serial):
+            return []
+        entry = self._objects[serial]
         del self._clients[client].unsealed[serial]
         return [*self._drop(entry), *self._serve_creates(now_s)]
 
@@ -398,6 +404,10 @@ class ObjectTable:
         del self._creates[wish.client, wish.request]
         del self._clients[wish.client].requests[wish.request]
 
+    def _check_request(self, client: int, request: int) -> None:
+        if request in self._clients[client].requests:
+            raise ClientMisuseError(f"request {request} is under way already")
+
     def _written_by(self, client: int, serial: int) -> _Object:
         entry = self._objects.get(serial)
         if entry is None or entry.creator != client:
@@ -405,6 +415,7 @@ class ObjectTable:
         return entry
 
     def _look_up(self, waiter: Waiter, now_s: float) -> list[Effect]:
+        self._check_request(waiter.client, waiter.request)
         waiter.found = [None] * len(waiter.object_ids)
         for position, object_id in enumerate(waiter.object_ids):
             entry = self._by_id.get(object_id)

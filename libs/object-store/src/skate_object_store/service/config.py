@@ -20,7 +20,7 @@ class StoreConfig:
     commit_ahead_max_bytes: int = COMMIT_AHEAD_MAX_BYTES
     """Pages kept ready at most; in between it follows the bytes in use."""
     trim_idle_s: float = TRIM_IDLE_S
-    """Without a create for this long, free pages go back to the machine. ``math.inf``: never."""
+    """Nothing created or freed for this long: free pages go back. ``math.inf``: never."""
     arena_directory: str | None = None
     """None: a memfd. Otherwise an unlinked file in this directory backs the arena."""
     is_poisoning: bool = False

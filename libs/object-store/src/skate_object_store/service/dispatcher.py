@@ -143,6 +143,7 @@ class Dispatcher:
                 case Got(client, request, copies):
                     self._send(client, pack_got(request, copies))
                 case Freed(offset, size_bytes):
+                    self._pages.note_change(now_s)
                     if self._poison is not None:
                         self._poison(offset, size_bytes)
                 case Created():

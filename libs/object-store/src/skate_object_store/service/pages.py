@@ -42,7 +42,7 @@ class PageKeeper:
         self._grants: dict[int, _Grant] = {}  # by the token of the job they wait for
         self._ahead_token: int | None = None
         self._shortage_s = float("-inf")
-        self._last_create_s = float("-inf")
+        self._last_change_s = float("-inf")
         self._is_trimmed = True
 
     @property
@@ -52,12 +52,16 @@ class PageKeeper:
 
     def admit(self, created: Created, now_s: float) -> bool:
         """True if the range has its pages; else :meth:`settle` names the grant later."""
-        self._last_create_s = now_s
-        self._is_trimmed = False
+        self.note_change(now_s)
         if self._map.is_warm(created.offset, created.wish.size_bytes):
             return True
         self._commit(_Grant(created), [])
         return False
+
+    def note_change(self, now_s: float) -> None:
+        """Something was created or freed: the store is not idle."""
+        self._last_change_s = now_s
+        self._is_trimmed = False
 
     def settle(self, outcome: Outcome, now_s: float) -> tuple[Created, Verdict] | None:
         """Note a job's outcome; returns the grant that waited for it.
@@ -106,8 +110,8 @@ class PageKeeper:
             self._committer.submit(Job(self._ahead_token, ranges))
 
     def trim_at_s(self) -> float | None:
-        """When free pages should go back to the machine, if nothing is created until then."""
-        return None if self._is_trimmed else self._last_create_s + self._config.trim_idle_s
+        """When free pages should go back to the machine, if nothing changes until then."""
+        return None if self._is_trimmed else self._last_change_s + self._config.trim_idle_s
 
     def trim(self) -> None:
         """The store is idle: give free pages back, except those that an idle store keeps ahead."""

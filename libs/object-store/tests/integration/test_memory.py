@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from skate_object_store import (
+    FullReason,
+    StoreClient,
+    StoreConfig,
+    StoreFullError,
+    StoreServer,
+)
+from skate_object_store.constants import CHUNK_BYTES
+from skate_object_store.service.arena import Arena
+
+MIB = 1 << 20
+Serve = Callable[..., StoreServer]
+Eventually = Callable[[Callable[[], bool]], None]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "skate-test", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    # Lazily: the arena's file is unlinked but may be mapped until the client's views are gone.
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture
+def short_of_disk(serve: Serve, small_disk: Path) -> StoreServer:
+    """A store that was promised 64 MiB on a disk of 8."""
+    config = StoreConfig(commit_ahead_min_bytes=0, arena_directory=str(small_disk))
+    return serve(64 * MIB, config=config)
+
+
+def test_shortage_is_an_error_and_room_comes_back(short_of_disk: StoreServer) -> None:
+    with StoreClient(short_of_disk.endpoint) as client:
+        for cycle in range(20):
+            ids = [b"%d-%d" % (cycle, number) for number in range(3)]
+            for object_id in ids:
+                client.put(object_id, [object_id * (2 * MIB // len(object_id))])
+            with pytest.raises(StoreFullError) as caught:
+                client.put(b"%d+" % cycle, [b"\xff" * (4 * MIB)])
+            assert caught.value.reason is FullReason.MACHINE_SHORT
+            for object_id, view in zip(ids, client.get(ids), strict=True):
+                assert view == object_id * (2 * MIB // len(object_id))
+            del view
+            client.delete(ids)
+
+
+def test_evictable_copies_give_way_when_the_machine_is_short(short_of_disk: StoreServer) -> None:
+    with StoreClient(short_of_disk.endpoint) as client:
+        for number in range(3):
+            client.put(b"copy%d" % number, [b"x" * (2 * MIB)], evictable=True)
+        client.put(b"primary", [b"y" * (6 * MIB)])
+        (view,) = client.get([b"primary"])
+        assert view == b"y" * (6 * MIB)
+        assert short_of_disk.statistics().evicted_total > 0
+
+
+def test_arena_cannot_be_shrunk_under_a_mapping() -> None:
+    arena = Arena(4 * MIB)
+    for size in (0, 8 * MIB):
+        with pytest.raises(PermissionError):
+            os.ftruncate(arena.fd, size)
+    arena.close()
+
+
+def test_machine_without_headroom_refuses_before_the_kernel_kills(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arena = Arena(1 << 50)
+    with pytest.raises(OSError, match="memory") as caught:
+        arena.commit(0, 1 << 49)
+    assert caught.value.errno == errno.ENOMEM
+    arena.close()
+
+
+def test_arena_has_no_name_anywhere(server: StoreServer, client: StoreClient) -> None:
+    client.put(b"id", [bytes(MIB)])
+    assert not [name for name in os.listdir("/dev/shm") if "skate" in name]
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{entry}")
+        except FileNotFoundError:
+            continue  # The listing's own descriptor.
+        assert "skate" not in target or "memfd:" in target or "deleted" in target
+
+
+def test_idle_store_gives_free_memory_back(serve: Serve, eventually: Eventually) -> None:
+    config = StoreConfig(commit_ahead_min_bytes=0, commit_ahead_max_bytes=0, trim_idle_s=0.05)
+    server = serve(64 * MIB, config=config)
+    with StoreClient(server.endpoint) as client:
+        client.put(b"stays", [b"s" * (3 * MIB)])
+        client.put(b"goes", [b"g" * (30 * MIB)])
+        client.delete([b"goes"])
+        eventually(lambda: server.statistics().committed_bytes <= 3 * MIB + CHUNK_BYTES)
+        client.put(b"again", [b"a" * (30 * MIB)])
+        assert client.get([b"stays", b"again"]) == [b"s" * (3 * MIB), b"a" * (30 * MIB)]
+        server.check_invariants()
+
+
+def test_pages_are_ready_ahead_of_the_first_put(serve: Serve, eventually: Eventually) -> None:
+    server = serve(64 * MIB, config=StoreConfig(commit_ahead_min_bytes=16 * MIB))
+    eventually(lambda: server.statistics().committed_bytes == 16 * MIB)
+
+
+def test_freed_memory_is_used_again_before_new_memory(
+    server: StoreServer, client: StoreClient
+) -> None:
+    for number in range(50):
+        client.put(b"%d" % number, [bytes(5 * MIB)])
+        client.delete([b"%d" % number])
+    assert server.statistics().committed_bytes <= 20 * MIB
+
+
+def test_closed_store_and_clients_leave_no_descriptors(tmp_path: Path) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    for number in range(5):
+        with StoreServer(str(tmp_path / f"{number}.sock"), 16 * MIB) as server:
+            client = StoreClient(server.endpoint)
+            client.put(b"id", [bytes(9 * MIB)])
+            client.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert os.listdir(tmp_path) == []
+
+
+def test_capacity_that_is_not_whole_pages_can_be_used_whole(serve: Serve) -> None:
+    server = serve(64 * 1000 + 1)
+    with StoreClient(server.endpoint) as client:
+        client.put(b"id", [b"x" * 64_000])
+        assert client.get([b"id"]) == [b"x" * 64_000]
+        with pytest.raises(StoreFullError):
+            client.put(b"more", [b"x"])
