@@ -79,12 +79,12 @@ def test_creators_node_that_is_too_small_is_passed_over(world):
     assert [order.node_id for order in world.starts] == [large]
 
 
-def test_refused_start_goes_to_another_node_under_the_same_incarnation(world):
+def test_refused_start_goes_to_another_node_under_a_new_incarnation(world):
     first, second = world.add_node(), world.add_node()
     world.register(owner_node=first)
     order = world.answer_start(refusal="busy")
     assert order.node_id == first
-    assert [(order.node_id, order.incarnation) for order in world.starts] == [(second, 0)]
+    assert [(order.node_id, order.incarnation) for order in world.starts] == [(second, 1)]
 
 
 def test_report_of_a_node_that_refused_is_not_accepted(world):
@@ -94,6 +94,17 @@ def test_report_of_a_node_that_refused_is_not_accepted(world):
     assert not world.report_started(refused)
     assert world.starts[0].node_id == second
     assert world.state(actor) is ActorState.PENDING_CREATION
+
+
+def test_refused_order_that_was_also_taken_does_not_disturb_the_next_one(world):
+    world.add_node()
+    actor = world.register()
+    doubled = world.answer_start(refusal="full")
+    assert not world.report_started(doubled)
+    world.fail(actor, incarnation=0)  # its worker was killed
+    world.advance(0.25)
+    assert world.finish_start().incarnation == 1
+    assert world.actor(actor).life.restarts_used == 0
 
 
 def test_start_that_all_refuse_is_tried_again_with_growing_pauses(world):

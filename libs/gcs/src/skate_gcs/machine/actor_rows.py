@@ -96,11 +96,15 @@ class ActorRows:
         return placed
 
     def unplace(self, record: ActorRecord) -> ActorRecord:
-        """The chosen node refused.
+        """The chosen node refused. The next start has a new number, at the same node too.
+
+        A doubled order may be refused once and taken once; what that one reports, and that the node
+        then takes the old number for done, must not be mistaken for news of the next start.
 
         Not stored: a GCS that restarts now asks the same node again, which is as good a try as any.
         """
-        unplaced = replace(record, life=replace(record.life, node_id=b""))
+        life = replace(record.life, node_id=b"", incarnation=record.life.incarnation + 1)
+        unplaced = replace(record, life=life)
         self._put(record, unplaced)
         return unplaced
 
