@@ -164,11 +164,41 @@ asyncio.run(main())
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("name", ["worker_umask"])
-def test_worker_has_the_users_file_mode_mask(play: Any, name: str) -> None:
+TINY_WORKER = (sys.executable, str(Path(__file__).with_name("tiny_worker.py")))
+
+
+@pytest.mark.parametrize("command", [TINY_WORKER, (*TINY_WORKER, "fork-twice")])
+def test_worker_can_use_threads_signals_and_processes_however_it_was_forked(
+    play: Any, command: tuple[str, ...]
+) -> None:
+    async def test(cluster: Any) -> None:
+        driver = await cluster.driver()
+        grant = await driver.lease()
+        code = (
+            "import multiprocessing, subprocess, threading\n"
+            "assert os.getppid() == %d\n"
+            # Reaches the main thread, which is what cancellation relies on.
+            "signal.pthread_kill(threading.main_thread().ident, 0)\n"
+            "assert subprocess.run(['true']).returncode == 0\n"
+            "process = multiprocessing.get_context('fork').Process(target=os.getpid)\n"
+            "process.start(); process.join(); assert process.exitcode == 0\n"
+            "pid = os.fork()\n"
+            "if pid == 0: os.abort()\n"
+            "answer = os.WTERMSIG(os.waitpid(pid, 0)[1])\n"
+        )
+        answer = await cluster.tell_worker(grant.endpoint, code % os.getpid())
+        assert answer == str(int(signal.SIGABRT)), answer
+        os.kill(grant.pid, signal.SIGABRT)
+        lost = await driver.one(node.LeaseLost)
+        assert lost.cause.signal == signal.SIGABRT
+
+    play(test, zygote_command=command)
+
+
+def test_worker_has_the_users_file_mode_mask(play: Any) -> None:
     async def test(cluster: Any) -> None:
         driver = await cluster.driver()
         grant = await driver.lease()
         assert await cluster.tell_worker(grant.endpoint, "answer = oct(os.umask(0))") == "0o27"
 
-    play(test, **{name: 0o027})
+    play(test, worker_umask=0o027)

@@ -17,8 +17,8 @@ from typing import Any
 from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
 from skate_rpc.stream import connect_stream
+from skate_worker import zygote
 from skate_worker.worker_main import WorkerConfig
-from skate_worker.zygote import main
 
 
 def run(config: WorkerConfig) -> int:
@@ -92,4 +92,6 @@ def run(config: WorkerConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run))
+    if "fork-twice" in sys.argv:
+        zygote.find_sibling_fork = lambda: None
+    sys.exit(zygote.main(run))
