@@ -12,14 +12,16 @@ import click
 
 from skate_cluster.exit_codes import FAILED, INTERRUPTED, OK, USAGE, CommandError
 from skate_core_ids import SkateError
+from skate_node.errors import ClusterNotFoundError
 from skate_node.launcher import RunningNode, start_node
 from skate_node.options import NodeOptions, parse_labels, parse_resources
-from skate_node.session import NodeRecord, live_nodes
+from skate_node.session import NodeRecord, find_node, live_nodes
 from skate_rpc.tokens import read_token_file
 from skate_telemetry.tracing import TracingConfig
 
 DEFAULT_PORT = 6379
 DEFAULT_HOST = "127.0.0.1"
+_WILDCARDS = ("0.0.0.0", "::")
 _POLL_S = 0.1
 _OPEN_SPELLINGS = (
     "--no-token",
@@ -106,7 +108,7 @@ def command(
         options = NodeOptions(
             is_head=head,
             gcs_address=address,
-            token=_token(address, token_file, nodes),
+            token=_token(address, token_file, temp_dir),
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             memory=memory,
@@ -132,7 +134,7 @@ def command(
         node = start_node(options)
     except SkateError as error:
         raise CommandError(str(error), FAILED) from None
-    _announce(node, head)
+    _announce(node, _joining_address(node, host) if head else "")
     if signals is not None:
         signals.wait(node)
 
@@ -151,23 +153,33 @@ def _refuse_second_head(nodes: list[NodeRecord], port: int) -> None:
             )
 
 
-def _token(address: str | None, token_file: str | None, nodes: list[NodeRecord]) -> str | None:
+def _token(address: str | None, token_file: str | None, temp_dir: str | None) -> str | None:
     """From the file; a node that joins a cluster of this machine finds it by itself."""
     if token_file is not None:
         return read_token_file(token_file)
     if address is None:
         return None
-    for node in nodes:
-        if node.gcs_endpoint == address:
-            return read_token_file(node.token_path)
-    raise CommandError(
-        f"The token of the cluster at {address} is not known on this machine; copy the head's"
-        " token file here and give it with --token-file.",
-        USAGE,
-    )
+    try:
+        return read_token_file(find_node(address, temp_dir).token_path)
+    except ClusterNotFoundError:
+        raise CommandError(
+            f"The token of the cluster at {address} is not known on this machine; copy the head's"
+            " token file here and give it with --token-file.",
+            USAGE,
+        ) from None
 
 
-def _announce(node: RunningNode, is_head: bool) -> None:
+def _joining_address(node: RunningNode, host: str | None) -> str:
+    """The head's address as other machines call it."""
+    if host not in _WILDCARDS:
+        return node.gcs_endpoint
+    temp_dir = os.path.dirname(os.path.dirname(node.session_dir))
+    ip_address = find_node(node.session_dir, temp_dir).ip_address
+    return f"{ip_address}:{node.gcs_endpoint.rpartition(':')[2]}"
+
+
+def _announce(node: RunningNode, joining_address: str) -> None:
+    is_head = bool(joining_address)
     token_path = os.path.join(node.session_dir, "token")
     lines = [
         f"Skate {'head ' if is_head else ''}node started.",
@@ -186,7 +198,7 @@ def _announce(node: RunningNode, is_head: bool) -> None:
         "  end          skate stop",
     ]
     if is_head:
-        joining = f"skate start --address {node.gcs_endpoint} --token-file FILE"
+        joining = f"skate start --address {joining_address} --token-file FILE"
         lines.insert(-3, f"  more nodes   {joining}")
     click.echo("\n".join(lines))
     sys.stdout.flush()

@@ -205,3 +205,17 @@ def test_node_of_skate_start_survives_its_command_and_the_terminal(
     (node,) = live_nodes(temp_dir)
     assert os.getsid(node.pid) == node.pid
     assert os.readlink(f"/proc/{node.pid}/fd/0") == "/dev/null"
+
+
+def test_head_on_every_interface_names_an_address_that_others_can_call(
+    skate: Shell, temp_dir: str
+) -> None:
+    done = skate("start", "--head", "--port", "0", "--host", "0.0.0.0", *SMALL)
+    assert done.returncode == 0, done.stderr
+    (hint,) = [line for line in done.stdout.splitlines() if "more nodes" in line]
+    (node,) = live_nodes(temp_dir)
+    assert f"--address {node.ip_address}:" in hint
+    assert "0.0.0.0" not in hint
+    joined = skate("start", "--address", node.gcs_endpoint, *SMALL)
+    assert joined.returncode == 0, joined.stderr
+    assert skate("stop").stdout == "Stopped 2 nodes.\n"
