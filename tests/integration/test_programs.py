@@ -240,6 +240,46 @@ def test_objects_of_an_idle_worker_outlive_its_idle_time() -> None:
     assert [skate.get(refs) for refs, _ in made] == [[0, 1, 2]] * 10
 
 
+def test_workers_are_renewed_after_max_calls() -> None:
+    @skate.remote(max_calls=2, max_retries=0)
+    def pid() -> int:
+        return os.getpid()
+
+    pids = skate.get([pid.remote() for _ in range(12)], timeout=WAIT_S)
+    assert all(pids.count(p) <= 2 for p in pids)
+
+
+def test_killed_actor_takes_no_call_after_kill_returned() -> None:
+    for _ in range(10):
+        counter = Counter.remote()
+        skate.get(counter.inc.remote())
+        skate.kill(counter)
+        with pytest.raises(skate.exceptions.ActorDiedError, match="kill"):
+            skate.get(counter.inc.remote(), timeout=WAIT_S)
+
+
+def test_assigned_resources_are_those_asked_for() -> None:
+    @skate.remote(num_cpus=0.5)
+    def resources() -> dict[str, float]:
+        return skate.get_runtime_context().get_assigned_resources()
+
+    assert skate.get(resources.remote()) == {"CPU": 0.5}
+
+
+def test_thousands_of_arguments_and_returns_fit() -> None:
+    @skate.remote
+    def count(*values: bytes) -> int:
+        return sum(map(len, values))
+
+    @skate.remote(num_returns=1500)
+    def many() -> list[bytes]:
+        return [bytes(20_000)] * 1500
+
+    refs = [skate.put(bytes(20_000)) for _ in range(1500)]
+    assert skate.get(count.remote(*refs), timeout=WAIT_S) == 1500 * 20_000
+    assert sum(map(len, skate.get(many.remote(), timeout=WAIT_S))) == 1500 * 20_000
+
+
 def test_impossible_request_fails_with_what_is_missing() -> None:
     @skate.remote(num_cpus=1000)
     def never() -> None:

@@ -54,6 +54,7 @@ from skate_worker.task_protocol import (
     CreationTask,
     FreeReturns,
     LeaseBegins,
+    Leaving,
     PushCall,
     PushTask,
     TakeBack,
@@ -762,6 +763,9 @@ class CoreWorker:
                 self.cancel_async_call(message.task_id)
             else:
                 self._running().cancel(peer, message.task_id)
+        elif kind is Leaving:
+            if peer.lease is not None:
+                self.tasks.on_leaving(peer, message)
         elif kind is LeaseBegins:
             self._running().resources = message.resources
         elif kind is FreeReturns and self.outcomes is not None:

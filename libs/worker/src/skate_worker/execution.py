@@ -22,7 +22,7 @@ from skate_worker.errors import TaskCancelledError
 from skate_worker.outcome import OutcomeWriter
 from skate_worker.peers import Connection, Peer
 from skate_worker.serialization import ErrorValue, deserialize, deserialize_args
-from skate_worker.task_protocol import PushCall, PushTask, TasksGivenBack
+from skate_worker.task_protocol import Leaving, PushCall, PushTask, TasksGivenBack
 
 if TYPE_CHECKING:
     from skate_worker.core import CoreWorker
@@ -35,12 +35,12 @@ Work = tuple[Peer, Any]
 
 
 class WorkerExit(BaseException):
-    """Ends the worker from inside a task: ``exit_actor``, ``max_calls``. Not an error of the task.
-    """
+    """Ends the worker from inside a task: ``exit_actor``, ``max_calls``. Not an error of the task."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.running_task = b""  # the task that asked, when it has no outcome
 
 
 class Executor:
@@ -174,12 +174,20 @@ class Executor:
                     self._execute(*work)
             except WorkerExit as request:
                 self._flush()
-                self._core.announce_exit(request.reason)
-                self._exit_reason = request.reason
+                self._leave(work[0], request)
             except KeyboardInterrupt:
                 continue  # a cancellation that came a moment after its task had ended
         self._flush()
         return self._exit_code
+
+    def _leave(self, peer: Peer | None, request: WorkerExit) -> None:
+        self._core.announce_exit(request.reason)
+        self._exit_reason = request.reason
+        if peer is not None and self.actor is None:
+            try:
+                peer.connection.send(Leaving(request.reason, request.running_task))
+            except StreamClosedError:
+                return  # the owner is gone
 
     def _sleep(self) -> None:
         self._is_waiting = True
@@ -260,12 +268,11 @@ class Executor:
             failed = outcome is not None and getattr(outcome, "is_error", False)
             tracer.ended_run(message, context, wall_s, "failed" if failed else "")
         if exit_after is not None:
-            self._flush()
+            exit_after.running_task = message.task_id
             raise exit_after
         if not is_call and message.max_calls:
             count = self._calls_of[key] = self._calls_of.get(key, 0) + 1  # type: ignore[index, arg-type]
             if count >= message.max_calls:
-                self._flush()
                 raise WorkerExit(f"{message.name} ran {count} times, its max_calls")
 
     def _run(self, peer: Peer, message: Any, is_call: bool, started_s: float) -> Any:

@@ -56,8 +56,7 @@ class AskObject(TaskMessage, tag=2):
 
 
 class ObjectValue(TaskMessage, tag=3):
-    """From an owner. Exactly one of ``data``, ``node_id`` (the store that holds it) or ``failure``.
-    """
+    """From an owner. Exactly one of ``data``, ``node_id`` (the store that holds it) or ``failure``."""
 
     object_id: bytes
     data: bytes = b""
@@ -69,8 +68,7 @@ class ObjectValue(TaskMessage, tag=3):
 
 
 class Borrow(TaskMessage, tag=4):
-    """To an owner: the sender holds these. Answered by :class:`BorrowKnown` with the same number.
-    """
+    """To an owner: the sender holds these. Answered by :class:`BorrowKnown` with the same number."""
 
     number: int
     object_ids: list[bytes]
@@ -140,8 +138,7 @@ class LeaseBegins(TaskMessage, tag=21):
 
 
 class FreeReturns(TaskMessage, tag=20):
-    """The owner has registered what the returns of this task contain; the executor's pins may go.
-    """
+    """The owner has registered what the returns of this task contain; the executor's pins may go."""
 
     task_id: bytes
 
@@ -177,6 +174,17 @@ class TasksGivenBack(TaskMessage, tag=34):
     is_blocked: bool = False
 
 
+class Leaving(TaskMessage, tag=35):
+    """Last from a worker that ends on purpose.
+
+    What it was sent and did not answer never started, except for ``running_task``, which asked for
+    the end (empty: none did).
+    """
+
+    reason: str
+    running_task: bytes = b""
+
+
 AnyMessage = (
     Hello
     | AskObject
@@ -193,6 +201,7 @@ AnyMessage = (
     | TaskDone
     | TaskReturned
     | TasksGivenBack
+    | Leaving
 )
 
 

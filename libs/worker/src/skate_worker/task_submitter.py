@@ -28,7 +28,13 @@ from skate_worker.peers import Peer, Peers
 from skate_worker.results import Completion
 from skate_worker.specs import TaskOptions
 from skate_worker.submission import DependencyFailed, Submission
-from skate_worker.task_protocol import Cancel, LeaseBegins, TakeBack, TasksGivenBack
+from skate_worker.task_protocol import (
+    Cancel,
+    LeaseBegins,
+    Leaving,
+    TakeBack,
+    TasksGivenBack,
+)
 from skate_worker.tracing import Tracer
 
 DEATH_REPORT_S = 3.0  # how long to wait for the raylet's word on why a worker's connection broke
@@ -211,6 +217,21 @@ class TaskSubmitter:
         )
         self._loop.call_later(DEATH_REPORT_S, self._bury, lease.lease_id, cause)
 
+    def on_leaving(self, peer: Peer, message: Leaving) -> None:
+        """A worker ends on purpose and says what it leaves undone."""
+        lease: Lease[Submission] = peer.lease
+        peer.lease = None
+        with self._ownership.lock:
+            lost = self._pool.lost(lease.lease_id)
+        self._raylet.post(node.ReturnLease(lease.lease_id, discard=True))
+        if lost is None:
+            return
+        tasks = lost[1]
+        # Only the task that asked for the end had started; it stands first, as one that died.
+        tasks.sort(key=lambda task: task.task_id != message.running_task)
+        cause = node.Death("exited", f"{message.reason}.", lease.pid)
+        self._worker_died(lease, tasks, cause, has_started=bool(message.running_task))
+
     def _bury(self, lease_id: bytes, cause: node.Death) -> None:
         self._deaths.pop(lease_id, None)
         with self._ownership.lock:
@@ -219,13 +240,18 @@ class TaskSubmitter:
             self._worker_died(*lost, cause)
 
     def _worker_died(
-        self, lease: Lease[Submission], tasks: list[Submission], cause: node.Death
+        self,
+        lease: Lease[Submission],
+        tasks: list[Submission],
+        cause: node.Death,
+        *,
+        has_started: bool = True,
     ) -> None:
         again: list[Submission] = []
         for position, submission in enumerate(tasks):
             if submission.is_cancelled:
                 self._completion.fail(submission, TaskCancelledError(submission.task_id.hex()))
-            elif position > 0:
+            elif position > 0 or not has_started:
                 again.append(submission)  # it never started, so it costs no attempt
             elif submission.take_attempt():
                 again.append(submission)

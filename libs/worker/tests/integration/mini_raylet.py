@@ -166,7 +166,8 @@ class MiniRaylet:
             context = worker.context
             if isinstance(context, tuple) and context[1] == message.lease_id:
                 worker.context = context[0]
-                self._idle.append((worker, context[0]))
+                if not message.discard:
+                    self._idle.append((worker, context[0]))
         self._serve()
 
     def _on_KillWorker(self, connection: Any, message: node.KillWorker) -> None:

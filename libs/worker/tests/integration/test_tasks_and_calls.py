@@ -232,6 +232,26 @@ def test_listed_exceptions_are_retried_and_others_are_not(core: CoreWorker, tmp_
         assert len(path.read_text()) == starts
 
 
+def test_worker_past_its_max_calls_leaves_and_the_rest_runs_elsewhere(core: CoreWorker) -> None:
+    def pid() -> int:
+        return os.getpid()
+
+    refs = [run(core, pid, max_calls=3, max_retries=0)[0] for _ in range(10)]
+    pids = core.get(refs, WAIT_S)
+    assert all(pids.count(p) <= 3 for p in pids)
+
+
+def test_task_that_exits_with_zero_ends_its_worker_and_counts_as_a_death(core: CoreWorker) -> None:
+    def leave() -> None:
+        sys.exit(0)
+
+    ref = run(core, leave, max_retries=1)[0]
+    others = [run(core, add, n)[0] for n in range(20)]
+    with pytest.raises(WorkerCrashedError, match="sys.exit"):
+        core.get([ref], WAIT_S)
+    assert core.get(others, WAIT_S) == list(range(1, 21))
+
+
 def test_actor_calls_run_in_the_order_of_each_caller(core: CoreWorker) -> None:
     actor_id, is_new, _keeper = make_actor(core)
     assert is_new
