@@ -249,7 +249,7 @@ class Cluster:
 async def start_cluster(folder: Path, **options: Any) -> AsyncIterator[Cluster]:
     (folder / "sockets").mkdir(mode=0o700)
     (folder / "logs").mkdir(mode=0o700)
-    gcs = ScriptedGcs(f"unix:{folder}/sockets/gcs.sock")
+    gcs = ScriptedGcs(f"unix:{folder}/sockets/gcs.sock")  # type: ignore[abstract]
     await gcs.start()
     settings: dict[str, Any] = {
         "node_id": NODE_ID,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -232,3 +234,74 @@ def test_stopped_raylet_leaves_no_process_even_with_a_stopped_worker(play: Any) 
         os.kill(grant.pid, signal.SIGSTOP)
 
     play(test)
+
+
+MEMORY_CGROUPS = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.mark.skipif(
+    not (MEMORY_CGROUPS / "memory.limit_in_bytes").exists()
+    or not os.access(MEMORY_CGROUPS, os.W_OK),
+    reason="needs a writable memory cgroup (version 1)",
+)
+def test_worker_that_the_kernel_killed_for_memory_died_out_of_memory(play: Any) -> None:
+    group = MEMORY_CGROUPS / f"skate-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(60 << 20))
+
+        async def test(cluster: Any) -> None:
+            driver = await cluster.driver()
+            grant = await driver.lease()
+            (group / "cgroup.procs").write_text(str(grant.pid))
+            await cluster.tell_worker(grant.endpoint, "kept = bytearray(500 << 20)")
+            lost = await driver.one(node.LeaseLost)
+            assert lost.cause.kind == "out_of_memory"
+            # And the next kill is no longer explained by it.
+            other = await driver.lease()
+            os.kill(other.pid, signal.SIGKILL)
+            lost = await driver.one(node.LeaseLost, lease_id=other.lease_id)
+            assert lost.cause.kind == "signaled"
+
+        play(test)
+    finally:
+        group.rmdir()
+
+
+def test_storm_of_kills_leaves_nothing_and_loses_no_resource(play: Any, wait_until: Any) -> None:
+    seed = 20261123
+    rng = random.Random(seed)
+
+    async def test(cluster: Any) -> None:
+        drivers = [await cluster.driver() for _ in range(3)]
+        held: dict[bytes, tuple[Any, Any]] = {}
+        for step in range(150):
+            for driver in drivers:
+                for message in driver.got:
+                    if isinstance(message, node.LeaseGranted):
+                        held[message.lease_id] = (driver, message)
+                    elif isinstance(message, node.LeaseLost):
+                        held.pop(message.lease_id, None)
+                driver.got.clear()
+            deed = rng.random()
+            if deed < 0.5:
+                rng.choice(drivers).request(CPU=rng.choice([1, 1, 2]))
+            elif deed < 0.8 and held:
+                driver, grant = held.pop(rng.choice(list(held)))
+                driver.send(node.ReturnLease(grant.lease_id, rng.random() < 0.2))
+            elif held:
+                _, grant = held[rng.choice(list(held))]
+                if is_alive(grant.pid):
+                    os.kill(grant.pid, rng.choice([signal.SIGKILL, signal.SIGTERM]))
+            if step == 75 and cluster.raylet._zygote.pid:
+                os.kill(cluster.raylet._zygote.pid, signal.SIGKILL)
+            await asyncio.sleep(0.005)
+        for driver in drivers:
+            driver.connection.close()
+        await wait_until(lambda: cluster.raylet.statistics().node.workers == 0)
+        statistics = cluster.raylet.statistics().node
+        assert statistics.available == statistics.total
+        assert statistics.waiting == 0
+        cluster.raylet._machine.check_invariants()
+
+    play(test, resources={"CPU": 40_000})

@@ -167,6 +167,26 @@ def test_lease_is_asked_back_for_another_holder_after_its_first_tenth_of_a_secon
     assert isinstance(grant, do.StartWorker | do.GrantLease)
 
 
+def test_lease_of_a_worker_is_not_asked_back_for_its_own_child(make_desk: Any) -> None:
+    desk = make_desk(CPU=1)
+    parent = desk.grant(1)
+    desk.tell(on.TimePassed(), after_s=0.2)
+    assert desk.request(1, parent.worker_id) == []
+    assert desk.tell(on.TimePassed(), after_s=0.2) == []
+
+
+def test_lease_is_not_asked_back_for_a_request_that_has_just_come(make_desk: Any) -> None:
+    desk = make_desk(CPU=1)
+    desk.grant(1, b"a")
+    desk.tell(on.TimePassed(), after_s=0.2)
+    assert desk.request(1, b"b") == []
+    wakeup = desk.machine.next_wakeup(desk.now_s)
+    assert wakeup is not None
+    assert wakeup[0] - desk.now_s < 0.03
+    (ask,) = desk.tell(on.TimePassed(), after_s=wakeup[0] - desk.now_s + 1e-9)
+    assert isinstance(ask, do.AskLeaseBack)
+
+
 def test_lease_is_not_asked_back_for_its_holders_own_like_requests(desk: Any) -> None:
     desk.grant(1)
     desk.grant(2)

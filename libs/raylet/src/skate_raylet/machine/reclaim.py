@@ -3,8 +3,10 @@
 A lease is asked back for a request that waits only if that makes the node fairer: the lease's
 holder has a larger share than the requester (for one holder's own shapes: the lease's shape has). A
 lease is left alone for its first ``LEASE_MIN_S``, so that two holders with endless work change
-places ten times a second at most. Blocked workers and actors are never asked: the former hold no
-CPU, the latter do not end by asking.
+places ten times a second at most. Nobody is asked for a request younger than ``REQUEST_MIN_S``:
+most of those come from a task that is about to block and lend its own CPU. Blocked workers and
+actors are never asked, the former hold no CPU and the latter do not end by asking, nor is a
+worker's own lease for the worker's own request.
 
 Shares are followed through the choices made here, and leases already asked back count as free, so
 the same pass may run as often as it likes. O(requests x leases).
@@ -19,6 +21,7 @@ from skate_raylet.machine.lease_table import Granted, Lease, LeaseTable, TaskReq
 from skate_scheduler import QueuedLease, ResourceSet
 
 LEASE_MIN_S: Final = 0.1
+REQUEST_MIN_S: Final = 0.02
 REQUESTS_PER_PASS_MAX: Final = 16
 
 _Group = tuple[bytes, object] | bytes
@@ -27,7 +30,7 @@ _Group = tuple[bytes, object] | bytes
 def choose_leases_to_ask_back(
     waiting: Iterable[QueuedLease], table: LeaseTable, now_s: float
 ) -> tuple[list[Lease], float | None]:
-    """The leases to ask back now, and when a lease that is too young now can be looked at again.
+    """The leases to ask back now, and when what is too young now can be looked at again.
 
     ``waiting`` in the order in which requests would be granted.
     """
@@ -44,8 +47,7 @@ def choose_leases_to_ask_back(
             continue
         if lease.state.is_asked_back:
             coming.append(lease.effective)
-        elif now_s - lease.state.since_s < LEASE_MIN_S:
-            ready_s = lease.state.since_s + LEASE_MIN_S
+        elif now_s < (ready_s := lease.state.since_s + LEASE_MIN_S):
             next_s = ready_s if next_s is None else min(next_s, ready_s)
         else:
             candidates.append(lease)
@@ -54,6 +56,10 @@ def choose_leases_to_ask_back(
     chosen: list[Lease] = []
     for _, item in zip(range(REQUESTS_PER_PASS_MAX), waiting, strict=False):
         if not item.needs.fits_in(table.total):
+            continue
+        ready_s = item.since_s + REQUEST_MIN_S
+        if now_s < ready_s:
+            next_s = ready_s if next_s is None else min(next_s, ready_s)
             continue
         asked = _cover(item, free, candidates, shares)
         if asked is None:
@@ -79,6 +85,7 @@ def _cover(
         lease
         for lease in candidates
         if lease.shape != item.shape or lease.holder_id != item.holder
+        if lease.worker_id != item.holder
         if shares.is_larger(lease, item)
     ]
     usable.sort(key=lambda lease: (-shares.of(lease.holder_id), _granted_s(lease)))
