@@ -6,6 +6,7 @@ import os
 import threading
 
 import pytest
+
 from skate_rpc.event_loop import IoThread
 
 WAIT_S = 10.0

@@ -228,6 +228,24 @@ def test_peer_that_closes_is_noticed_once_on_both_sides(pair: Pair) -> None:
         connection.send(Note(1))
 
 
+def test_last_words_of_a_peer_that_no_longer_reads_are_delivered(
+    pair: Pair, loop: IoThread
+) -> None:
+    connection = pair.connect()
+    pair.server.wait_for(lambda: len(pair.accepted) == 1)
+    gate = threading.Event()
+    loop.call_soon_threadsafe(gate.wait, WAIT_S)
+    server = pair.accepted[0]
+    for number in range(3):
+        server.send(Note(number))
+    server._sock.shutdown(socket.SHUT_RDWR)  # as a process that ends does
+    connection.send(Note(9))
+    assert connection.is_closed
+    gate.set()
+    pair.client.wait_for(lambda: len(pair.client.closed) == 1)
+    assert [note.number for note in pair.client.notes] == [0, 1, 2]
+
+
 def test_socket_file_is_private_under_any_umask(loop: IoThread, tmp_path: Path) -> None:
     previous = os.umask(0)
     try:

@@ -47,6 +47,7 @@ BLOCKED_MESSAGES_MAX = 16
 READ_BYTES = 256 << 10
 UNAUTHENTICATED_MAX = 64
 SOCKET_BUFFER_BYTES = 1 << 20
+LAST_WORDS_S = 1.0  # how long reading goes on after a write failed
 _BACKLOG = 256
 _LENGTH = struct.Struct("<I")
 
@@ -70,7 +71,9 @@ class StreamConnection(Generic[In, Out]):
     """One authenticated connection. ``send``, ``post``, ``flush`` and ``close`` may be called on
     any thread.
 
-    ``on_messages(connection, batch)`` and ``on_close(connection, reason)`` run on the loop's
+    ``is_closed``: nothing more can be sent. What the peer sent before it closed is delivered all
+    the same, until ``has_ended``. ``on_messages(connection, batch)`` and
+    ``on_close(connection, reason)`` run on the loop's
     thread; ``on_close`` runs exactly once, also after :meth:`close`.
     """
 
@@ -85,7 +88,8 @@ class StreamConnection(Generic[In, Out]):
         peer: str,
     ) -> None:
         self.peer = peer
-        self.is_closed = False
+        self.is_closed = False  # nothing more can be sent
+        self.has_ended = False  # nothing more will be delivered either; on_close has been called
         self.context: Any = None  # for the owner of the connection: who the peer is
         self._sock = sock
         self._fd = sock.fileno()
@@ -105,7 +109,6 @@ class StreamConnection(Generic[In, Out]):
         self._loop_thread: int | None = None
         self._partial = bytearray()
         self._partial_have = 0  # bytes of _partial that are filled
-        self._is_finished = False
         self.is_open = True
 
     # ---- sending ----
@@ -214,7 +217,7 @@ class StreamConnection(Generic[In, Out]):
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError as error:
-                self._fail(f"{error.strerror or error}")
+                self._fail_writing(f"{error.strerror or error}")
                 return
             if sent == len(view):
                 return
@@ -240,7 +243,7 @@ class StreamConnection(Generic[In, Out]):
                 except (BlockingIOError, InterruptedError):
                     return
                 except OSError as error:
-                    self._fail(f"{error.strerror or error}")
+                    self._fail_writing(f"{error.strerror or error}")
                     return
                 self._unsent_bytes -= sent
                 if sent < len(view):
@@ -351,7 +354,7 @@ class StreamConnection(Generic[In, Out]):
             return False
         if messages:
             self._on_messages(self, messages)
-        return not self.is_closed
+        return not self.has_ended
 
     # ---- closing ----
 
@@ -359,17 +362,27 @@ class StreamConnection(Generic[In, Out]):
         """Close the connection; ``on_close`` follows on the loop's thread."""
         self._fail(reason)
 
+    def _fail_writing(self, reason: str) -> None:
+        # The peer reads no more, but what it said before is still on its way and may matter: its
+        # last results, or why it ended. Reading goes on to the end of the stream.
+        if not self.is_closed:
+            self.is_closed = True
+            self._room.set()
+            self._loop.call_soon_threadsafe(self._read_to_the_end, reason)
+
+    def _read_to_the_end(self, reason: str) -> None:
+        self._loop.remove_writer(self._fd)
+        self._loop.call_later(LAST_WORDS_S, self._finish, reason)
+
     def _fail(self, reason: str) -> None:
-        if self.is_closed:
-            return
         self.is_closed = True
         self._room.set()
         self._loop.call_soon_threadsafe(self._finish, reason)
 
     def _finish(self, reason: str) -> None:
-        if self._is_finished:  # two threads may see the failure at once
+        if self.has_ended:  # two threads may see the failure at once
             return
-        self._is_finished = True
+        self.has_ended = True
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         self._sock.close()

@@ -130,7 +130,7 @@ class ActorSubmitter:
                 self._connect(calls, view)
         elif view.state == "DEAD":
             connection = calls.connection
-            if connection is not None and not connection.is_closed:
+            if connection is not None and not connection.has_ended:
                 # Replies that the actor sent before its end may still be on the line: let it end
                 # first.
                 self._loop.call_later(UNAVAILABLE_S, self._died, calls)

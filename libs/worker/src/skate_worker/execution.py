@@ -8,6 +8,7 @@ written at once when nothing else waits; between short tasks results are kept fo
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -181,13 +182,12 @@ class Executor:
         return self._exit_code
 
     def _leave(self, peer: Peer | None, request: WorkerExit) -> None:
+        # The owner hears it first: once the raylet knows, it may report the lease as lost.
+        if peer is not None and self.actor is None:
+            with contextlib.suppress(StreamClosedError):  # the owner is gone
+                peer.connection.send(Leaving(request.reason, request.running_task))
         self._core.announce_exit(request.reason)
         self._exit_reason = request.reason
-        if peer is not None and self.actor is None:
-            try:
-                peer.connection.send(Leaving(request.reason, request.running_task))
-            except StreamClosedError:
-                return  # the owner is gone
 
     def _sleep(self) -> None:
         self._is_waiting = True

@@ -197,7 +197,7 @@ class TaskSubmitter:
             lease = self._pool.leases.get(message.lease_id)
         if lease is None:
             return
-        if lease.connection.is_closed:
+        if lease.connection.has_ended:
             self._bury(message.lease_id, message.cause)
         else:
             self._deaths[message.lease_id] = message.cause
