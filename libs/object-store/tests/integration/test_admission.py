@@ -21,8 +21,7 @@ from skate_object_store import (
     StoreTimeoutError,
 )
 from skate_object_store.protocol import Kind, frame, pack_get, pack_hello, pack_welcome
-from skate_object_store.service import peer
-from skate_object_store.service import server as server_module
+from skate_object_store.service import peer, reception
 
 MIB = 1 << 20
 Serve = Callable[..., StoreServer]
@@ -140,7 +139,7 @@ def test_silent_connection_is_closed_at_the_deadline(
 def test_unadmitted_connections_are_bounded_and_do_not_shut_others_out_for_ever(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
-    monkeypatch.setattr(server_module, "UNAUTHENTICATED_MAX", 4)
+    monkeypatch.setattr(reception, "UNAUTHENTICATED_MAX", 4)
     server = serve()
     idle = [dial(server) for _ in range(4)]
     eventually(lambda: server.statistics().connections == 4)
@@ -212,6 +211,7 @@ def test_absent_server_is_a_closed_store(tmp_path: Path) -> None:
         StoreClient(f"unix:{tmp_path}/none.sock")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_server_of_another_kind_or_version_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "fake.sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

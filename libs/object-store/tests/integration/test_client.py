@@ -327,8 +327,9 @@ def test_second_server_on_a_socket_is_refused_and_an_abandoned_one_replaced(
         rival.start()
     rival.close()
     client.put(b"id", [b"still served"])
-    assert server._listener is not None
-    server._listener._socket.close()  # As if its process had died.
+    listener = server._reception._listener
+    assert listener is not None
+    listener._socket.close()  # As if its process had died.
     heir = StoreServer(path, MIB)
     heir.start()
     with StoreClient(heir.endpoint) as other:

@@ -110,6 +110,7 @@ for number in range(1000):
     assert server.statistics().used_bytes == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_forked_child_cannot_use_the_client_but_keeps_its_views(
     client: StoreClient, server: StoreServer
 ) -> None:

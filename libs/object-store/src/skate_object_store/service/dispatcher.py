@@ -97,6 +97,10 @@ class Dispatcher:
             raise MalformedFrameError(f"more than {REQUESTS_PER_CLIENT_MAX} requests at a time")
         self.perform(effects, now_s)
 
+    def client_came(self, client: int) -> None:
+        """A connection was admitted."""
+        self._table.connect(client)
+
     def client_gone(self, client: int, now_s: float) -> None:
         """A connection ended."""
         self.perform(self._table.client_gone(client, now_s), now_s)

@@ -7,6 +7,7 @@ Before it: a node, or a test, chose a socket path and a capacity. After it: clie
 from __future__ import annotations
 
 import logging
+import math
 import selectors
 import socket
 import threading
@@ -17,26 +18,23 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from skate_object_store.constants import CONNECTIONS_MAX, OWNER_BYTES_MAX, UNAUTHENTICATED_MAX
+from skate_object_store.constants import OWNER_BYTES_MAX
 from skate_object_store.errors import StoreClosedError
 from skate_object_store.handshake import HandshakeFactory
-from skate_object_store.machine.records import ClientMisuseError, Holder, TableStatistics
+from skate_object_store.machine.records import Holder, TableStatistics
 from skate_object_store.machine.table import ObjectTable
-from skate_object_store.protocol import MalformedFrameError, pack_refused, pack_welcome
-from skate_object_store.service.arena import Arena, Pages
+from skate_object_store.service.arena import Arena
 from skate_object_store.service.committer import Committer, Outcome
 from skate_object_store.service.config import StoreConfig
 from skate_object_store.service.dispatcher import Dispatcher
 from skate_object_store.service.listener import Listener
 from skate_object_store.service.pages import PageKeeper
-from skate_object_store.service.peer import Peer, PeerEndedError
+from skate_object_store.service.peer import Peer
+from skate_object_store.service.reception import Reception
 
 logger = logging.getLogger(__name__)
 
 _CALL_TIMEOUT_S = 10.0
-_ACCEPT_PAUSE_S = 0.1
-"""After the process ran out of descriptors, the listener rests this long."""
-
 _Result = TypeVar("_Result")
 
 
@@ -73,11 +71,9 @@ class StoreServer:
         config: StoreConfig | None = None,
     ) -> None:
         self._config = config or StoreConfig()
-        self._handshake = handshake
         self._table = ObjectTable(capacity_bytes)
         self._arena = Arena(capacity_bytes, self._config.arena_directory)
         self._socket_path = socket_path
-        self._listener: Listener | None = None
         self._thread: threading.Thread | None = None
         self._selector = selectors.DefaultSelector()
         self._wake_receiver, self._wake_sender = socket.socketpair()
@@ -87,17 +83,11 @@ class StoreServer:
         self._calls_lock = threading.Lock()
         self._has_ended = False
         self._is_stopping = False
-        self._peers: dict[int, Peer] = {}
-        self._unadmitted: dict[int, Peer] = {}  # in order of their deadlines
-        self._dirty: dict[int, Peer] = {}  # with queued output
-        self._doomed: dict[int, str] = {}  # to be ended, and why
-        self._next_number = 1
-        self._refused_total = 0
-        self._accept_again_s: float | None = None
-        self._committer = Committer(self._pages_of_arena(), self._on_outcome)
+        self._committer = Committer(self._arena, self._on_outcome)
         self._pages = PageKeeper(self._table.allocator, self._config, self._committer)
         poison = self._arena.poison if self._config.is_poisoning else None
-        self._dispatcher = Dispatcher(self._table, self._pages, self._queue, poison)
+        self._reception = Reception(self._selector, self._arena, handshake)
+        self._dispatcher = Dispatcher(self._table, self._pages, self._reception.send, poison)
 
     @property
     def endpoint(self) -> str:
@@ -116,8 +106,7 @@ class StoreServer:
             OSError: the socket cannot be made there.
             ValueError: the path is too long for a socket, or its directory is open to others.
         """
-        self._listener = Listener(self._socket_path)
-        self._selector.register(self._listener.fileno(), selectors.EVENT_READ, self._accept)
+        self._reception.open(Listener(self._socket_path), self._dispatcher)
         self._selector.register(self._wake_receiver, selectors.EVENT_READ, self._drain_wakes)
         self._thread = threading.Thread(target=self._run, name="skate-store", daemon=True)
         self._thread.start()
@@ -131,15 +120,18 @@ class StoreServer:
         if self._thread is not None:
             self._thread.join()
         self._committer.close()
-        if self._listener is not None:
-            self._listener.close()
+        self._reception.close()
         self._selector.close()
         self._wake_receiver.close()
         self._wake_sender.close()
         self._arena.close()
 
     def __enter__(self) -> StoreServer:
-        self.start()
+        try:
+            self.start()
+        except (OSError, ValueError):
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -177,8 +169,8 @@ class StoreServer:
             return StoreStatistics(
                 **{name: getattr(table, name) for name in TableStatistics.__dataclass_fields__},
                 committed_bytes=self._pages.committed_bytes,
-                connections=len(self._peers),
-                refused_connections_total=self._refused_total,
+                connections=len(self._reception),
+                refused_connections_total=self._reception.refused_total,
             )
 
         return self._call(count)
@@ -190,9 +182,6 @@ class StoreServer:
     def check_invariants(self) -> None:
         """Raise ``AssertionError`` if the table contradicts itself. O(everything); for tests."""
         self._call(self._table.check_invariants)
-
-    def _pages_of_arena(self) -> Pages:
-        return self._arena
 
     def _call(self, function: Callable[[], _Result]) -> _Result:
         """Run on the server's thread and wait for the result."""
@@ -243,9 +232,7 @@ class StoreServer:
         except Exception:  # Boundary: the thread. Clients must see the end rather than wait.
             logger.exception("event=store_thread_failed endpoint=%s", self.endpoint)
         finally:
-            for peer in self._peers.values():
-                peer.close(pack_refused("the store was closed"))
-            self._peers.clear()
+            self._reception.close()
             with self._calls_lock:
                 self._has_ended = True
             while self._calls:
@@ -254,131 +241,23 @@ class StoreServer:
     def _step(self) -> None:
         for key, events in self._selector.select(self._select_timeout_s()):
             if isinstance(key.data, Peer):
-                self._serve(key.data, events)
+                self._reception.serve(key.data, events)
             else:
                 key.data()
         while self._calls:
             self._calls.popleft()()
         now_s = time.monotonic()
         self._dispatcher.expire(now_s)
-        while self._unadmitted:
-            peer = next(iter(self._unadmitted.values()))
-            if peer.deadline_s > now_s:
-                break
-            self._end(peer, "the handshake took too long")
-        if self._accept_again_s is not None and self._accept_again_s <= now_s:
-            self._accept_again_s = None
-            assert self._listener is not None
-            self._selector.register(self._listener.fileno(), selectors.EVENT_READ, self._accept)
-        self._flush()
+        self._reception.expire(now_s)
+        self._reception.flush()
 
     def _select_timeout_s(self) -> float | None:
-        deadlines = [self._dispatcher.next_deadline_s(), self._accept_again_s]
-        if self._unadmitted:
-            deadlines.append(next(iter(self._unadmitted.values())).deadline_s)
-        first_s = min((at_s for at_s in deadlines if at_s is not None), default=float("inf"))
-        if first_s == float("inf"):
-            return None
-        return max(0.0, first_s - time.monotonic())
+        deadlines = (self._dispatcher.next_deadline_s(), self._reception.next_deadline_s())
+        first_s = min((at_s for at_s in deadlines if at_s is not None), default=math.inf)
+        return None if first_s == math.inf else max(0.0, first_s - time.monotonic())
 
     def _drain_wakes(self) -> None:
         try:
             self._wake_receiver.recv(4096)
         except BlockingIOError:
             pass  # Another step drained it.
-
-    def _accept(self) -> None:
-        assert self._listener is not None
-        try:
-            connection = self._listener.accept()
-        except BlockingIOError:
-            return
-        except OSError as error:
-            logger.warning("event=store_accept_paused error=%s", error)
-            self._selector.unregister(self._listener.fileno())
-            self._accept_again_s = time.monotonic() + _ACCEPT_PAUSE_S
-            return
-        if connection is None:
-            self._refused_total += 1
-            return
-        handshake = None if self._handshake is None else self._handshake()
-        peer = Peer(self._next_number, connection, handshake, time.monotonic())
-        self._next_number += 1
-        if len(self._unadmitted) >= UNAUTHENTICATED_MAX or len(self._peers) >= CONNECTIONS_MAX:
-            self._refused_total += 1
-            peer.close(pack_refused("the store has too many connections"))
-            return
-        self._peers[peer.number] = self._unadmitted[peer.number] = peer
-        self._selector.register(connection, selectors.EVENT_READ, peer)
-
-    def _serve(self, peer: Peer, events: int) -> None:
-        if peer.number not in self._peers:
-            return  # It ended earlier in this batch of events.
-        if events & selectors.EVENT_WRITE:
-            self._dirty[peer.number] = peer
-        if not events & selectors.EVENT_READ:
-            return
-        try:
-            frames = peer.receive()
-            if peer.number in self._unadmitted and not self._welcome(peer):
-                return
-            now_s = time.monotonic()
-            for kind, request, body in frames:
-                self._dispatcher.handle(peer.number, kind, request, body, now_s)
-        except (PeerEndedError, MalformedFrameError, ClientMisuseError) as error:
-            self._end(peer, str(error))
-
-    def _welcome(self, peer: Peer) -> bool:
-        """Admit a peer that said hello; False if it has not yet."""
-        if not peer.is_admitted:
-            self._dirty[peer.number] = peer  # The handshake's answer.
-            return False
-        peer.send_descriptor(pack_welcome(self._arena.size_bytes), self._arena.fd)
-        del self._unadmitted[peer.number]
-        self._table.connect(peer.number)
-        return True
-
-    def _queue(self, client: int, data: bytes) -> None:
-        peer = self._peers.get(client)
-        if peer is None:
-            return  # It ended earlier in this step.
-        self._dirty[client] = peer
-        try:
-            peer.send(data)
-        except PeerEndedError as error:
-            # Not now: the table may be in the middle of this client's own request.
-            self._doomed[client] = str(error)
-
-    def _flush(self) -> None:
-        while self._dirty or self._doomed:
-            dirty, self._dirty = self._dirty, {}
-            for peer in dirty.values():
-                if peer.number not in self._peers:
-                    continue
-                try:
-                    self._watch_writable(peer, is_wanted=not peer.flush())
-                except PeerEndedError as error:
-                    self._doomed[peer.number] = str(error)
-            doomed, self._doomed = self._doomed, {}
-            for number, reason in doomed.items():
-                if number in self._peers:
-                    self._end(self._peers[number], reason)
-
-    def _watch_writable(self, peer: Peer, *, is_wanted: bool) -> None:
-        if is_wanted == peer.is_writable_watched:
-            return
-        peer.is_writable_watched = is_wanted
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if is_wanted else 0)
-        self._selector.modify(peer.connection, events, peer)
-
-    def _end(self, peer: Peer, reason: str) -> None:
-        """Close a connection and release what its client held."""
-        del self._peers[peer.number]
-        was_admitted = self._unadmitted.pop(peer.number, None) is None
-        self._selector.unregister(peer.connection)
-        peer.close(pack_refused(reason))
-        logger.debug("event=store_client_ended client=%d reason=%s", peer.number, reason)
-        if was_admitted:
-            self._dispatcher.client_gone(peer.number, time.monotonic())
-        else:
-            self._refused_total += 1
