@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Lists of references are long: they are checked by C loops, and item by item only to name a culprit.
+# Lists of references are long: C loops check them, and Python ones only name a culprit.
 _ONLY_REFS = {ObjectRef}
 _ENTRY = operator.attrgetter("_entry")
 _CORE = operator.attrgetter("_core")

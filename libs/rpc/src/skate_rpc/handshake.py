@@ -65,8 +65,7 @@ class ServerHandshake:
         self.leftover = b""
 
     def receive(self, data: bytes) -> bytes:
-        """Take bytes, return bytes to send. Raises :class:`AuthenticationError` on any deviation.
-        """
+        """Take bytes, return bytes to send. Raises :class:`AuthenticationError` on deviation."""
         self._received += data
         answer = b""
         if not self._nonce_client:
@@ -106,8 +105,7 @@ class ClientHandshake:
         self.leftover = b""
 
     def receive(self, data: bytes) -> bytes:
-        """Take bytes, return bytes to send. Raises :class:`AuthenticationError` on any deviation.
-        """
+        """Take bytes, return bytes to send. Raises :class:`AuthenticationError` on deviation."""
         if not self._said_hello:
             self._said_hello = True
             return MAGIC + self._nonce

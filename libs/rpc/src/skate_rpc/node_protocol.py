@@ -35,8 +35,7 @@ class RegisterProcess(NodeMessage, tag=1):
 
 
 class RequestLease(NodeMessage, tag=2):
-    """Ask for a worker. Answered by :class:`LeaseGranted` or :class:`LeaseRefused`, or cancelled.
-    """
+    """Ask for a worker. Answered by :class:`LeaseGranted` or :class:`LeaseRefused`."""
 
     request_id: int  # the process's own counter
     resources: dict[str, int]
@@ -179,8 +178,7 @@ class ReclaimLease(NodeMessage, tag=36):
 
 
 class ControlReply(NodeMessage, tag=37):
-    """The answer to :class:`ControlCall`. ``error`` not empty: the call failed with this sentence.
-    """
+    """The answer to :class:`ControlCall`. ``error`` says why the call failed, if it did."""
 
     call_id: int
     body: bytes = b""

@@ -36,7 +36,7 @@ Work = tuple[Peer, Any]
 
 
 class WorkerExit(BaseException):
-    """Ends the worker from inside a task: ``exit_actor``, ``max_calls``. Not an error of the task."""
+    """Ends the worker from inside a task: ``exit_actor``, ``max_calls``. Not the task's error."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

@@ -56,7 +56,7 @@ class AskObject(TaskMessage, tag=2):
 
 
 class ObjectValue(TaskMessage, tag=3):
-    """From an owner. Exactly one of ``data``, ``node_id`` (the store that holds it) or ``failure``."""
+    """From an owner. One of ``data``, ``node_id`` (the store that holds it) or ``failure``."""
 
     object_id: bytes
     data: bytes = b""
@@ -68,7 +68,7 @@ class ObjectValue(TaskMessage, tag=3):
 
 
 class Borrow(TaskMessage, tag=4):
-    """To an owner: the sender holds these. Answered by :class:`BorrowKnown` with the same number."""
+    """To an owner: the sender holds these. Answered by :class:`BorrowKnown` of that number."""
 
     number: int
     object_ids: list[bytes]
@@ -138,7 +138,7 @@ class LeaseBegins(TaskMessage, tag=21):
 
 
 class FreeReturns(TaskMessage, tag=20):
-    """The owner has registered what the returns of this task contain; the executor's pins may go."""
+    """The owner holds what the returns of this task contain; the executor's pins may go."""
 
     task_id: bytes
 

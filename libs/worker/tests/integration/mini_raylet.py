@@ -1,8 +1,9 @@
 # ruff: noqa: N802 - methods are named after the messages that they take
 """A raylet of a few lines for tests of the worker alone: real sockets and processes, no resources.
 
-It grants every lease at once with a worker process of its own, keeps the key-value table in memory, and starts
-actors where it stands. What it does not do (queueing, accounting, restarts, many nodes) the real one is tested for.
+It grants every lease at once with a worker process of its own, keeps the key-value table in memory,
+and starts actors where it stands. What it does not do (queueing, accounting, restarts, many nodes)
+the real one is tested for.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ def test_task_that_exits_with_zero_ends_its_worker_and_counts_as_a_death(core: C
 
     ref = run(core, leave, max_retries=1)[0]
     others = [run(core, add, n)[0] for n in range(20)]
-    with pytest.raises(WorkerCrashedError, match="sys.exit"):
+    with pytest.raises(WorkerCrashedError, match=r"sys\.exit"):
         core.get([ref], WAIT_S)
     assert core.get(others, WAIT_S) == list(range(1, 21))
 
