@@ -24,9 +24,7 @@ class Oracle:
     def alive(self) -> set[bytes]:
         alive: set[bytes] = set()
         frontier = [
-            key
-            for key in self.known
-            if self.local[key] or self.pins[key] or self.borrowers[key]
+            key for key in self.known if self.local[key] or self.pins[key] or self.borrowers[key]
         ]
         while frontier:
             key = frontier.pop()

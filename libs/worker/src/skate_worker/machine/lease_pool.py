@@ -111,8 +111,7 @@ class LeasePool(Generic[T]):
         return queue
 
     def submit(self, queue: KeyQueue[T], task: Any) -> Lease[T] | None:
-        """Queue a task, or place it at once: then its lease is returned and the caller pushes it.
-        """
+        """Queue a task, or place it at once: then its lease is returned and the caller pushes it."""
         if not queue.pending:
             is_open = queue.open
             while is_open:
@@ -246,8 +245,7 @@ class LeasePool(Generic[T]):
         self.leases[lease.lease_id] = lease
 
     def lost(self, lease_id: bytes) -> tuple[Lease[T], list[T]] | None:
-        """A leased worker died. Its tasks, in the order of pushing: only the first surely started.
-        """
+        """A leased worker died. Its tasks, in the order of pushing: only the first surely started."""
         lease = self.leases.get(lease_id)
         if lease is None:
             return None
