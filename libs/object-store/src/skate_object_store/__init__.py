@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from skate_object_store.client.store_client import StoreClient
 from skate_object_store.errors import (
     ObjectExistsError,
@@ -14,9 +16,11 @@ from skate_object_store.errors import (
     StoreTimeoutError,
 )
 from skate_object_store.handshake import HandshakeFactory, HandshakeLike
-from skate_object_store.machine.records import Fullness, FullReason, Holder
-from skate_object_store.service.config import StoreConfig
-from skate_object_store.service.server import StoreServer, StoreStatistics
+from skate_object_store.machine.facts import Fullness, FullReason, Holder
+
+if TYPE_CHECKING:
+    from skate_object_store.service.config import StoreConfig
+    from skate_object_store.service.server import StoreServer, StoreStatistics
 
 __all__ = [
     "FullReason",
@@ -37,3 +41,12 @@ __all__ = [
     "StoreStatistics",
     "StoreTimeoutError",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The server's side is imported by who uses it: workers start without it."""
+    if name in {"StoreConfig", "StoreServer", "StoreStatistics"}:
+        from skate_object_store.service import config, server  # noqa: PLC0415  Start-up time.
+
+        return getattr(config if name == "StoreConfig" else server, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ on the socket.
 from __future__ import annotations
 
 from skate_core_ids import SkateError
-from skate_object_store.machine.records import Fullness, FullReason, Holder
+from skate_object_store.machine.facts import Fullness, FullReason, Holder
 
 _REASONS = {
     FullReason.TOO_LARGE: "the object is larger than the store",

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 from skate_object_store.constants import FRAME_BYTES_MAX
-from skate_object_store.machine.records import Copy, Fullness, FullReason, Holder
+from skate_object_store.machine.facts import Copy, Fullness, FullReason, Holder
 
 PROTOCOL_VERSION = 1
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from skate_object_store import protocol
 from skate_object_store.constants import FRAME_BYTES_MAX
-from skate_object_store.machine.records import Copy, Fullness, FullReason, Holder
+from skate_object_store.machine.facts import Copy, Fullness, FullReason, Holder
 from skate_object_store.protocol import Kind, MalformedFrameError
 
 IDS = st.binary(min_size=1, max_size=255)

@@ -5,16 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from skate_object_store.machine.facts import Copy, FullReason
 from skate_object_store.machine.records import (
     ClientMisuseError,
-    Copy,
     Created,
     CreateExists,
     CreateRefused,
     CreateRequest,
     Effect,
     Freed,
-    FullReason,
     Got,
     Ready,
 )

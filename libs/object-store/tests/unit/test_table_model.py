@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from skate_object_store.machine.facts import Copy
 from skate_object_store.machine.records import (
-    Copy,
     Created,
     CreateExists,
     CreateRefused,

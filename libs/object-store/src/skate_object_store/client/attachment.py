@@ -10,7 +10,6 @@ none.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -31,7 +30,7 @@ from skate_object_store.errors import (
     StoreTimeoutError,
 )
 from skate_object_store.handshake import HandshakeLike
-from skate_object_store.machine.records import Copy
+from skate_object_store.machine.facts import Copy
 from skate_object_store.protocol import (
     Kind,
     MalformedFrameError,
@@ -42,8 +41,6 @@ from skate_object_store.protocol import (
     unpack_created,
     unpack_got,
 )
-
-logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
 """After the server did not take a flush, the next is tried this much later."""
@@ -258,7 +255,7 @@ class Attachment:
                 serial, _ = unpack_created(body)
                 self.outbox.add(pack_abort(serial))
         except MalformedFrameError as error:
-            logger.warning("event=store_orphan_unreadable error=%s", error)
+            self.link.fail(str(error))
 
     def _flush_when_nudged(self) -> None:
         while True:

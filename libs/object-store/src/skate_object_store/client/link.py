@@ -179,6 +179,10 @@ class Link:
         with self._send_lock, self._read_lock:
             self._socket.close()
 
+    def fail(self, reason: str) -> None:
+        """The server sent what it should not: the connection is over."""
+        self._fail(StoreProtocolError(self.endpoint, reason))
+
     def forget_after_fork(self) -> None:
         """In a forked child: the connection is the parent's, so let go of it without a word.
 

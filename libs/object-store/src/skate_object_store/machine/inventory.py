@@ -13,14 +13,8 @@ import itertools
 from dataclasses import dataclass, field
 
 from skate_object_store.machine.allocator import Allocator
-from skate_object_store.machine.records import (
-    ClientMisuseError,
-    Copy,
-    CreateRequest,
-    Effect,
-    Freed,
-    Holder,
-)
+from skate_object_store.machine.facts import Copy, Holder
+from skate_object_store.machine.records import ClientMisuseError, CreateRequest, Effect, Freed
 
 
 @dataclass(slots=True, eq=False)

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Sequence
 
 from skate_object_store.constants import HOLDERS_MAX
 from skate_object_store.machine.allocator import Allocator
+from skate_object_store.machine.facts import Fullness, FullReason, Holder
 from skate_object_store.machine.inventory import Inventory
 from skate_object_store.machine.records import (
     ClientMisuseError,
@@ -34,10 +35,7 @@ from skate_object_store.machine.records import (
     CreateRefused,
     CreateRequest,
     Effect,
-    Fullness,
-    FullReason,
     Got,
-    Holder,
     Ready,
     TableStatistics,
     Wakeup,

@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from skate_object_store.machine.records import Copy
+from skate_object_store.machine.facts import Copy
 
 
 @dataclass(slots=True, eq=False)

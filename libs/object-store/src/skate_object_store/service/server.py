@@ -21,7 +21,8 @@ from typing import TypeVar
 from skate_object_store.constants import OWNER_BYTES_MAX
 from skate_object_store.errors import StoreClosedError
 from skate_object_store.handshake import HandshakeFactory
-from skate_object_store.machine.records import Holder, TableStatistics
+from skate_object_store.machine.facts import Holder
+from skate_object_store.machine.records import TableStatistics
 from skate_object_store.machine.table import ObjectTable
 from skate_object_store.service.arena import Arena
 from skate_object_store.service.committer import Committer, Outcome
