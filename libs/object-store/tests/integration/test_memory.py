@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -84,6 +85,39 @@ def test_machine_without_headroom_refuses_before_the_kernel_kills(
         arena.commit(0, 1 << 49)
     assert caught.value.errno == errno.ENOMEM
     arena.close()
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group (version 1) of 256 MiB of memory."""
+    group = Path(f"/sys/fs/cgroup/memory/skate-test-{os.getpid()}")
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(256 * MIB))
+    except OSError:
+        pytest.skip("limiting a process's memory needs root and version 1 control groups")
+    yield group
+    group.rmdir()
+
+
+def test_memory_limit_is_an_error_and_not_a_kill(small_group: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, pathlib
+pathlib.Path({str(small_group)!r}, "cgroup.procs").write_text(str(os.getpid()))
+from skate_object_store import StoreClient, StoreFullError, StoreServer
+value, refused = bytes(20 << 20), 0
+with StoreServer({str(tmp_path)!r} + "/s", 1 << 30) as server:
+    with StoreClient(server.endpoint) as client:
+        for number in range(60):
+            try:
+                client.put(b"%d" % number, [value])
+            except StoreFullError as error:
+                assert error.reason.name == "MACHINE_SHORT", error
+                refused += 1
+                client.delete([b"%d" % other for other in range(number)])
+assert refused > 3, refused
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
 
 
 def test_arena_has_no_name_anywhere(server: StoreServer, client: StoreClient) -> None:
