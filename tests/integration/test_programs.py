@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -247,6 +248,55 @@ def test_workers_are_renewed_after_max_calls() -> None:
 
     pids = skate.get([pid.remote() for _ in range(12)], timeout=WAIT_S)
     assert all(pids.count(p) <= 2 for p in pids)
+
+
+def test_calls_one_by_one_survive_the_renewal_of_workers() -> None:
+    @skate.remote(max_calls=2)
+    def one() -> int:
+        return 1
+
+    assert [skate.get(one.remote(), timeout=WAIT_S) for _ in range(60)] == [1] * 60
+
+
+def test_cancelling_a_waiting_parent_stops_its_children(tmp_path: Path) -> None:
+    @skate.remote(max_retries=0)
+    def child(path: str) -> None:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            Path(path).write_text(str(skate.get_runtime_context().is_canceled()))
+            raise
+
+    @skate.remote(max_retries=0)
+    def parent(path: str) -> None:
+        Path(path + ".started").touch()
+        skate.get(child.remote(path))
+
+    mark = tmp_path / "cancelled"
+    ref = parent.remote(str(mark))
+    deadline = time.monotonic() + WAIT_S
+    while (
+        skate.available_resources().get("CPU", 0.0) > 1.0
+        or not (tmp_path / "cancelled.started").exists()
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.1)  # the child may be cancelled queued or running; running is the harder case
+    skate.cancel(ref)
+    with pytest.raises(skate.exceptions.TaskCancelledError):
+        skate.get(ref, timeout=WAIT_S)
+    while skate.available_resources().get("CPU") != 2.0:
+        assert time.monotonic() < deadline + WAIT_S
+        time.sleep(0.02)
+    assert not mark.exists() or mark.read_text() == "True"
+
+
+def test_env_vars_may_refer_to_what_is_set() -> None:
+    @skate.remote(runtime_env={"env_vars": {"PLACE": "${HOME}/here${NOTHING_AT_ALL}"}})
+    def place() -> str | None:
+        return os.environ.get("PLACE")
+
+    assert skate.get(place.remote()) == os.environ["HOME"] + "/here"
 
 
 def test_killed_actor_takes_no_call_after_kill_returned() -> None:

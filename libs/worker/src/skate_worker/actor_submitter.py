@@ -240,6 +240,16 @@ class ActorSubmitter:
 
     # ---- cancelling ----
 
+    def children_of(self, task_id: bytes) -> list[bytes]:
+        """The unfinished calls that this task made."""
+        with self._ownership.lock:
+            return [
+                call.task_id
+                for calls in self._actors.values()
+                for call in (*calls.waiting, *calls.in_flight.values())
+                if call.parent == task_id
+            ]
+
     def cancel(self, task_id: bytes, *, is_recursive: bool) -> bool:
         """Stop a call. False: it is not here."""
         actor_id = task_id[8:]

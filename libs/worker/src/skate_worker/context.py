@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class TaskContext:
-    """The running task or call. In a driver, and in threads that user code started: all fields nil."""
+    """The running task or call. In a driver, and in threads of user code: all fields nil."""
 
     task_id: bytes = b""
     name: str = ""

@@ -490,6 +490,8 @@ class CoreWorker:
                 if keeper is not None:
                     keeper.pins += 1
                     submission.pinned += (keeper,)
+        if self.executor is not None:
+            submission.parent = running_task.get().task_id
         if self.tracer is not None:
             self.tracer.submitted(submission)
         if self._lost_reason:
@@ -633,6 +635,8 @@ class CoreWorker:
         message = PushCall(task_id, options.method, data, options.name, options.num_returns)
         if options.concurrency_group:
             message.concurrency_group = options.concurrency_group
+        if options.max_task_retries:
+            message.is_retriable = True
         call = ActorCall(task_id, message, [], options.max_task_retries, options.retry_exceptions)
         calls = self.actor_calls.calls_of(actor_id)
         refs = self._prepare(call, options.num_returns, nested, top_level, calls.keeper_id)
@@ -697,9 +701,15 @@ class CoreWorker:
         entry = ref._entry
         if entry.state != PENDING:
             return
-        task_id = entry.object_id[:24]
+        self._cancel(entry.object_id[:24], force, recursive)
+
+    def _cancel(self, task_id: bytes, force: bool, recursive: bool) -> None:
         if not self.tasks.cancel(task_id, force=force, is_recursive=recursive):
             self.actor_calls.cancel(task_id, is_recursive=recursive)
+
+    def _cancel_children(self, task_id: bytes) -> None:
+        for child in (*self.tasks.children_of(task_id), *self.actor_calls.children_of(task_id)):
+            self._cancel(child, False, True)
 
     # ---- messages; on the loop's thread ----
 
@@ -759,6 +769,8 @@ class CoreWorker:
         elif kind is TakeBack:
             self._running().take_back(peer, message.count)
         elif kind is Cancel:
+            if message.is_recursive:
+                self._cancel_children(message.task_id)
             if self.cancel_async_call is not None:
                 self.cancel_async_call(message.task_id)
             else:

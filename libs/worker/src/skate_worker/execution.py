@@ -210,6 +210,7 @@ class Executor:
             and current[1].task_id == self._cancelling
         ):
             self._cancelling = None
+            running_task.get().is_cancelled = True
             raise KeyboardInterrupt
 
     def _flush(self) -> None:
@@ -264,6 +265,8 @@ class Executor:
         self._run_s[key] = run_s if mean_s is None else mean_s + _EWMA * (run_s - mean_s)
         if outcome is not None:
             self._reply(peer, outcome)
+            if is_call and message.is_retriable:
+                self._flush()
         if tracer is not None and context:
             failed = outcome is not None and getattr(outcome, "is_error", False)
             tracer.ended_run(message, context, wall_s, "failed" if failed else "")

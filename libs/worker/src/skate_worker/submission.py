@@ -25,6 +25,7 @@ class Submission:
         "is_cancelled",
         "is_solo",
         "message",
+        "parent",
         "pinned",
         "queue",
         "retry_exceptions",
@@ -52,6 +53,7 @@ class Submission:
         self.pinned: tuple[Entry, ...] = ()  # arguments, pinned until the task ends
         self.top_level: list[tuple[int | str, Entry]] | None = None
         self.queue: Any = None
+        self.parent = b""  # the task that submitted it
         self.span: Any = None  # set while tracing is on
 
     def take_attempt(self) -> bool:

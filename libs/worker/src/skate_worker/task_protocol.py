@@ -115,7 +115,7 @@ class PushCall(TaskMessage, tag=17):
     attempt: int = 0
     trace_parent: str = ""
     concurrency_group: str = ""
-    incarnation: int = 0
+    is_retriable: bool = False  # report its result at once, or a death would run it again
 
 
 class TakeBack(TaskMessage, tag=18):

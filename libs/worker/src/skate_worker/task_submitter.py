@@ -85,7 +85,12 @@ class TaskSubmitter:
             lease = pool.submit(queue, submission)
             if lease is not None:
                 is_lone = len(lease.in_flight) == 1
-                lease.connection.queue(submission.message)
+                try:
+                    lease.connection.queue(submission.message)
+                except StreamClosedError:
+                    # The worker ended a moment ago; on_peer_lost is on its way.
+                    pool.unsent(lease, [submission])
+                    lease = None
             wanted = pool.requests_wanted(queue)
             if wanted > 0:
                 requests = [pool.new_request(queue) for _ in range(wanted)]
@@ -281,11 +286,14 @@ class TaskSubmitter:
 
     def _push(self, lease: Lease[Submission]) -> None:
         # With the lock: the order of pushing is the order of the pool.
+        tasks = self._pool.refill(lease)
+        sent = 0
         try:
-            for submission in self._pool.refill(lease):
+            for submission in tasks:
                 lease.connection.queue(submission.message)
+                sent += 1
         except StreamClosedError:
-            return  # on_peer_lost follows and takes the lease's tasks
+            self._pool.unsent(lease, tasks[sent:])  # on_peer_lost takes the others
 
     def _take_back(self, lease: Lease[Submission], count: int) -> None:
         try:
@@ -420,6 +428,16 @@ class TaskSubmitter:
         except StreamClosedError:
             return True  # its worker is dying: on_lost finds the task cancelled
         return True
+
+    def children_of(self, task_id: bytes) -> list[bytes]:
+        """The unfinished tasks that this task submitted."""
+        waiting = list(self._unresolved.values())
+        with self._ownership.lock:
+            for queue in self._pool.queues.values():
+                waiting += queue.pending
+                for lease in queue.leases.values():
+                    waiting += lease.in_flight.values()
+        return [submission.task_id for submission in waiting if submission.parent == task_id]
 
     def statistics(self) -> dict[str, int]:
         """Counts for people and tests: tasks pending and in flight, leases, requests."""

@@ -33,6 +33,7 @@ import importlib
 import os
 import platform
 import random
+import re
 import signal
 import socket
 import struct
@@ -196,7 +197,7 @@ class Zygote:
         self._set_name(b"skate-worker")
         self._die_with(boot.daemon_pid)
         _volunteer_for_the_oom_killer()
-        os.environ.update(request.env_vars)
+        os.environ.update({name: _expanded(text) for name, text in request.env_vars.items()})
         _become_fresh_interpreter()
         return self._run(
             WorkerConfig(
@@ -362,6 +363,11 @@ def sweep(mark: str) -> int:
 
 def _processes() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def _expanded(text: str) -> str:
+    """``${NAME}`` stands for what the variable is in this process, or for nothing (SURFACE V2)."""
+    return re.sub(r"\$\{(\w+)\}", lambda match: os.environ.get(match[1], ""), text)
 
 
 def _environment(pid: int) -> list[bytes]:

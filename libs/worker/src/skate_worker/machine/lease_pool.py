@@ -111,7 +111,7 @@ class LeasePool(Generic[T]):
         return queue
 
     def submit(self, queue: KeyQueue[T], task: Any) -> Lease[T] | None:
-        """Queue a task, or place it at once: then its lease is returned and the caller pushes it."""
+        """Queue a task, or place it at once: then the caller pushes it to the returned lease."""
         if not queue.pending:
             is_open = queue.open
             while is_open:
@@ -169,6 +169,17 @@ class LeasePool(Generic[T]):
         if not lease.in_flight:
             lease.idle_since_s = now_s
         return task
+
+    def unsent(self, lease: Lease[T], tasks: list[T]) -> None:
+        """Placed tasks that could not be sent: the connection is gone. Back to the head they go."""
+        lease.is_lost = True
+        queue = lease.queue
+        assert queue is not None
+        for task in tasks:
+            placed: Any = task
+            if lease.in_flight.pop(placed.task_id, None) is not None:
+                queue.in_flight -= 1
+        self.requeue(queue, tasks)
 
     def given_back(self, lease: Lease[T], task_ids: list[bytes], is_blocked: bool) -> list[T]:
         """Tasks that never started come back to the head of the queue; returned in their order."""
@@ -245,7 +256,7 @@ class LeasePool(Generic[T]):
         self.leases[lease.lease_id] = lease
 
     def lost(self, lease_id: bytes) -> tuple[Lease[T], list[T]] | None:
-        """A leased worker died. Its tasks, in the order of pushing: only the first surely started."""
+        """A leased worker died. Its tasks as they were pushed: only the first surely started."""
         lease = self.leases.get(lease_id)
         if lease is None:
             return None
