@@ -6,7 +6,7 @@ the rows, their indexes and the storage in step.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from skate_gcs.machine.actor_indexes import ActorIndexes
 from skate_gcs.machine.actor_states import Trigger, next_state

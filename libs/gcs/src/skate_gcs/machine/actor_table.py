@@ -17,7 +17,7 @@ Source: SURFACE rows A13, A18-A25, A32, A39; RELIABILITY I10, I11.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from skate_core_ids import ActorID
 from skate_gcs.machine.actor_rows import ActorRows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from skate_gcs.machine.records import (
     ActorRecord,
@@ -21,106 +22,91 @@ class RefusalKind(Enum):
     FENCED = "fenced"  # the caller's node is dead to this cluster
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """The request was not carried out, and nothing changed."""
 
     kind: RefusalKind
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """Carried out, or already so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """Yes or no; what that means is said at the request."""
 
     value: bool
 
 
-@dataclass(frozen=True, slots=True)
-class NodeAccepted:
+class NodeAccepted(msgspec.Struct, frozen=True):
     """The node is part of this cluster."""
 
     cluster_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class JobAssigned:
+class JobAssigned(msgspec.Struct, frozen=True):
     """The driver's job."""
 
     job_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ActorAssigned:
+class ActorAssigned(msgspec.Struct, frozen=True):
     """``is_new`` False: another actor holds the name, and this is it."""
 
     record: ActorRecord
     is_new: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ActorFound:
+class ActorFound(msgspec.Struct, frozen=True):
     """One actor, or None."""
 
     record: ActorRecord | None
 
 
-@dataclass(frozen=True, slots=True)
-class Nodes:
+class Nodes(msgspec.Struct, frozen=True):
     """All nodes, in order of registration."""
 
     records: list[NodeRecord]
 
 
-@dataclass(frozen=True, slots=True)
-class Jobs:
+class Jobs(msgspec.Struct, frozen=True):
     """All jobs, in order of their numbers."""
 
     records: list[JobRecord]
 
 
-@dataclass(frozen=True, slots=True)
-class Actors:
+class Actors(msgspec.Struct, frozen=True):
     """All actors, in order of registration."""
 
     records: list[ActorRecord]
 
 
-@dataclass(frozen=True, slots=True)
-class Workers:
+class Workers(msgspec.Struct, frozen=True):
     """Dead workers, newest last."""
 
     records: list[WorkerRecord]
 
 
-@dataclass(frozen=True, slots=True)
-class KvValue:
+class KvValue(msgspec.Struct, frozen=True):
     """The value, or None when the key does not exist."""
 
     value: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class KvCount:
+class KvCount(msgspec.Struct, frozen=True):
     """How many keys were deleted."""
 
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class KvKeys:
+class KvKeys(msgspec.Struct, frozen=True):
     """Keys in byte order."""
 
     keys: list[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """The present rows of the channels that were asked for."""
 
     records: list[Announced]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
 
 Key = TypeVar("Key")
 
@@ -18,8 +19,7 @@ class Now(NamedTuple):
     """Unix time, for the start and end times that people read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wakeup:
+class Wakeup(msgspec.Struct, frozen=True):
     """When a machine wants ``Tick`` although nothing else happened, and which timer that is."""
 
     at_s: float

@@ -7,8 +7,9 @@ neither a caller nor a subscriber nor a node, learns of a change that a crash co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from skate_gcs.machine.answers import Answer
 from skate_gcs.machine.records import ActorSpec, Announced, DeathCause, Row
@@ -28,8 +29,7 @@ class Table(StrEnum):
     META = "meta"  # the runner's own: the cluster's id
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(msgspec.Struct, frozen=True):
     """Store a row, or delete it (``row`` None); durable before any other command of the batch.
 
     ``is_lazy``: losing it is harmless (a cache is cut, an obligation would be fulfilled twice), so
@@ -42,22 +42,19 @@ class Persist:
     is_lazy: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True):
     """Send the row to its channel's subscribers, in the order of commands. Not answered."""
 
     record: Announced
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """Answer the request that is being handled. Exactly one for each request."""
 
     answer: Answer
 
 
-@dataclass(frozen=True, slots=True)
-class StartActorOnNode:
+class StartActorOnNode(msgspec.Struct, frozen=True):
     """Ask a node to start an incarnation. The choice of the node must be durable before.
 
     Answered by ``StartAnswered``, or ``StartUnanswered`` when it is unknown whether it arrived.
@@ -69,8 +66,7 @@ class StartActorOnNode:
     incarnation: int
 
 
-@dataclass(frozen=True, slots=True)
-class KillActorOnNode:
+class KillActorOnNode(msgspec.Struct, frozen=True):
     """Tell a node to end an incarnation. Answered by ``KillAnswered``."""
 
     node_id: bytes
@@ -80,8 +76,7 @@ class KillActorOnNode:
     cause: DeathCause
 
 
-@dataclass(frozen=True, slots=True)
-class ForgetNode:
+class ForgetNode(msgspec.Struct, frozen=True):
     """The node is dead: drop the connection to it. Not answered; open calls end unanswered."""
 
     node_id: bytes

@@ -8,9 +8,10 @@ arrive twice: what makes the second harmless is said beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
+
+import msgspec
 
 from skate_gcs.machine import answers
 from skate_gcs.machine.records import (
@@ -25,16 +26,12 @@ from skate_gcs.machine.records import (
 A_co = TypeVar("A_co", covariant=True)
 
 
-class Request(Generic[A_co]):
+class Request(msgspec.Struct, Generic[A_co], frozen=True):
     """Base of what is answered: with an ``A_co``, or with ``Refused``."""
 
-    __slots__ = ()
 
-
-class Query(Request[A_co]):
+class Query(Request[A_co], frozen=True):
     """A request that changes nothing and so may be repeated freely."""
-
-    __slots__ = ()
 
 
 class Channel(StrEnum):
@@ -49,23 +46,20 @@ class Channel(StrEnum):
 # ---- nodes ----
 
 
-@dataclass(frozen=True, slots=True)
-class NodeRegistered(Request[answers.NodeAccepted]):
+class NodeRegistered(Request[answers.NodeAccepted], frozen=True):
     """A raylet came up, or announces itself again. Key: node_id. Refused for a dead node."""
 
     node: NodeRecord
 
 
-@dataclass(frozen=True, slots=True)
-class NodeUnregistered(Request[answers.Done]):
+class NodeUnregistered(Request[answers.Done], frozen=True):
     """A raylet leaves on purpose. Key: node_id."""
 
     node_id: bytes
     cause: DeathCause
 
 
-@dataclass(frozen=True, slots=True)
-class ResourcesReported(Request[answers.Accepted]):
+class ResourcesReported(Request[answers.Accepted], frozen=True):
     """A raylet's heartbeat. Answered False when the node is fenced: it must exit. Key: version."""
 
     node_id: bytes
@@ -74,47 +68,41 @@ class ResourcesReported(Request[answers.Accepted]):
     total: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class ListNodes(Query[answers.Nodes]):
+class ListNodes(Query[answers.Nodes], frozen=True):
     """All nodes."""
 
 
 # ---- jobs ----
 
 
-@dataclass(frozen=True, slots=True)
-class JobAdded(Request[answers.JobAssigned]):
+class JobAdded(Request[answers.JobAssigned], frozen=True):
     """A driver came. ``job_id`` empty: a number is assigned. Key: the driver's worker_id."""
 
     job: JobRecord
 
 
-@dataclass(frozen=True, slots=True)
-class JobFinished(Request[answers.Done]):
+class JobFinished(Request[answers.Done], frozen=True):
     """A driver left. Key: job_id."""
 
     job_id: bytes
     cause: DeathCause
 
 
-@dataclass(frozen=True, slots=True)
-class ListJobs(Query[answers.Jobs]):
+class ListJobs(Query[answers.Jobs], frozen=True):
     """All jobs."""
 
 
 # ---- actors ----
 
 
-@dataclass(frozen=True, slots=True)
-class ActorRegistered(Request[answers.ActorAssigned]):
+class ActorRegistered(Request[answers.ActorAssigned], frozen=True):
     """Create an actor, or (named) find the one that holds the name. Key: actor_id."""
 
     spec: ActorSpec
     get_if_exists: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ActorKilled(Request[answers.Accepted]):
+class ActorKilled(Request[answers.Accepted], frozen=True):
     """The user's kill; answered whether the actor is known. Key: actor_id, with ``no_restart``.
 
     Without it, a second kill that arrives while the actor restarts changes nothing, but one that
@@ -126,15 +114,13 @@ class ActorKilled(Request[answers.Accepted]):
     cause: DeathCause | None
 
 
-@dataclass(frozen=True, slots=True)
-class ActorReleased(Request[answers.Done]):
+class ActorReleased(Request[answers.Done], frozen=True):
     """No handle is left, and no caller waits for a call. Key: actor_id."""
 
     actor_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ActorStarted(Request[answers.Accepted]):
+class ActorStarted(Request[answers.Accepted], frozen=True):
     """A node's worker runs the actor. Answered False when that incarnation is stale: kill it.
 
     Key: actor_id and incarnation.
@@ -146,8 +132,7 @@ class ActorStarted(Request[answers.Accepted]):
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class ActorFailed(Request[answers.Done]):
+class ActorFailed(Request[answers.Done], frozen=True):
     """An incarnation's worker ended or could not start. Stale incarnations change nothing.
 
     Key: actor_id and incarnation.
@@ -159,46 +144,40 @@ class ActorFailed(Request[answers.Done]):
     creation_error: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class GetActor(Query[answers.ActorFound]):
+class GetActor(Query[answers.ActorFound], frozen=True):
     """One actor by its id."""
 
     actor_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class GetNamedActor(Query[answers.ActorFound]):
+class GetNamedActor(Query[answers.ActorFound], frozen=True):
     """The actor that holds a name."""
 
     name: str
     namespace: str
 
 
-@dataclass(frozen=True, slots=True)
-class ListActors(Query[answers.Actors]):
+class ListActors(Query[answers.Actors], frozen=True):
     """All actors."""
 
 
 # ---- workers ----
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerDied(Request[answers.Done]):
+class WorkerDied(Request[answers.Done], frozen=True):
     """A process that may own objects and actors died. Key: worker_id."""
 
     worker: WorkerRecord
 
 
-@dataclass(frozen=True, slots=True)
-class ListDeadWorkers(Query[answers.Workers]):
+class ListDeadWorkers(Query[answers.Workers], frozen=True):
     """The newest dead workers."""
 
 
 # ---- key-value store ----
 
 
-@dataclass(frozen=True, slots=True)
-class KvPut(Request[answers.Accepted]):
+class KvPut(Request[answers.Accepted], frozen=True):
     """Store a value; answered False if the key exists and ``overwrite`` is False. Key: key."""
 
     namespace: str
@@ -207,8 +186,7 @@ class KvPut(Request[answers.Accepted]):
     overwrite: bool
 
 
-@dataclass(frozen=True, slots=True)
-class KvDelete(Request[answers.KvCount]):
+class KvDelete(Request[answers.KvCount], frozen=True):
     """Delete a key, or all keys with this prefix. Key: the key."""
 
     namespace: str
@@ -216,16 +194,14 @@ class KvDelete(Request[answers.KvCount]):
     is_prefix: bool
 
 
-@dataclass(frozen=True, slots=True)
-class KvGet(Query[answers.KvValue]):
+class KvGet(Query[answers.KvValue], frozen=True):
     """One value."""
 
     namespace: str
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class KvList(Query[answers.KvKeys]):
+class KvList(Query[answers.KvKeys], frozen=True):
     """All keys with a prefix."""
 
     namespace: str
@@ -235,8 +211,7 @@ class KvList(Query[answers.KvKeys]):
 # ---- subscriptions ----
 
 
-@dataclass(frozen=True, slots=True)
-class TakeSnapshot(Query[answers.Snapshot]):
+class TakeSnapshot(Query[answers.Snapshot], frozen=True):
     """The present rows of some channels, at this point of the stream of changes."""
 
     channels: tuple[Channel, ...]
@@ -245,8 +220,7 @@ class TakeSnapshot(Query[answers.Snapshot]):
 # ---- facts from the runner ----
 
 
-@dataclass(frozen=True, slots=True)
-class StartAnswered:
+class StartAnswered(msgspec.Struct, frozen=True):
     """A node took a start order (its outcome comes as a report), or refused it with a reason."""
 
     node_id: bytes
@@ -255,8 +229,7 @@ class StartAnswered:
     refusal: str | None  # None: taken
 
 
-@dataclass(frozen=True, slots=True)
-class StartUnanswered:
+class StartUnanswered(msgspec.Struct, frozen=True):
     """The order may or may not have arrived."""
 
     node_id: bytes
@@ -265,8 +238,7 @@ class StartUnanswered:
     problem: str
 
 
-@dataclass(frozen=True, slots=True)
-class KillAnswered:
+class KillAnswered(msgspec.Struct, frozen=True):
     """A node obeyed a kill order (or had nothing to kill), or did not answer."""
 
     node_id: bytes
@@ -275,8 +247,7 @@ class KillAnswered:
     is_done: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
 

@@ -13,8 +13,9 @@ so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import assert_never
+
+import msgspec
 
 from skate_gcs.machine import answers, events
 from skate_gcs.machine.actor_table import ActorTable
@@ -42,22 +43,20 @@ from skate_gcs.machine.worker_table import WorkerTable
 from skate_scheduler import RandomSource
 
 
-@dataclass(frozen=True, slots=True)
-class SavedState:
+class SavedState(msgspec.Struct, frozen=True):
     """The stored rows, decoded. Empty for a new cluster."""
 
-    nodes: list[NodeRecord] = field(default_factory=list)
-    jobs: list[JobRecord] = field(default_factory=list)
+    nodes: list[NodeRecord] = msgspec.field(default_factory=list)
+    jobs: list[JobRecord] = msgspec.field(default_factory=list)
     job_counter: CounterRecord | None = None
-    actor_specs: dict[bytes, ActorSpec] = field(default_factory=dict)
-    actors: dict[bytes, ActorLife] = field(default_factory=dict)
-    workers: list[WorkerRecord] = field(default_factory=list)
-    kills: list[KillRecord] = field(default_factory=list)
-    kv: list[tuple[bytes, bytes]] = field(default_factory=list)
+    actor_specs: dict[bytes, ActorSpec] = msgspec.field(default_factory=dict)
+    actors: dict[bytes, ActorLife] = msgspec.field(default_factory=dict)
+    workers: list[WorkerRecord] = msgspec.field(default_factory=list)
+    kills: list[KillRecord] = msgspec.field(default_factory=list)
+    kv: list[tuple[bytes, bytes]] = msgspec.field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class MachineStatistics:
+class MachineStatistics(msgspec.Struct, frozen=True):
     """Counts for metrics."""
 
     actors: dict[ActorState, int]

@@ -10,7 +10,7 @@ Source: SURFACE row J18.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from skate_core_ids import JobID
 from skate_gcs.machine.answers import JobAssigned, RefusalKind, Refused

@@ -12,9 +12,12 @@ Source: SURFACE rows S1, Z13, F2; RELIABILITY I10, I22.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from enum import Enum
+
+import msgspec
+from msgspec.structs import replace
 
 from skate_core_ids import NodeID
 from skate_gcs.machine.answers import NodeAccepted, RefusalKind, Refused
@@ -35,13 +38,13 @@ class ReportEffect(Enum):
     CHANGED = "changed"  # it may get actors again, or its totals differ
 
 
-@dataclass(slots=True)
-class _LiveNode:
+class _LiveNode(msgspec.Struct):
     """What is known of an alive node beyond its row; not stored."""
 
     heard_s: float  # monotonic
     view: NodeView  # ``available`` less ``claimed``
-    claimed: ResourceSet = field(default_factory=ResourceSet)  # placed there since the last report
+    # Placed there since the last report.
+    claimed: ResourceSet = msgspec.field(default_factory=ResourceSet)
     version: int = 0  # of the last report
     is_suspect: bool = False
     announced_s: float = float("-inf")
@@ -214,7 +217,7 @@ class NodeTable:
         if live is not None and request.fits_in(live.claimed):
             live.claimed = live.claimed.minus(request)
             view = live.view
-            live.view = replace(view, available=view.available.plus(request))
+            live.view = dataclasses.replace(view, available=view.available.plus(request))
 
     def get_alive(self, node_id: bytes) -> NodeRecord | None:
         """The row of an alive node."""

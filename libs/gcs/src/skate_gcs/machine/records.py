@@ -9,8 +9,9 @@ Resources are dicts of amounts in units of 1e-4; nobody mutates them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import IntEnum
+
+import msgspec
 
 
 class DeathKind(IntEnum):
@@ -41,8 +42,7 @@ class ActorState(IntEnum):
     DEAD = 5
 
 
-@dataclass(frozen=True, slots=True)
-class DeathCause:
+class DeathCause(msgspec.Struct, frozen=True):
     """Why a process, actor or node ended, as its parent saw it."""
 
     kind: DeathKind = DeathKind.UNSPECIFIED
@@ -53,8 +53,7 @@ class DeathCause:
     log_tail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """Where a process listens for the task plane."""
 
     node_id: bytes = b""
@@ -62,8 +61,7 @@ class Address:
     endpoint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeRecord:
+class NodeRecord(msgspec.Struct, frozen=True):
     """One life of a node. ``death_cause`` is None exactly while it lives."""
 
     node_id: bytes
@@ -76,9 +74,9 @@ class NodeRecord:
     metrics_endpoint: str = ""
     pid: int = 0
     is_head: bool = False
-    total: dict[str, int] = field(default_factory=dict)
-    available: dict[str, int] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
+    total: dict[str, int] = msgspec.field(default_factory=dict)
+    available: dict[str, int] = msgspec.field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     death_cause: DeathCause | None = None
     start_time_s: float = 0.0  # Unix time
     end_time_s: float = 0.0  # Unix time, 0 while alive
@@ -90,8 +88,7 @@ class NodeRecord:
         return self.death_cause is None
 
 
-@dataclass(frozen=True, slots=True)
-class JobRecord:
+class JobRecord(msgspec.Struct, frozen=True):
     """One driver's run."""
 
     job_id: bytes
@@ -102,11 +99,10 @@ class JobRecord:
     start_time_s: float = 0.0  # Unix time
     end_time_s: float = 0.0  # Unix time, 0 while it runs
     is_finished: bool = False
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerRecord:
+class WorkerRecord(msgspec.Struct, frozen=True):
     """A worker or driver that died."""
 
     worker_id: bytes
@@ -118,8 +114,7 @@ class WorkerRecord:
     end_time_s: float = 0.0  # Unix time
 
 
-@dataclass(frozen=True, slots=True)
-class ActorSpec:
+class ActorSpec(msgspec.Struct, frozen=True):
     """What was asked for. ``creation_task`` is emptied at the actor's death."""
 
     actor_id: bytes
@@ -130,16 +125,15 @@ class ActorSpec:
     is_detached: bool = False
     class_name: str = ""
     max_restarts: int = 0  # -1: without end
-    placement_resources: dict[str, int] = field(default_factory=dict)
-    running_resources: dict[str, int] = field(default_factory=dict)
-    env_vars: dict[str, str] = field(default_factory=dict)
+    placement_resources: dict[str, int] = msgspec.field(default_factory=dict)
+    running_resources: dict[str, int] = msgspec.field(default_factory=dict)
+    env_vars: dict[str, str] = msgspec.field(default_factory=dict)
     creation_task: bytes = b""
     trace_parent: str = ""
     handle_state: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class ActorLife:
+class ActorLife(msgspec.Struct, frozen=True):
     """What became of it: the part of an actor's row that changes, and so is stored by itself.
 
     Flat, because it is a storage row. What is legal in which state::
@@ -165,8 +159,7 @@ class ActorLife:
     number: int = 0  # order of registration
 
 
-@dataclass(frozen=True, slots=True)
-class ActorRecord:
+class ActorRecord(msgspec.Struct, frozen=True):
     """An actor's whole row."""
 
     spec: ActorSpec
@@ -179,8 +172,7 @@ class ActorRecord:
         return self.life.state is ActorState.DEAD
 
 
-@dataclass(frozen=True, slots=True)
-class KillRecord:
+class KillRecord(msgspec.Struct, frozen=True):
     """A node's outstanding duty to end an incarnation; kept until the node obeyed or died."""
 
     node_id: bytes
@@ -189,8 +181,7 @@ class KillRecord:
     cause: DeathCause
 
 
-@dataclass(frozen=True, slots=True)
-class CounterRecord:
+class CounterRecord(msgspec.Struct, frozen=True):
     """A number that must never go back."""
 
     value: int

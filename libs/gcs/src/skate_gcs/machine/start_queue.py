@@ -19,8 +19,9 @@ for at most ``CANDIDATES_MAX`` nodes; O(shapes) per pump.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from skate_gcs.machine.clock import Wakeup
 from skate_gcs.machine.limits import GcsLimits
@@ -43,24 +44,21 @@ _NEVER = float("inf")
 _HYBRID = HybridConfig()
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True):
     """This node is to be asked to start the actor."""
 
     actor_id: bytes
     node_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Postponed:
+class Postponed(msgspec.Struct, frozen=True):
     """The actor waits, for this reason."""
 
     actor_id: bytes
     reason: str
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct):
     preferred_id: bytes  # the creator's node
     refused_by: tuple[bytes, ...] = ()  # in this round of the shape
     round: int = -1
@@ -68,13 +66,12 @@ class _Waiting:
     told: str = ""  # the reason that was given out
 
 
-@dataclass(slots=True)
-class _Shape:
+class _Shape(msgspec.Struct):
     request: ResourceSet
     window: int
-    waiting: OrderedDict[bytes, _Waiting] = field(default_factory=OrderedDict)
-    untold: dict[bytes, None] = field(default_factory=dict)
-    asked: dict[bytes, _Waiting] = field(default_factory=dict)
+    waiting: OrderedDict[bytes, _Waiting] = msgspec.field(default_factory=OrderedDict)
+    untold: dict[bytes, None] = msgspec.field(default_factory=dict)
+    asked: dict[bytes, _Waiting] = msgspec.field(default_factory=dict)
     retry_s: float = _READY  # nothing is asked before
     failures: int = 0  # pauses in a row
     round: int = 0  # grows when nodes that refused may be asked again

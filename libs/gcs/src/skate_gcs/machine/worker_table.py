@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from skate_gcs.machine.clock import Now
 from skate_gcs.machine.commands import Command, Persist, Publish, Table

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from skate_gcs.config import GcsConfig
 from skate_gcs.errors import GcsConfigError
@@ -33,8 +34,7 @@ _log = logging.getLogger(__name__)
 _CLUSTER_ID_KEY = b"cluster_id"
 
 
-@dataclass(frozen=True, slots=True)
-class GcsStatistics:
+class GcsStatistics(msgspec.Struct, frozen=True):
     """What a GCS holds and has done, for metrics."""
 
     tables: MachineStatistics

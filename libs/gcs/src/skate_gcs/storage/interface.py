@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 
 class Write(NamedTuple):
@@ -19,8 +20,7 @@ class Write(NamedTuple):
     value: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class StorageStatistics:
+class StorageStatistics(msgspec.Struct, frozen=True):
     """What a back end has done since it was opened."""
 
     batches: int  # committed

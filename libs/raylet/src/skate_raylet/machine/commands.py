@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from skate_raylet.machine.events import EnvVars, WorkerHanded, WorkerRefused
 
@@ -11,8 +12,7 @@ DeviceIds = Mapping[str, tuple[tuple[int, int], ...]]
 """For each device resource the devices assigned: ``(index, units of it)``."""
 
 
-@dataclass(frozen=True, slots=True)
-class GrantLease:
+class GrantLease(msgspec.Struct, frozen=True):
     """Tell the holder which worker is its own."""
 
     holder_id: bytes
@@ -20,11 +20,10 @@ class GrantLease:
     lease_id: bytes
     startup_id: int
     worker_id: bytes
-    device_ids: DeviceIds = field(default_factory=dict)
+    device_ids: DeviceIds = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class RefuseLease:
+class RefuseLease(msgspec.Struct, frozen=True):
     """Tell the requester that its request failed."""
 
     holder_id: bytes
@@ -33,8 +32,7 @@ class RefuseLease:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class LoseLease:
+class LoseLease(msgspec.Struct, frozen=True):
     """Tell the holder that its worker died. The shell knows the cause."""
 
     holder_id: bytes
@@ -42,16 +40,14 @@ class LoseLease:
     worker_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class AskLeaseBack:
+class AskLeaseBack(msgspec.Struct, frozen=True):
     """Tell the holder that others wait. Answered, sooner or later, by ``LeaseReturned``."""
 
     holder_id: bytes
     lease_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PlaceActor:
+class PlaceActor(msgspec.Struct, frozen=True):
     """Send the actor's creation to this worker."""
 
     actor_id: bytes
@@ -59,11 +55,10 @@ class PlaceActor:
     lease_id: bytes
     startup_id: int
     worker_id: bytes
-    device_ids: DeviceIds = field(default_factory=dict)
+    device_ids: DeviceIds = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class RefuseActor:
+class RefuseActor(msgspec.Struct, frozen=True):
     """Report to the GCS that this life of the actor did not come about."""
 
     actor_id: bytes
@@ -72,8 +67,7 @@ class RefuseActor:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class LoseActor:
+class LoseActor(msgspec.Struct, frozen=True):
     """Report to the GCS that the actor's worker died. The shell knows the cause."""
 
     actor_id: bytes
@@ -81,8 +75,7 @@ class LoseActor:
     worker_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class StartWorker:
+class StartWorker(msgspec.Struct, frozen=True):
     """Fork a worker. Answered by ``WorkerRegistered`` or ``WorkerStartFailed``, always."""
 
     startup_id: int
@@ -90,8 +83,7 @@ class StartWorker:
     env_vars: EnvVars
 
 
-@dataclass(frozen=True, slots=True)
-class EndWorker:
+class EndWorker(msgspec.Struct, frozen=True):
     """End a worker's process: ask, then kill after ``grace_s``. Answered by its death.
 
     Repeated with a shorter grace it tightens the deadline. The first cause stands.
@@ -104,8 +96,7 @@ class EndWorker:
     grace_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class AcquireWorker:
+class AcquireWorker(msgspec.Struct, frozen=True):
     """From the leases to the pool. Answered by ``WorkerHanded`` or ``WorkerRefused``."""
 
     lease_id: bytes
@@ -115,22 +106,19 @@ class AcquireWorker:
     holder_id: bytes  # never its own worker
 
 
-@dataclass(frozen=True, slots=True)
-class AbandonWorker:
+class AbandonWorker(msgspec.Struct, frozen=True):
     """From the leases to the pool: the lease no longer needs a worker. No answer."""
 
     lease_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseWorker:
+class ReleaseWorker(msgspec.Struct, frozen=True):
     """From the leases to the pool: the worker is free again."""
 
     startup_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class RetireWorker:
+class RetireWorker(msgspec.Struct, frozen=True):
     """From the leases to the pool: end this worker. Answered by its death."""
 
     startup_id: int

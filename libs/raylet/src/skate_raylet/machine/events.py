@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from skate_scheduler import ResourceSet
 
@@ -10,8 +10,7 @@ EnvVars = tuple[tuple[str, str], ...]
 """Environment variables of a worker, sorted by name, so that equal environments are equal keys."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseRequested:
+class LeaseRequested(msgspec.Struct, frozen=True):
     """A process asks for a worker. Repeating a known ``request_id`` changes nothing."""
 
     holder_id: bytes
@@ -22,16 +21,14 @@ class LeaseRequested:
     backlog: int = 0  # tasks that wait behind this request
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseRequestCancelled:
+class LeaseRequestCancelled(msgspec.Struct, frozen=True):
     """A process no longer wants a request; if it was granted meanwhile, it returns the lease."""
 
     holder_id: bytes
     request_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseReturned:
+class LeaseReturned(msgspec.Struct, frozen=True):
     """A holder gave its lease back. ``discard``: the worker must not be used again."""
 
     holder_id: bytes
@@ -39,8 +36,7 @@ class LeaseReturned:
     discard: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ActorRequested:
+class ActorRequested(msgspec.Struct, frozen=True):
     """The GCS wants this life of an actor here. Repeating it changes nothing."""
 
     actor_id: bytes
@@ -51,8 +47,7 @@ class ActorRequested:
     env_vars: EnvVars = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ActorEnded:
+class ActorEnded(msgspec.Struct, frozen=True):
     """This life of the actor is over or not wanted: whatever it has here is to go."""
 
     actor_id: bytes
@@ -62,30 +57,26 @@ class ActorEnded:
     grace_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerBlocked:
+class WorkerBlocked(msgspec.Struct, frozen=True):
     """The worker waits for values: its CPUs may be lent."""
 
     worker_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerUnblocked:
+class WorkerUnblocked(msgspec.Struct, frozen=True):
     """The worker runs again, with its CPUs."""
 
     worker_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerRegistered:
+class WorkerRegistered(msgspec.Struct, frozen=True):
     """A started process introduced itself."""
 
     startup_id: int
     worker_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStartFailed:
+class WorkerStartFailed(msgspec.Struct, frozen=True):
     """A start came to nothing: no fork, or the process ended before it registered."""
 
     startup_id: int
@@ -93,23 +84,20 @@ class WorkerStartFailed:
     is_transient: bool  # worth another try
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerGone:
+class WorkerGone(msgspec.Struct, frozen=True):
     """A registered worker's process ended, for whatever reason."""
 
     startup_id: int
     worker_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerRetiring:
+class WorkerRetiring(msgspec.Struct, frozen=True):
     """A worker said that it will end by itself; it must not be handed out again."""
 
     startup_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerUnfit:
+class WorkerUnfit(msgspec.Struct, frozen=True):
     """A worker must end: killed by its lease's holder, or it no longer speaks to the node."""
 
     startup_id: int
@@ -118,15 +106,13 @@ class WorkerUnfit:
     grace_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class HolderGone:
+class HolderGone(msgspec.Struct, frozen=True):
     """A process that held leases ended or hung up."""
 
     holder_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class JobFinished:
+class JobFinished(msgspec.Struct, frozen=True):
     """A job is over: its workers go as soon as nobody uses them.
 
     Its actors are ended by the GCS, which knows which of them outlive it.
@@ -135,13 +121,11 @@ class JobFinished:
     job_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class TimePassed:
+class TimePassed(msgspec.Struct, frozen=True):
     """``next_wakeup`` came."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerHanded:
+class WorkerHanded(msgspec.Struct, frozen=True):
     """From the pool to the leases: here is the worker for this lease."""
 
     lease_id: bytes
@@ -149,8 +133,7 @@ class WorkerHanded:
     worker_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerRefused:
+class WorkerRefused(msgspec.Struct, frozen=True):
     """From the pool to the leases: there will be no worker for this lease."""
 
     lease_id: bytes

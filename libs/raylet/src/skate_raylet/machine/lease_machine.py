@@ -26,8 +26,10 @@ Comes after the stream's dispatch in the shell; next is ``worker_pool_machine``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import assert_never
+
+import msgspec
+from msgspec.structs import replace
 
 from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
@@ -59,8 +61,7 @@ DISCARD_GRACE_S = 5.0  # a retired worker runs its exit hooks for at most this l
 REQUESTS_PER_HOLDER_MAX = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseConfig:
+class LeaseConfig(msgspec.Struct, frozen=True):
     """The constants of a node's leases."""
 
     total: ResourceSet
@@ -68,11 +69,10 @@ class LeaseConfig:
     id_prefix: bytes
     # A request that this node can never hold is refused after this long; None: it waits for ever.
     infeasible_grace_s: float | None = 10.0
-    queue: LeaseQueueConfig = field(default_factory=LeaseQueueConfig)
+    queue: LeaseQueueConfig = msgspec.field(default_factory=LeaseQueueConfig)
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct, frozen=True):
     """What the queue does not need to know about a request."""
 
     request: Request

@@ -14,7 +14,8 @@ then 0.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from skate_raylet.machine.commands import DeviceIds
 from skate_raylet.machine.devices import free_devices
@@ -22,16 +23,14 @@ from skate_raylet.machine.events import EnvVars
 from skate_scheduler import CPU, ResourceSet
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRequest:
+class TaskRequest(msgspec.Struct, frozen=True):
     """Names a process's request for a worker."""
 
     holder_id: bytes
     request_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class ActorRequest:
+class ActorRequest(msgspec.Struct, frozen=True):
     """Names one life of an actor."""
 
     actor_id: bytes
@@ -41,13 +40,11 @@ class ActorRequest:
 Request = TaskRequest | ActorRequest
 
 
-@dataclass(frozen=True, slots=True)
-class AwaitingWorker:
+class AwaitingWorker(msgspec.Struct, frozen=True):
     """Its resources are set aside; its worker is not there yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(msgspec.Struct, frozen=True):
     """The worker serves the holder."""
 
     startup_id: int
@@ -56,8 +53,7 @@ class Granted:
     is_asked_back: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True):
     """Nobody uses the worker any more; its resources are free once its process is gone."""
 
     startup_id: int
@@ -68,8 +64,7 @@ class Ending:
 LeaseState = AwaitingWorker | Granted | Ending
 
 
-@dataclass(slots=True)
-class Lease:
+class Lease(msgspec.Struct):
     """One live lease. ``resources`` stay; what it holds of them depends on ``is_blocked``."""
 
     lease_id: bytes
@@ -99,8 +94,7 @@ class Lease:
         return b"" if isinstance(self.state, AwaitingWorker) else self.state.worker_id
 
 
-@dataclass(frozen=True, slots=True)
-class _Derived:
+class _Derived(msgspec.Struct, frozen=True):
     available: ResourceSet
     used: ResourceSet
     used_by_actors: ResourceSet

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import assert_never
+
+import msgspec
 
 from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
@@ -37,8 +38,7 @@ from skate_scheduler import (
 BLOCKERS_MAX = 5  # holders that a reason names
 
 
-@dataclass(frozen=True, slots=True)
-class NodeStatistics:
+class NodeStatistics(msgspec.Struct, frozen=True):
     """Counts of one moment."""
 
     total: ResourceSet
@@ -52,8 +52,7 @@ class NodeStatistics:
     workers_starting: int
 
 
-@dataclass(frozen=True, slots=True)
-class WaitingRequest:
+class WaitingRequest(msgspec.Struct, frozen=True):
     """One request that has no worker yet, and why."""
 
     request: Request
@@ -63,8 +62,7 @@ class WaitingRequest:
     reason: WaitReason
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True):
     """Requests of one shape that wait, with what waits behind them."""
 
     shape: ResourceSet

@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Final, assert_never
+
+import msgspec
 
 from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
@@ -38,8 +39,7 @@ RETRY_DELAY_MAX_S: Final = 2.0
 JOB_EXIT_GRACE_S: Final = 1.0  # for exit hooks of a finished job's workers
 
 
-@dataclass(frozen=True, slots=True)
-class PoolConfig:
+class PoolConfig(msgspec.Struct, frozen=True):
     """How many worker processes a node runs."""
 
     # Idle workers are kept while there are no more task workers than this. Usually the CPUs.
@@ -50,40 +50,35 @@ class PoolConfig:
     workers_max: int
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerKey:
+class WorkerKey(msgspec.Struct, frozen=True):
     """What makes two workers alike."""
 
     job_id: bytes
     env_vars: on.EnvVars
 
 
-@dataclass(frozen=True, slots=True)
-class Starting:
+class Starting(msgspec.Struct, frozen=True):
     """Forked or about to be; not yet registered. ``is_late``: given up, its end is awaited."""
 
     since_s: float
     is_late: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Idle:
+class Idle(msgspec.Struct, frozen=True):
     """Registered and free."""
 
     worker_id: bytes
     since_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Leased:
+class Leased(msgspec.Struct, frozen=True):
     """Serves a lease."""
 
     worker_id: bytes
     is_actor: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Leaving:
+class Leaving(msgspec.Struct, frozen=True):
     """Was asked to end, or is ending by itself."""
 
     worker_id: bytes
@@ -92,8 +87,7 @@ class Leaving:
 WorkerState = Starting | Idle | Leased | Leaving
 
 
-@dataclass(slots=True)
-class Worker:
+class Worker(msgspec.Struct):
     """One process of the pool."""
 
     startup_id: int
@@ -101,11 +95,11 @@ class Worker:
     state: WorkerState
 
 
-@dataclass(slots=True)
-class _Line:
+class _Line(msgspec.Struct):
     """Who waits for a worker of one kind."""
 
-    waiting: dict[bytes, do.AcquireWorker] = field(default_factory=dict)  # by lease, first first
+    # By lease, first come first.
+    waiting: dict[bytes, do.AcquireWorker] = msgspec.field(default_factory=dict)
     starting: int = 0  # processes that are starting and not late
     failures: int = 0  # transient, in a row
     retry_at_s: float = float("-inf")

@@ -19,6 +19,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from skate_raylet.machine.commands import LoseActor, PlaceActor, RefuseActor
 from skate_raylet.machine.events import ActorEnded, ActorRequested, NodeEvent
 from skate_raylet.service.convert import death_to_proto
@@ -38,8 +40,7 @@ GRACE_S = {"handles_released": 30.0, "owner_died": 1.0, "job_finished": 1.0}
 _Life = tuple[bytes, int]
 
 
-@dataclass(slots=True)
-class _Actor:
+class _Actor(msgspec.Struct):
     """One life of an actor here."""
 
     spec: gcs_pb2.ActorSpec

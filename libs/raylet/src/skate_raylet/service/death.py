@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+
+import msgspec
 
 from skate_rpc.node_protocol import Death
 
@@ -18,8 +19,7 @@ LOG_TAIL_BYTES = 64 << 10
 _CGROUP_OOM_FILES = ("memory.events", "memory.oom_control")
 
 
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
+class ExitStatus(msgspec.Struct, frozen=True):
     """What ``wait4`` said."""
 
     pid: int
@@ -42,8 +42,7 @@ class ExitStatus:
         return self.signal == 0 and self.exit_code == 0
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(msgspec.Struct, frozen=True):
     """Why the node, or the process itself, meant the process to end."""
 
     kind: str

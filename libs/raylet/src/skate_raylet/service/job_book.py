@@ -6,7 +6,8 @@ A job's driver may be on another node; then the GCS's events tell.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+
+import msgspec
 
 from skate_rpc.gen.skate.v1 import gcs_pb2
 
@@ -14,8 +15,7 @@ SYS_PATH_KEY = "skate:sys_path"  # in the job's metadata, as a JSON list
 FINISHED_KEPT_MAX = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True):
     """One job."""
 
     job_id: bytes

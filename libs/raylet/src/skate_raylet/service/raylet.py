@@ -18,10 +18,10 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import assert_never
 
 import grpc.aio
+import msgspec
 
 from skate_object_store import StoreServer, StoreStatistics
 from skate_raylet.config import RayletConfig
@@ -67,8 +67,7 @@ STATISTICS_TIMEOUT_S = 5.0
 ZYGOTE_END_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class RayletStatistics:
+class RayletStatistics(msgspec.Struct, frozen=True):
     """Counts of one moment."""
 
     node: NodeStatistics
