@@ -61,7 +61,7 @@ def test_put_takes_read_only_writable_and_shaped_buffers(client: StoreClient) ->
     assert bytes(view) == b"bytesarrayview" + array.tobytes() * 2
 
 
-@pytest.mark.parametrize("size", [4, 600_000])
+@pytest.mark.parametrize("size", [4, 4_000_000])
 def test_part_that_is_not_contiguous_raises_and_frees_the_id(
     client: StoreClient, size: int
 ) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PARALLEL_BYTES = 8 << 20
 """From here a copy is shared between threads; below, waking them costs more than they save."""
 
-UNLOCKED_BYTES = 256 << 10
+UNLOCKED_BYTES = 1 << 20
 """From here a copy lets other threads run meanwhile; below, handing the lock over costs more."""
 
 PREPARED_BYTES = 1 << 20
