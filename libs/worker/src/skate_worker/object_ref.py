@@ -17,7 +17,7 @@ from skate_worker.machine.references import Entry, Owner
 from skate_worker.serialization import register_argument_reference, register_reference_type
 
 if TYPE_CHECKING:
-    from skate_worker.core import CoreWorker
+    from skate_worker.object_access import ObjectAccess
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -31,7 +31,7 @@ class ObjectRef(Generic[T_co]):
 
     __slots__ = ("__weakref__", "_core", "_entry")
 
-    def __init__(self, core: CoreWorker, entry: Entry) -> None:
+    def __init__(self, core: ObjectAccess, entry: Entry) -> None:
         # The count was raised by whoever made or found the entry, under the runtime's lock.
         self._core = core
         self._entry = entry
