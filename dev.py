@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,9 @@ def main(arguments: list[str]) -> int:
     if command == "demo":
         return _run([VENV_PYTHON, ROOT / "examples" / "word_count.py", *rest])
     if command == "test":
+        # A shell starts background jobs with Ctrl-C ignored, and children inherit that; the tests of
+        # Ctrl-C need it heard. With a handler set here, every child starts with the default again.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         return run_tests(rest)
     print(f"Ready: {VENV.name}/bin/python imports skate, {VENV.name}/bin/nox runs the checks.")
     return 0
