@@ -2,11 +2,11 @@
 
 ::
 
-    token -> spans -> gcs (head) -> metrics -> raylet (store, zygote, stream) -> node.json
+    token -> spans -> gcs (head) -> metrics -> raylet (store, stream) -> zygote ready -> node.json
 
-What comes before: ``daemon`` (process set-up, watchdog). What comes after: the raylet and the GCS
-do the work; this module only waits for a reason to stop. The parts are made by the factories of
-:class:`Components`, so that a test can put one that fails in a part's place.
+What comes before: ``daemon`` (process set-up, watchdog, the zygote's spawn). What comes after: the
+raylet and the GCS do the work; this module only waits for a reason to stop. The parts are made by
+the factories of :class:`Components`, so that a test can put one that fails in a part's place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import gc
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from skate_node.session import (
 from skate_node.task_spans import TaskSpans
 from skate_node.watchdog import Watchdog
 from skate_raylet import Raylet, RayletConfig
+from skate_raylet.zygote_process import ZygoteProcess
 from skate_rpc.tokens import generate_token, write_token_file
 from skate_scheduler import to_units
 from skate_telemetry.logs import configure_logging
@@ -54,7 +54,8 @@ GCS_GRACE_S = 0.2
 SPANS_FLUSH_S = 0.5
 LOG_BYTES_MAX = 4 * 1024 * 1024
 LOG_BACKUPS_MAX = 1
-ZYGOTE_COMMAND = (sys.executable, "-P", "-m", "skate_worker.zygote")
+ZYGOTE_READY_S = 25.0
+"""It imports a tenth of a second's worth; the launcher waits for 30 s in all."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,14 @@ class Components:
     gcs: Callable[[GcsConfig], GcsServer] = GcsServer
     raylet: Callable[..., Raylet] = Raylet
     metrics: Callable[..., NodeMetrics] = NodeMetrics
-    zygote_command: tuple[str, ...] = ZYGOTE_COMMAND
 
 
 def run_node(
-    launch: Launch, ready: ReadyWriter, watchdog: Watchdog, components: Components | None = None
+    launch: Launch,
+    ready: ReadyWriter,
+    watchdog: Watchdog,
+    zygote: ZygoteProcess,
+    components: Components,
 ) -> int:
     """Be the node until a stop is asked for or a part ends. Returns the process's exit status.
 
@@ -81,7 +85,7 @@ def run_node(
         bytes_max=LOG_BYTES_MAX,
         backups_max=LOG_BACKUPS_MAX,
     )
-    node = NodeService(launch, components or Components(), ready.starting)
+    node = NodeService(launch, zygote, components, ready.starting)
     return asyncio.run(_serve(node, ready, watchdog))
 
 
@@ -122,13 +126,18 @@ class NodeService:
     """One node's parts. Start once, stop once."""
 
     def __init__(
-        self, launch: Launch, components: Components, on_starting: Callable[[str], None]
+        self,
+        launch: Launch,
+        zygote: ZygoteProcess,
+        components: Components,
+        on_starting: Callable[[str], None],
     ) -> None:
         self._launch = launch
         self._options = launch.options
         self._components = components
         self._on_starting = on_starting
-        self._node_id = NodeID.from_random()
+        self._node_id = NodeID(zygote.node_id)
+        self._zygote = zygote
         self._started = contextlib.AsyncExitStack()
         self._gcs: GcsServer | None = None
         self._raylet: Raylet | None = None
@@ -153,6 +162,8 @@ class NodeService:
             config = self._raylet_config(plan, token, gcs_endpoint, metrics, spans.is_enabled)
         with self._starting("raylet"):
             raylet = await self._start_raylet(config, spans)
+        with self._starting("zygote"):
+            await raylet.wait_zygote_ready(ZYGOTE_READY_S)
         with self._starting("session"):
             record = self._publish(config, raylet)
         if metrics is not None:
@@ -228,7 +239,7 @@ class NodeService:
         return metrics
 
     async def _start_raylet(self, config: RayletConfig, spans: TaskSpans) -> Raylet:
-        raylet = self._components.raylet(config, task_events=spans.record)
+        raylet = self._components.raylet(config, task_events=spans.record, zygote=self._zygote)
         await raylet.start()
         self._raylet = raylet
         self._started.push_async_callback(raylet.stop, "the node stops", RAYLET_GRACE_S)
@@ -269,7 +280,7 @@ class NodeService:
             node_name=options.node_name or socket.gethostname(),
             metrics_endpoint="" if metrics is None else metrics.endpoint,
             is_tracing=is_tracing,
-            zygote_command=self._components.zygote_command,
+            zygote_command=self._zygote.command,
             worker_umask=self._launch.umask,
         )
         if options.workers_max is None:

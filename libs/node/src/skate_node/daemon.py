@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from skate_core_ids import NodeID
 from skate_node.launch_protocol import (
     FIRST_FREE_FD,
     LIFELINE_FD,
@@ -29,15 +30,20 @@ from skate_node.options import NodeOptions
 from skate_node.processes import kill_session_processes
 from skate_node.session import remove_session
 from skate_node.watchdog import Watchdog
+from skate_raylet.zygote_process import spawn_zygote
 
 if TYPE_CHECKING:
     from skate_node.composition import Components
 
 STOP_GRACE_S = 2.5
 """An orderly stop takes at most this; the whole end, killing included, stays under 3 s."""
+ZYGOTE_COMMAND = (sys.executable, "-P", "-m", "skate_worker.zygote")
 
 
-def main(make_components: Callable[[], Components] | None = None) -> None:
+def main(
+    make_components: Callable[[], Components] | None = None,
+    zygote_command: tuple[str, ...] = ZYGOTE_COMMAND,
+) -> None:
     """Be a node until a stop is asked for, then leave nothing. Does not return.
 
     ``make_components`` gives other parts than the usual ones, after the imports.
@@ -56,12 +62,16 @@ def main(make_components: Callable[[], Components] | None = None) -> None:
     watchdog.start()
     exit_code = 1
     try:
+        # First of all: it imports for as long as this process does, on another processor.
+        ready.starting("zygote")
+        node_id = NodeID.from_random().binary()
+        zygote = spawn_zygote(zygote_command, launch.session_dir, node_id, os.environ)
         ready.starting("python import")
         # Imported here: it loads gRPC, and its failure is to be reported like any other.
-        from skate_node.composition import run_node  # noqa: PLC0415
+        from skate_node.composition import Components, run_node  # noqa: PLC0415
 
-        components = None if make_components is None else make_components()
-        exit_code = run_node(launch, ready, watchdog, components)
+        parts = Components() if make_components is None else make_components()
+        exit_code = run_node(launch, ready, watchdog, zygote, parts)
     except Exception as error:  # noqa: BLE001  # The process boundary: the starter is told.
         text = "\n".join(traceback.format_exc().splitlines()[-LOG_TAIL_LINES:])
         print(text, file=sys.stderr, flush=True)  # noqa: T201  # Into daemon.err.

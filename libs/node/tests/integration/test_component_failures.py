@@ -55,7 +55,7 @@ FAILURES = [
     ),
     pytest.param(
         """
-        def raylet(config, *, task_events):
+        def raylet(config, **_):
             os.kill(os.getpid(), signal.SIGKILL)
         return Components(raylet=raylet)
         """,
@@ -77,22 +77,14 @@ FAILURES = [
     ),
     pytest.param(
         """
-        def raylet(config, *, task_events):
+        def raylet(config, **options):
             os.chmod(config.session_dir + "/sockets", 0o777)
-            return composition.Raylet(config, task_events=task_events)
+            return composition.Raylet(config, **options)
         return Components(raylet=raylet)
         """,
         "store",
         "sockets",
         id="store-refuses-its-folder",
-    ),
-    pytest.param(
-        """
-        return Components(zygote_command=("/nonexistent/python",))
-        """,
-        "zygote",
-        "No such file or directory: '/nonexistent/python'",
-        id="zygote-can-not-be-run",
     ),
     pytest.param(
         """
@@ -123,6 +115,30 @@ def test_start_with_a_failing_part_names_it_and_leaves_nothing(
     with pytest.raises(NodeStartError) as caught:
         start_node(options, command=daemon_with(body))
     assert caught.value.component == component
+    assert expected in str(caught.value)
+    assert not [name for name in os.listdir(root_path(temp_dir)) if name.startswith("session_")]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (("/nonexistent/python",), "No such file or directory: '/nonexistent/python'"),
+        (
+            ("/bin/sh", "-c", "echo no such luck >&2; exit 3"),
+            "exited with status 3.\nLast lines of its log:\n    no such luck",
+        ),
+        (("/bin/sh", "-c", "kill -9 $$"), "was killed by SIGKILL"),
+    ],
+    ids=["can-not-be-run", "exits", "is-killed"],
+)
+def test_start_with_a_failing_zygote_names_it_and_leaves_nothing(
+    temp_dir: str, command: tuple[str, ...], expected: str
+) -> None:
+    options = NodeOptions(temp_dir=temp_dir, num_cpus=1, object_store_memory=STORE_BYTES)
+    program = f"from skate_node import daemon; daemon.main(zygote_command={command!r})"
+    with pytest.raises(NodeStartError) as caught:
+        start_node(options, command=("-P", "-c", program))
+    assert caught.value.component == "zygote"
     assert expected in str(caught.value)
     assert not [name for name in os.listdir(root_path(temp_dir)) if name.startswith("session_")]
 

@@ -41,6 +41,11 @@ class ExitStatus(msgspec.Struct, frozen=True):
         """Whether it ended by itself with code 0."""
         return self.signal == 0 and self.exit_code == 0
 
+    def __str__(self) -> str:
+        if not self.signal:
+            return f"exited with status {self.exit_code}"
+        return f"was killed by {_signal_name(self.signal)}"
+
 
 class Intent(msgspec.Struct, frozen=True):
     """Why the node, or the process itself, meant the process to end."""
@@ -85,13 +90,17 @@ def describe_exit(
 
 def _facts(exited: ExitStatus) -> str:
     if exited.signal:
-        try:
-            name = signal.Signals(exited.signal).name
-        except ValueError:
-            name = f"signal {exited.signal}"
+        name = _signal_name(exited.signal)
         description = signal.strsignal(exited.signal)
         return f"was ended by {name}" + (f" ({description})" if description else "")
     return f"exited with code {exited.exit_code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _mib(size_bytes: int) -> str:

@@ -49,6 +49,7 @@ from skate_raylet.service.reaper import Reaper
 from skate_raylet.service.servicer import RayletServicer
 from skate_raylet.service.worker_processes import WorkerEvents, WorkerProcess, WorkerProcesses
 from skate_raylet.service.zygote import ForkRequest, Zygote, ZygoteBoot, ZygoteEvents
+from skate_raylet.zygote_process import MARK_VARIABLE, ZygoteProcess
 from skate_rpc import node_protocol as node
 from skate_rpc.errors import RpcError
 from skate_rpc.gcs_client import GcsClient
@@ -60,7 +61,6 @@ from skate_scheduler import ResourceSet
 
 _log = logging.getLogger(__name__)
 
-MARK_VARIABLE = "SKATE_NODE_MARK"
 DEAD_REMEMBERED_MAX = 10_000
 DEMANDS_REPORTED_MAX = 1000
 STATISTICS_TIMEOUT_S = 5.0
@@ -75,6 +75,7 @@ class RayletStatistics(msgspec.Struct, frozen=True):
     actors: int
     processes: int  # registered workers and drivers
     zygote_restarts: int
+    is_zygote_ready: bool  # whether workers can be forked at this moment
     worker_deaths: int  # since the start, whatever the cause
     unsent_reports: int  # that wait for the GCS
 
@@ -90,9 +91,12 @@ class Raylet:
         config: RayletConfig,
         *,
         task_events: Callable[[list[node.TaskEvent]], None] | None = None,
+        zygote: ZygoteProcess | None = None,
     ) -> None:
+        """``zygote``: one spawned ahead, by the same command and for the same node id."""
         self._config = config
         self._task_events = task_events
+        self._early_zygote = zygote
         self.on_driver_gone: Callable[[bytes], None] | None = None
         self.on_ready_step: Callable[[str], None] | None = None
         self.grpc_endpoint = ""
@@ -202,14 +206,19 @@ class Raylet:
         zygote = self._zygote = Zygote(
             config.zygote_command,
             boot,
-            {**os.environ, MARK_VARIABLE: mark},
+            os.environ,
             self._reaper,
             ZygoteEvents(self._workers.forked, self._workers.fork_failed),
+            self._early_zygote,
         )
         self._zygote.start()
 
     def _fork(self, request: ForkRequest) -> None:
         self._zygote.fork(request)
+
+    async def wait_zygote_ready(self, timeout_s: float) -> None:
+        """Wait until workers can be forked. Raises ``ZygoteStartError``: the first one ended."""
+        await self._zygote.wait_ready(timeout_s)
 
     async def stop(self, reason: str, grace_s: float) -> None:
         """End the workers (asked first, killed after ``grace_s``), then every part. Idempotent."""
@@ -471,6 +480,7 @@ class Raylet:
             actors=self._actors.count(),
             processes=len(self._processes),
             zygote_restarts=self._zygote.restarts,
+            is_zygote_ready=self._zygote.is_ready,
             worker_deaths=self._death_count,
             unsent_reports=self._link.unsent_reports(),
         )

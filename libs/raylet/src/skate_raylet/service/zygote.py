@@ -21,13 +21,14 @@ from dataclasses import dataclass
 
 import msgspec
 
+from skate_raylet.errors import ZygoteStartError
 from skate_raylet.service.death import ExitStatus, read_log_tail
 from skate_raylet.service.reaper import Reaper
+from skate_raylet.zygote_process import ZygoteProcess, spawn_zygote
 
 _log = logging.getLogger(__name__)
 
 PACKET_BYTES_MAX = 1 << 20
-SOCKET_BUFFER_BYTES = 2 << 20
 RESTART_PAUSE_S = 0.05  # doubles with each zygote that dies before it is ready
 RESTART_PAUSE_MAX_S = 1.0
 BROKEN_AFTER = 3  # zygotes in a row that never became ready: the installation is at fault
@@ -84,13 +85,17 @@ class Zygote:
         environment: Mapping[str, str],
         reaper: Reaper,
         events: ZygoteEvents,
+        early: ZygoteProcess | None = None,
     ) -> None:
+        """``early``: one that runs already, with the same command; it becomes the first."""
         self._loop = asyncio.get_running_loop()
         self._command = command
         self._boot = boot
         self._environment = dict(environment)
         self._reaper = reaper
         self._events = events
+        self._early = early
+        self._first_end: asyncio.Future[ExitStatus | None] = self._loop.create_future()
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(ForkReply).decode
         self._process: subprocess.Popen[bytes] | None = None
@@ -121,8 +126,24 @@ class Zygote:
 
     def start(self) -> None:
         """Start the process. Raises ``OSError`` when the program can not be run at all."""
-        self._spawn()
+        early, self._early = self._early, None
+        self._take(self._spawn() if early is None else early)
         self._check()
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Wait until the first zygote has imported everything.
+
+        Raises ``ZygoteStartError`` when it ends instead, or is not ready in time. It is started
+        again all the same, until :meth:`close`.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                exited = await asyncio.shield(self._first_end)
+        except TimeoutError:
+            raise ZygoteStartError(f"it was not ready within {timeout_s:g} s") from None
+        if exited is not None:
+            reason = "the process that workers are forked from ended before it was ready"
+            raise ZygoteStartError(reason, str(exited))
 
     def fork(self, request: ForkRequest) -> None:
         """Ask for a worker; answered by one of the events."""
@@ -153,34 +174,17 @@ class Zygote:
                 await self._gone.wait()
         self._drop_control()
 
-    def _spawn(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        logs = os.path.join(self._boot.session_dir, "logs")
-        with theirs:
-            for side in (ours, theirs):
-                side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-            with (
-                open(os.path.join(logs, "zygote.out"), "ab") as out,
-                open(os.path.join(logs, "zygote.err"), "ab") as err,
-            ):
-                try:
-                    process = subprocess.Popen(
-                        [*self._command, str(theirs.fileno())],
-                        stdin=subprocess.DEVNULL,
-                        stdout=out,
-                        stderr=err,
-                        env=self._environment,
-                        pass_fds=[theirs.fileno()],
-                        start_new_session=True,
-                    )
-                except OSError:
-                    ours.close()
-                    raise
-        ours.setblocking(False)
-        self._process, self._control, self._is_ready = process, ours, False
+    def _spawn(self) -> ZygoteProcess:
+        boot = self._boot
+        return spawn_zygote(self._command, boot.session_dir, boot.node_id, self._environment)
+
+    def _take(self, zygote: ZygoteProcess) -> None:
+        process, control = zygote.process, zygote.control
+        control.setblocking(False)
+        self._process, self._control, self._is_ready = process, control, False
         self._gone.clear()
         self._reaper.watch(process.pid, self._on_exit)
-        self._loop.add_reader(ours.fileno(), self._on_readable)
+        self._loop.add_reader(control.fileno(), self._on_readable)
         self._send(self._encode(self._boot))
         waiting, self._waiting = self._waiting, {}
         for startup_id, packet in waiting.items():
@@ -221,6 +225,7 @@ class Zygote:
             reply = self._decode(packet)
             if reply.startup_id == 0:
                 self._is_ready, self._deaths_unready = True, 0
+                self._note_first(None)
             elif self._under_way.pop(reply.startup_id, None) is not None:
                 if reply.pid:
                     self._events.on_forked(reply.startup_id, reply.pid)
@@ -236,6 +241,7 @@ class Zygote:
         self._on_readable()  # answers that it gave before it died
         self._drop_control()
         self._gone.set()
+        self._note_first(exited)
         if self._is_closed:
             return
         if not self._is_ready:
@@ -270,7 +276,7 @@ class Zygote:
             return
         self.restarts += 1
         try:
-            self._spawn()
+            self._take(self._spawn())
         except OSError as problem:
             # No room for a process: the starts that wait are answered, and it is tried again.
             _log.error("event=zygote_restart_failed error=%s", problem)
@@ -278,6 +284,11 @@ class Zygote:
             for startup_id in waiting:
                 self._events.on_failed(startup_id, f"No zygote could be started: {problem}.", True)
             self._loop.call_later(RESTART_PAUSE_MAX_S, self._restart)
+
+    def _note_first(self, exited: ExitStatus | None) -> None:
+        """How the first one's start ended: by being ready (None) or by its death."""
+        if not self._first_end.done():
+            self._first_end.set_result(exited)
 
     def _check(self) -> None:
         """A zygote that does not answer is as good as dead."""
