@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     if command == "demo":
         return _run([VENV_PYTHON, ROOT / "examples" / "word_count.py", *rest])
     if command == "test":
-        # A shell starts background jobs with Ctrl-C ignored, and children inherit that; the tests of
+        # A shell starts background jobs with Ctrl-C ignored, and children inherit that; tests of
         # Ctrl-C need it heard. With a handler set here, every child starts with the default again.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         return run_tests(rest)
