@@ -104,20 +104,22 @@ def wait(
         given = type(object_refs).__name__
         hint = " Write wait([ref])." if given == "ObjectRef" else ""
         raise TypeError(f"wait() takes a list of ObjectRefs, got {given}.{hint}")
-    for item in object_refs if set(map(type, object_refs)) != _ONLY_REFS else ():
-        if type(item) is not ObjectRef:
-            raise TypeError(
-                f"wait() takes a list of ObjectRefs, but the list has {type(item).__name__}."
-                f"{_hint(item)}"
-            )
+    try:
+        # References to one object share what the runtime knows of it, which hashes in C.
+        entries = set(map(_ENTRY, object_refs))
+    except AttributeError:
+        item = next(item for item in object_refs if type(item) is not ObjectRef)
+        raise TypeError(
+            f"wait() takes a list of ObjectRefs, but the list has {type(item).__name__}."
+            f"{_hint(item)}"
+        ) from None
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):
         raise TypeError(f"num_returns must be a whole number, got {num_returns!r}.")
     if timeout is not None:
         timeout = _timeout_s("wait", timeout, allows_minus_one=False)
     if not object_refs:
         return [], []
-    # References to one object share what the runtime knows of it, which hashes in C.
-    if len(set(map(_ENTRY, object_refs))) != len(object_refs):
+    if len(entries) != len(object_refs):
         raise ValueError("wait() takes each ObjectRef once, but the list has the same one twice.")
     if not 1 <= num_returns <= len(object_refs):
         raise ValueError(

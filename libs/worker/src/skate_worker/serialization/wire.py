@@ -45,7 +45,8 @@ _ZEROS: Final = bytes(ALIGNMENT_BYTES)
 _RAW_HEAD: Final = bytes([_RAW]) + bytes(ALIGNMENT_BYTES - 1)
 
 _ATOMS: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
-_FLAT_SEQUENCES: Final = frozenset({tuple, list})
+_CONTAINERS: Final = frozenset({tuple, list, dict})
+PLAIN_ITEMS_MAX: Final = 64  # looking at more items costs more than the general pickler's start
 _NOTHING: Final[tuple[Any, ...]] = ()
 
 
@@ -91,11 +92,11 @@ def is_plain(value: Any) -> bool:
     kind = type(value)
     if kind in _ATOMS:
         return True
-    if kind in _FLAT_SEQUENCES:
+    if kind not in _CONTAINERS or len(value) > PLAIN_ITEMS_MAX:
+        return False
+    if kind is not dict:
         return _ATOMS.issuperset(map(type, value))
-    return kind is dict and (
-        _ATOMS.issuperset(map(type, value.values())) and _ATOMS.issuperset(map(type, value))
-    )
+    return _ATOMS.issuperset(map(type, value.values())) and _ATOMS.issuperset(map(type, value))
 
 
 def serialize(
