@@ -32,8 +32,9 @@ class World:
         self.on_start: Callable[[], None] = lambda: None
         self.on_connect: Callable[[], None] = lambda: None
 
-    def start_node(self, options: Any) -> Any:
+    def start_node(self, options: Any, *, meanwhile: Callable[[], None]) -> Any:
         self.on_start()
+        meanwhile()
         node = facts("unix:/own")
         node.options = options
         node.stop = lambda: self.stopped.append(node)
