@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from skate_object_store.client.store_client import StoreClient
 from skate_object_store.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
@@ -19,6 +19,7 @@ from skate_object_store.handshake import HandshakeFactory, HandshakeLike
 from skate_object_store.machine.facts import Fullness, FullReason, Holder
 
 if TYPE_CHECKING:
+    from skate_object_store.client.store_client import StoreClient
     from skate_object_store.service.config import StoreConfig
     from skate_object_store.service.server import StoreServer, StoreStatistics
 
@@ -43,10 +44,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """The server's side is imported by who uses it: workers start without it."""
-    if name in {"StoreConfig", "StoreServer", "StoreStatistics"}:
-        from skate_object_store.service import config, server  # noqa: PLC0415  Start-up time.
+# Each side is imported by who uses it: workers do without the server, daemons without the client.
+_MODULES = {
+    "StoreClient": "client.store_client",
+    "StoreConfig": "service.config",
+    "StoreServer": "service.server",
+    "StoreStatistics": "service.server",
+}
 
-        return getattr(config if name == "StoreConfig" else server, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
