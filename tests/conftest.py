@@ -23,7 +23,7 @@ RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--faults`` sizes the chaos tests."""
-    parser.addoption("--faults", type=int, default=30, help="faults that a chaos test injects")
+    parser.addoption("--faults", type=int, default=50, help="faults that a chaos test injects")
 
 
 @pytest.fixture

@@ -10,7 +10,14 @@ from typing import NoReturn
 
 import click
 
-from skate_cluster.exit_codes import FAILED, INTERRUPTED, OK, USAGE, CommandError
+from skate_cluster.exit_codes import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    UNREACHABLE,
+    USAGE,
+    CommandError,
+)
 from skate_core_ids import SkateError
 from skate_node.errors import ClusterNotFoundError
 from skate_node.launcher import RunningNode, start_node
@@ -44,7 +51,11 @@ def _refuse_open(_context: click.Context, parameter: click.Parameter, value: obj
 
 @click.command(name="start", short_help="Start a node.")
 @click.option("--head", is_flag=True, help="Start a new cluster, with its control service here.")
-@click.option("--address", metavar="HOST:PORT", help="Join the cluster whose head listens here.")
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    help="Join the cluster whose head listens here; auto finds one of this machine.",
+)
 @click.option("--token-file", type=click.Path(), help="File with the cluster's token, mode 0600.")
 @click.option("--host", metavar="HOST", help=f"Address to listen on.  [default: {DEFAULT_HOST}]")
 @click.option(
@@ -105,10 +116,11 @@ def command(
         if head:
             port = DEFAULT_PORT if port is None else port
             _refuse_second_head(nodes, port)
+        gcs_address, token = _to_join(address, token_file, temp_dir)
         options = NodeOptions(
             is_head=head,
-            gcs_address=address,
-            token=_token(address, token_file, temp_dir),
+            gcs_address=gcs_address,
+            token=token,
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             memory=memory,
@@ -153,20 +165,27 @@ def _refuse_second_head(nodes: list[NodeRecord], port: int) -> None:
             )
 
 
-def _token(address: str | None, token_file: str | None, temp_dir: str | None) -> str | None:
-    """From the file; a node that joins a cluster of this machine finds it by itself."""
-    if token_file is not None:
-        return read_token_file(token_file)
-    if address is None:
-        return None
+def _to_join(
+    address: str | None, token_file: str | None, temp_dir: str | None
+) -> tuple[str | None, str | None]:
+    """The GCS to join and its token; a head joins nothing, and may be given its token.
+
+    A cluster of this machine is found by its address or by ``auto``, token and all.
+    """
+    token = None if token_file is None else read_token_file(token_file)
+    if address is None or (token is not None and address != "auto"):
+        return address, token
     try:
-        return read_token_file(find_node(address, temp_dir).token_path)
-    except ClusterNotFoundError:
+        node = find_node(address, temp_dir)
+    except ClusterNotFoundError as error:
+        if address == "auto":
+            raise CommandError(str(error), UNREACHABLE) from None
         raise CommandError(
             f"The token of the cluster at {address} is not known on this machine; copy the head's"
             " token file here and give it with --token-file.",
             USAGE,
         ) from None
+    return node.gcs_endpoint, token or read_token_file(node.token_path)
 
 
 def _joining_address(node: RunningNode, host: str | None) -> str:

@@ -66,9 +66,10 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def test_start_status_join_stop(skate: Shell, temp_dir: str) -> None:
+@pytest.mark.parametrize("is_auto", [False, True], ids=["address", "auto"])
+def test_start_status_join_stop(skate: Shell, temp_dir: str, is_auto: bool) -> None:
     address = skate.start_head("--resources", '{"disk": 2}', "--node-name", "first")
-    joined = skate("start", "--address", address, *SMALL)
+    joined = skate("start", "--address", "auto" if is_auto else address, *SMALL)
     assert joined.returncode == 0, joined.stderr
     report = json.loads(skate("status", "--format", "json").stdout)
     assert report["address"] == address
@@ -79,6 +80,12 @@ def test_start_status_join_stop(skate: Shell, temp_dir: str) -> None:
     assert (stopped.returncode, stopped.stdout) == (0, "Stopped 2 nodes.\n")
     assert live_nodes(temp_dir) == []
     assert skate("status").returncode == 3
+
+
+def test_joining_auto_without_a_cluster_says_so(skate: Shell) -> None:
+    done = skate("start", "--address", "auto", *SMALL)
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_second_head_on_one_port_is_refused_in_one_sentence(skate: Shell) -> None:
