@@ -17,7 +17,6 @@ from skate.context import SessionContext
 from skate.runtime_env import EnvVars, inherited, merge
 from skate.uninterrupted import note_exit, run_whole
 from skate_worker.current import current_core, set_current_core
-from skate_worker.errors import NotInitializedError
 
 if TYPE_CHECKING:
     from skate.init_options import InitOptions
@@ -80,7 +79,6 @@ class _Session:
 
     def _reach_node(self) -> tuple[str, str, dict[str, str]]:
         from skate_node import ClusterNotFoundError, find_node, start_node  # noqa: PLC0415
-        from skate_rpc.tokens import read_token_file  # noqa: PLC0415
 
         options = self._options
         record = None
@@ -92,6 +90,8 @@ class _Session:
             except ClusterNotFoundError:
                 record = None  # Nothing runs, or what ran has crashed: a local cluster is started.
         if record is not None:
+            from skate_rpc.tokens import read_token_file  # noqa: PLC0415
+
             token = read_token_file(record.token_path)
             return record.stream_endpoint, token, _facts(record)
         self.node = start_node(options.node, meanwhile=_import_runtime)
@@ -99,7 +99,10 @@ class _Session:
 
 
 def _import_runtime() -> None:
-    """Import what connects to a node, while the node's daemon imports what it needs itself."""
+    """Import what connects to a node, while the node's daemon imports what it needs itself.
+
+    The less is imported before the daemon is on its way, the sooner both are done.
+    """
     from skate_worker import core  # noqa: F401, PLC0415 - a tenth of a second, not for all
 
 
@@ -223,6 +226,8 @@ def require_session() -> CoreWorker:
     core = current_core()
     if core is not None:
         return core
+    from skate_worker.errors import NotInitializedError  # noqa: PLC0415 - see `_import_runtime`
+
     if _forked:
         raise NotInitializedError(
             "This process is a fork of one that had a session, which a fork can not use;"

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from skate_scheduler.errors import ResourceTypeError, ResourceValueError
-from skate_scheduler.lease_queue import LeaseQueue, LeaseQueueConfig, LeaseSupply, QueuedLease
-from skate_scheduler.node_view import NodeView
-from skate_scheduler.policy import Fit, HybridConfig, Placement, choose_node
-from skate_scheduler.random_source import RandomSource
-from skate_scheduler.reasons import Missing, WaitKind, WaitReason, find_missing
-from skate_scheduler.resources import (
-    CPU,
-    DEVICE_RESOURCES,
-    GPU,
-    MEMORY,
-    UNITS,
-    ResourceSet,
-    format_units,
-    from_units,
-    request_units,
-    to_units,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from skate_scheduler.errors import ResourceTypeError, ResourceValueError
+    from skate_scheduler.lease_queue import LeaseQueue, LeaseQueueConfig, LeaseSupply, QueuedLease
+    from skate_scheduler.node_view import NodeView
+    from skate_scheduler.policy import Fit, HybridConfig, Placement, choose_node
+    from skate_scheduler.random_source import RandomSource
+    from skate_scheduler.reasons import Missing, WaitKind, WaitReason, find_missing
+    from skate_scheduler.resources import (
+        CPU,
+        DEVICE_RESOURCES,
+        GPU,
+        MEMORY,
+        UNITS,
+        ResourceSet,
+        format_units,
+        from_units,
+        request_units,
+        to_units,
+    )
 
 __all__ = [
     "CPU",
@@ -49,3 +53,41 @@ __all__ = [
     "request_units",
     "to_units",
 ]
+
+# A driver uses the resources alone, and its start waits for what is imported here.
+_MODULES = {
+    "CPU": "resources",
+    "DEVICE_RESOURCES": "resources",
+    "Fit": "policy",
+    "GPU": "resources",
+    "HybridConfig": "policy",
+    "LeaseQueue": "lease_queue",
+    "LeaseQueueConfig": "lease_queue",
+    "LeaseSupply": "lease_queue",
+    "MEMORY": "resources",
+    "Missing": "reasons",
+    "NodeView": "node_view",
+    "Placement": "policy",
+    "QueuedLease": "lease_queue",
+    "RandomSource": "random_source",
+    "ResourceSet": "resources",
+    "ResourceTypeError": "errors",
+    "ResourceValueError": "errors",
+    "UNITS": "resources",
+    "WaitKind": "reasons",
+    "WaitReason": "reasons",
+    "choose_node": "policy",
+    "find_missing": "reasons",
+    "format_units": "resources",
+    "from_units": "resources",
+    "request_units": "resources",
+    "to_units": "resources",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

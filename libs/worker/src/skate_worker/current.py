@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from skate_worker.errors import NotInitializedError
-
 if TYPE_CHECKING:
     from skate_worker.core import CoreWorker
 
@@ -30,6 +28,8 @@ def require_core() -> CoreWorker:
     """The connection of this process. Raises :class:`NotInitializedError` without one."""
     core = current_slot[0]
     if core is None:
+        from skate_worker.errors import NotInitializedError  # noqa: PLC0415 - `init` starts with us
+
         raise NotInitializedError(
             "Skate is not initialised in this process; call skate.init() first."
         )
