@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from skate_raylet import Raylet, RayletConfig
+from skate_raylet.zygote_process import ZygoteProcess
 from skate_rpc import node_protocol as node
 from skate_rpc.gen.skate.v1 import gcs_pb2, gcs_pb2_grpc
 from skate_rpc.grpc_channel import open_channel
@@ -246,7 +247,11 @@ class Cluster:
 
 
 @asynccontextmanager
-async def start_cluster(folder: Path, **options: Any) -> AsyncIterator[Cluster]:
+async def start_cluster(
+    folder: Path,
+    spawn_ahead: Callable[[str, bytes], ZygoteProcess] | None = None,
+    **options: Any,
+) -> AsyncIterator[Cluster]:
     (folder / "sockets").mkdir(mode=0o700)
     (folder / "logs").mkdir(mode=0o700)
     gcs = ScriptedGcs(f"unix:{folder}/sockets/gcs.sock")  # type: ignore[abstract]
@@ -264,7 +269,8 @@ async def start_cluster(folder: Path, **options: Any) -> AsyncIterator[Cluster]:
         "preload": (),
         **options,
     }
-    raylet = Raylet(RayletConfig(**settings))
+    zygote = None if spawn_ahead is None else spawn_ahead(str(folder), NODE_ID)
+    raylet = Raylet(RayletConfig(**settings), zygote=zygote)
     await raylet.start()
     channel = open_channel(raylet.grpc_endpoint, TOKEN)
     cluster = Cluster(raylet, gcs, RayletClient(channel), folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from skate_raylet import ZygoteStartError
 from skate_raylet.service import zygote as ours
+from skate_raylet.zygote_process import ZygoteProcess, spawn_zygote
 from skate_rpc import node_protocol as node
 
 
@@ -69,6 +72,75 @@ def test_zygote_that_never_starts_refuses_with_its_log(play: Any) -> None:
 
     command = (sys.executable, "-c", "import sys; sys.exit('no such luck')")
     play(test, zygote_command=command)
+
+
+def test_waiting_for_the_first_zygote_returns_when_it_can_fork(play: Any) -> None:
+    async def test(cluster: Any) -> None:
+        await cluster.raylet.wait_zygote_ready(20.0)
+        assert cluster.raylet.statistics().is_zygote_ready
+        os.kill(cluster.raylet._zygote.pid, signal.SIGKILL)
+        await (await cluster.driver()).lease()
+        await cluster.raylet.wait_zygote_ready(0.1)  # a later death is no failure to start
+
+    play(test)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("import sys; sys.exit(3)", "exited with status 3"),
+        ("import os; os.kill(os.getpid(), 9)", "was killed by SIGKILL"),
+    ],
+)
+def test_waiting_for_a_zygote_that_ends_says_how_it_ended(
+    play: Any, code: str, status: str
+) -> None:
+    async def test(cluster: Any) -> None:
+        with pytest.raises(ZygoteStartError, match="ended before it was ready") as caught:
+            await cluster.raylet.wait_zygote_ready(20.0)
+        assert caught.value.component == "zygote"
+        assert caught.value.exit_status == status
+        assert not cluster.raylet.statistics().is_zygote_ready
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+    play(test, zygote_command=(sys.executable, "-c", code))
+
+
+def test_waiting_for_a_zygote_that_hangs_ends_in_time(play: Any) -> None:
+    async def test(cluster: Any) -> None:
+        with pytest.raises(ZygoteStartError, match=r"not ready within 0\.01 s") as caught:
+            await cluster.raylet.wait_zygote_ready(0.01)
+        assert caught.value.exit_status == ""
+
+    play(test, zygote_command=(sys.executable, "-c", "import time; time.sleep(600)"))
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_zygote_spawned_ahead_becomes_the_first(play: Any, is_dead: bool) -> None:
+    """One that died before anybody looked is replaced like any other."""
+    early: list[ZygoteProcess] = []
+
+    async def test(cluster: Any) -> None:
+        await (await cluster.driver()).lease()
+        zygote_pid = cluster.raylet._zygote.pid
+        assert (zygote_pid != early[0].process.pid) == is_dead
+        assert cluster.raylet.statistics().zygote_restarts == int(is_dead)
+
+    def spawn(session_dir: str, node_id: bytes) -> ZygoteProcess:
+        early.append(spawn_zygote(TINY_WORKER, session_dir, node_id, os.environ))
+        if is_dead:
+            os.kill(early[0].process.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, early[0].process.pid, os.WEXITED | os.WNOWAIT)
+        return early[0]
+
+    play(test, spawn_ahead=spawn)
+
+
+def test_importing_the_spawn_loads_neither_grpc_nor_msgspec() -> None:
+    code = "import sys, skate_raylet.zygote_process\n"
+    code += "print(sorted({'grpc', 'google', 'msgspec', 'asyncio'} & set(sys.modules)))\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_zygote_keeps_no_descriptor_and_no_thread_after_many_forks(play: Any) -> None:
