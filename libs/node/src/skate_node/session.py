@@ -29,6 +29,7 @@ from skate_node.root import open_root, root_path
 
 SESSION_PREFIX = "session_"
 LOGS_KEPT_SESSIONS_MAX = 2
+DELETE_PASSES_MAX = 5
 _LATEST_LINK = "session_latest"
 _CURRENT_FILE = "current_cluster"
 _RECORD_FILE = "node.json"
@@ -232,7 +233,12 @@ def remove_session(session_dir: str, *, keep_logs: bool = False) -> None:
             _delete(os.path.join(session_dir, entry))
         trim_logs(os.path.join(session_dir, "logs"))
         return
-    _delete(session_dir)
+    # A node that is ended while it starts may add a file between the listing and the removal of its
+    # folder, but never makes the folder again: a further pass finds all there is.
+    for _ in range(DELETE_PASSES_MAX):
+        _delete(session_dir)
+        if not os.path.lexists(session_dir):
+            break
     link = os.path.join(os.path.dirname(session_dir), _LATEST_LINK)
     try:
         if os.readlink(link) == os.path.basename(session_dir):

@@ -286,3 +286,23 @@ def test_read_record_unreadable_is_none(temp_dir: str, text: str) -> None:
     Path(session.path, "node.json").write_text(text)
     assert read_record(session.path) is None
     session.close()
+
+
+def test_file_added_while_a_session_is_removed_goes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_dir = tmp_path / "session_1"
+    (session_dir / "sockets").mkdir(parents=True)
+    real_rmdir = os.rmdir
+    added: list[Path] = []
+
+    def rmdir(path: str) -> None:
+        if str(path) == str(session_dir) and not added:
+            added.append(session_dir / "token")
+            added[0].write_text("written by a start that does not know yet")
+        real_rmdir(path)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    session_module.remove_session(str(session_dir))
+    assert added
+    assert not session_dir.exists()

@@ -163,6 +163,7 @@ def test_other_users_process_is_refused(serve: Serve, is_socket_open: bool) -> N
     code = f"""
 import os, sys
 import skate_object_store
+skate_object_store.StoreClient  # imported on first use, and the other user may not read it
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 try:
     skate_object_store.StoreClient({server.endpoint!r}, timeout_s=5)
