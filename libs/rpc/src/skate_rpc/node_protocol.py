@@ -17,6 +17,12 @@ class NodeMessage(msgspec.Struct, array_like=True, tag_field="t", gc=False):
     """Base of every message below; the tag is the class's number."""
 
 
+# Priorities of pulls: a lower number goes first.
+PULL_FOR_GET = 0
+PULL_FOR_WAIT = 1
+PULL_FOR_ARGUMENT = 2
+
+
 # ---- process to raylet ----
 
 
@@ -126,6 +132,26 @@ class UnsubscribeActor(NodeMessage, tag=14):
     actor_id: bytes
 
 
+class PullObject(NodeMessage, tag=15):
+    """Bring a copy of an object into this node's store. Answered by :class:`PullEnded`.
+
+    The owner has said which nodes hold it; the raylet tries them, best first.
+    """
+
+    pull_id: int  # the process's own counter
+    object_id: bytes
+    size_bytes: int
+    owner_id: bytes  # the copy's tag in the store: it goes when the owner does
+    node_ids: list[bytes]
+    priority: int = 0  # PULL_FOR_GET, PULL_FOR_WAIT or PULL_FOR_ARGUMENT
+
+
+class CancelPull(NodeMessage, tag=16):
+    """Nobody here waits for this pull any more; :class:`PullEnded` follows, however it went."""
+
+    pull_id: int
+
+
 # ---- raylet to process ----
 
 
@@ -212,6 +238,22 @@ class WorkerDied(NodeMessage, tag=41):
     """Some process of the cluster died: owners drop its borrows, borrowers fail its objects."""
 
     worker_id: bytes
+    cause: Death
+
+
+class PullEnded(NodeMessage, tag=42):
+    """The outcome of :class:`PullObject`. ``kind`` empty: the copy is in this node's store."""
+
+    pull_id: int
+    kind: str = ""  # "lost": no source has it; "full": no room here; "cancelled"
+    message: str = ""  # why, for a person
+    lost_at: list[bytes] = []  # the nodes that do not have it or can not be reached
+
+
+class NodeDied(NodeMessage, tag=43):
+    """A node of the cluster died, with its store and every process on it."""
+
+    node_id: bytes
     cause: Death
 
 
@@ -384,6 +426,8 @@ FromProcess = (
     | TaskEvents
     | SubscribeActor
     | UnsubscribeActor
+    | PullObject
+    | CancelPull
 )
 FromRaylet = (
     ProcessRegistered
@@ -396,4 +440,6 @@ FromRaylet = (
     | ActorUpdate
     | ExitNow
     | WorkerDied
+    | PullEnded
+    | NodeDied
 )
