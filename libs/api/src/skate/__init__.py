@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 # The type checker's reading of the same table; a test compares the two.
 if TYPE_CHECKING:
     from skate import actor as actor
+    from skate import cluster_utils as cluster_utils
     from skate import exceptions as exceptions
     from skate import runtime_context as runtime_context
     from skate import util as util
@@ -69,7 +70,7 @@ _MODULE_OF = {
     "shutdown": "skate.session",
     "wait": "skate.objects",
 }
-_SUBMODULES = ("actor", "exceptions", "runtime_context", "util")
+_SUBMODULES = ("actor", "cluster_utils", "exceptions", "runtime_context", "util")
 
 __all__ = [  # noqa: PLE0604 - every name is in the table, and the table is the one place
     "__version__",

@@ -67,9 +67,18 @@ class RunningNode:
             self._process.terminate()
             self._process.wait(timeout_s)
         finally:
-            self._process.kill()
-            kill_session_processes(os.path.basename(self.session_dir))
-            remove_session(self.session_dir, keep_logs=self._keep_logs)
+            self.kill()
+
+    def kill(self) -> None:
+        """As :meth:`stop`, but nothing is asked first: the node ends as if its machine had failed.
+
+        The cluster is not told; it notices by the node's silence.
+        """
+        if self._process.starter_pid != os.getpid():
+            return
+        self._process.kill()
+        kill_session_processes(os.path.basename(self.session_dir))
+        remove_session(self.session_dir, keep_logs=self._keep_logs)
 
 
 def start_node(
