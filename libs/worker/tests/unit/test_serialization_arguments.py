@@ -10,6 +10,7 @@ import pytest
 from skate_worker.errors import UnknownOwnerError
 from skate_worker.object_ref import ObjectRef
 from skate_worker.serialization import (
+    ALL_ARGUMENTS,
     EMPTY_ARGUMENTS,
     INLINE_LIMIT_BYTES,
     Serialized,
@@ -121,18 +122,54 @@ def test_large_argument_is_promoted_and_small_ones_stay(large: Any) -> None:
     assert deserialize_args(data, [(1, "v"), ("k", "w")]) == ((1, "v"), {"k": "w", "s": 2})
 
 
-def test_many_small_arguments_stay_inline_up_to_the_total() -> None:
+def test_many_small_arguments_stay_inline_up_to_the_total_then_become_one_object() -> None:
     promoted: list[Serialized] = []
     chunks = tuple(bytes([n]) * 90_000 for n in range(120))
 
-    def promote(value: Serialized) -> int:
+    def promote(value: Serialized) -> str:
         promoted.append(value)
-        return len(promoted)
+        return f"ref{len(promoted) - 1}"
 
     serialize_args(chunks[:100], {}, promote)
     assert not promoted
-    serialize_args(chunks, {}, promote)
-    assert len(promoted) == 4
+
+    data, nested, top = serialize_args(chunks, {"k": 1}, promote)
+
+    assert (data, list(nested), list(top)) == (b"", [], [(ALL_ARGUMENTS, "ref0")])
+    assert len(promoted) == 1
+    together = deserialize(promoted[0].to_bytes())
+    assert deserialize_args(data, [(ALL_ARGUMENTS, together)]) == (chunks, {"k": 1})
+
+
+def test_references_beside_arguments_that_became_one_object_keep_their_places() -> None:
+    chunks = tuple(bytes([n]) * 90_000 for n in range(120))
+    a, b = ref(b"a"), ref(b"b")
+    stored: list[Serialized] = []
+
+    def promote(value: Serialized) -> str:
+        stored.append(value)
+        return "whole"
+
+    data, _, top = serialize_args((a, *chunks), {"k": b}, promote)
+
+    assert list(top) == [(0, a), ("k", b), (ALL_ARGUMENTS, "whole")]
+    together = deserialize(stored[0].to_bytes())
+    args, kwargs = deserialize_args(data, [(0, "v"), ("k", "w"), (ALL_ARGUMENTS, together)])
+    assert args[0] == "v"
+    assert args[1:] == chunks
+    assert kwargs == {"k": "w"}
+
+
+def test_reference_nested_in_arguments_that_became_one_object_is_held_by_that_object() -> None:
+    a = ref(b"a")
+    stored: list[Serialized] = []
+
+    _, nested, _ = serialize_args(
+        ([a], *(bytes([n]) * 90_000 for n in range(120))), {}, stored.append
+    )
+
+    assert list(nested) == []
+    assert list(stored[0].contained) == [a]
 
 
 def test_large_argument_without_promote_stays_inline() -> None:

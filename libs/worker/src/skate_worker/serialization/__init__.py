@@ -14,6 +14,7 @@ from skate_worker.pickler import (
     register_serializer,
 )
 from skate_worker.serialization.arguments import (
+    ALL_ARGUMENTS,
     EMPTY_ARGUMENTS,
     INLINE_LIMIT_BYTES,
     deserialize_args,
@@ -29,6 +30,7 @@ from skate_worker.serialization.wire import (
 )
 
 __all__ = [
+    "ALL_ARGUMENTS",
     "EMPTY_ARGUMENTS",
     "INLINE_LIMIT_BYTES",
     "ErrorValue",

@@ -2,6 +2,9 @@
 
 A reference that is itself an argument is resolved to its value before the call runs; its place in
 the bytes holds None until then. A reference inside a container stays a reference.
+
+Arguments of more than ``INLINE_TOTAL_LIMIT_BYTES`` in all become one object, at the position
+``ALL_ARGUMENTS``: ten thousand lists are then one visit to the store and not ten thousand.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ Position = int | str
 EMPTY_ARGUMENTS: Final = dumps(((), {}), PROTOCOL)
 INLINE_LIMIT_BYTES: Final = 100 * 1024
 INLINE_TOTAL_LIMIT_BYTES: Final = 10 * 1024 * 1024
+ALL_ARGUMENTS: Final = -1
 assert INLINE_LIMIT_BYTES <= INLINE_TOTAL_LIMIT_BYTES
 
 _NOTHING: Final[tuple[Any, ...]] = ()
@@ -48,10 +52,9 @@ def serialize_args(
     """Serialise the arguments of one call.
 
     Gives the bytes, the references nested in values, and the references at the top level with
-    their positions. ``promote`` stores a value of more than ``INLINE_LIMIT_BYTES`` (or one that
-    would take the call past ``INLINE_TOTAL_LIMIT_BYTES``) and returns its reference, which then
-    counts as top level; without it everything stays inline. ``subject`` names the call in an
-    error.
+    their positions. ``promote`` stores a value of more than ``INLINE_LIMIT_BYTES``, or all of them
+    together, and returns its reference, which then counts as top level; without it everything stays
+    inline. ``subject`` names the call in an error.
 
     Raises:
         TypeError: an argument can not be pickled; the message names the path to it.
@@ -79,10 +82,11 @@ def deserialize_args(
     """
     if data == EMPTY_ARGUMENTS:
         return _NOTHING, {}
-    args, kwargs = deserialize(data)
-    if resolved:
+    values = dict(resolved)
+    args, kwargs = deserialize(data) if data else values.pop(ALL_ARGUMENTS)
+    if values:
         positional = list(args)
-        for position, value in resolved:
+        for position, value in values.items():
             if isinstance(position, int):
                 positional[position] = value
             else:
@@ -111,16 +115,13 @@ def _serialize_args_any(
     if promote is None or whole.total_bytes <= INLINE_LIMIT_BYTES:
         return whole.to_bytes(), whole.contained, top
 
-    # Too large: each value that is large by itself, or that no longer fits, goes to the store.
-    inline_bytes = 0
+    if whole.total_bytes > INLINE_TOTAL_LIMIT_BYTES:
+        return b"", _NOTHING, [*top, (ALL_ARGUMENTS, promote(whole))]
     for container, positions in places:
         for position in positions:
             value = serialize(container[position], subject=subject)
-            fits = inline_bytes + value.total_bytes <= INLINE_TOTAL_LIMIT_BYTES
-            if value.total_bytes <= INLINE_LIMIT_BYTES and fits:
-                inline_bytes += value.total_bytes
-                continue
-            top.append((position, promote(value)))
-            container[position] = None
+            if value.total_bytes > INLINE_LIMIT_BYTES:
+                top.append((position, promote(value)))
+                container[position] = None
     whole = serialize((tuple(positional), named), subject=subject)
     return whole.to_bytes(), whole.contained, top
