@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from skate.actor_handle import ActorHandle
 from skate.session import require_session
-from skate_worker.current import current_core
+from skate_worker.current import current_core, is_first_core
 from skate_worker.errors import UnknownOwnerError
 from skate_worker.object_ref import ObjectRef
 
@@ -152,7 +152,7 @@ def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) 
 def _live_core(refs: list[Any]) -> CoreWorker:
     """The session, which has to be that of all these references."""
     core = current_core() or require_session()
-    if set(map(_CORE, refs)) == {core}:
+    if is_first_core() or set(map(_CORE, refs)) == {core}:
         return core
     for ref in refs:
         if ref._core is not core:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from skate_worker.core import CoreWorker
 
 current_slot: list[CoreWorker | None] = [None]
+_cores_seen = [0]
 
 
 def current_core() -> CoreWorker | None:
@@ -21,7 +22,17 @@ def current_core() -> CoreWorker | None:
 
 def set_current_core(core: CoreWorker | None) -> None:
     """Make ``core`` the connection of this process."""
+    if core is not None and core is not current_slot[0]:
+        _cores_seen[0] += 1
     current_slot[0] = core
+
+
+def is_first_core() -> bool:
+    """Whether no connection of this process came before the present one.
+
+    Every reference then belongs to it, and need not be looked at to know.
+    """
+    return _cores_seen[0] == 1
 
 
 def require_core() -> CoreWorker:
