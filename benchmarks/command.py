@@ -22,7 +22,7 @@ from benchmarks.workload import Registry
 from benchmarks.workloads import all_workloads
 
 RESULTS = Path(__file__).resolve().parent / "results"
-DEFAULT_PEERS = "skate,ray,memcpy"
+DEFAULT_PEERS = "skate,ray,memcpy,pickling"
 DEFAULT_ROUNDS = 3
 CPUS_MAX = 2
 PLANS = {"default": default_plan, "full": full_plan, "quick": quick_plan}

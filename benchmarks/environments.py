@@ -2,7 +2,8 @@
 
 Each peer has a file of pins in `requirements/`; Skate's libraries are installed from the checkout,
 editable, so that its environment follows the source. uv makes them where there is one, pip
-elsewhere.
+elsewhere. Every peer's modules are compiled to bytecode, as pip leaves them for its users, also
+where the machine's settings forbid Python to write it: starts are measured, not the compiler.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ROOT = HERE.parent
 VENVS = HERE / ".venvs"
 REQUIREMENTS = HERE / "requirements"
 STAMP = "benchmarks-stamp"
-SHARED_REQUIREMENTS = {"executor": "pool", "memcpy": "pool"}
+SHARED_REQUIREMENTS = {"executor": "pool", "memcpy": "pool", "pickling": "pool"}
 OUTPUT_LINES = 30
 
 
@@ -40,16 +41,19 @@ def ensure_environment(peer: str, python: str = sys.executable) -> str:
     stamp = _stamp(name, python, arguments)
     stamp_file = folder / STAMP
     if stamp_file.exists() and stamp_file.read_text() == stamp and interpreter.exists():
+        _compile_sources(name, interpreter)
         return str(interpreter)
     shutil.rmtree(folder, ignore_errors=True)
     VENVS.mkdir(exist_ok=True)
     uv = find_uv()
     if uv:
         _run([uv, "venv", "--quiet", "--python", python, str(folder)])
-        _run([uv, "pip", "install", "--quiet", "--python", str(interpreter), *arguments])
+        install = [uv, "pip", "install", "--quiet", "--compile-bytecode"]
+        _run([*install, "--python", str(interpreter), *arguments])
     else:
         _run([python, "-m", "venv", str(folder)])
         _run([str(interpreter), "-m", "pip", "install", "--quiet", *arguments])
+    _compile_sources(name, interpreter)
     # Last, so that an interrupted installation is not taken for a good one.
     stamp_file.write_text(stamp)
     return str(interpreter)
@@ -66,6 +70,13 @@ def install_arguments(name: str) -> list[str]:
     return arguments
 
 
+def _compile_sources(name: str, interpreter: Path) -> None:
+    # Installers compile what they copy; these are used where they lie, and may have changed since.
+    if name == "skate":
+        sources = [str(folder) for folder in sorted(ROOT.glob("libs/*/src"))]
+        _run([str(interpreter), "-m", "compileall", "-q", *sources])
+
+
 def find_uv() -> str | None:
     """The uv beside the running interpreter or on the path; None without one."""
     beside = Path(sys.executable).parent / "uv"
@@ -74,7 +85,7 @@ def find_uv() -> str | None:
 
 def _stamp(name: str, python: str, arguments: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    digest.update(f"{python}\0{sys.version}\0{arguments}".encode())
+    digest.update(f"{python}\0{sys.version}\0{arguments}\0compiled".encode())
     files = [REQUIREMENTS / f"{name}.txt"]
     if name == "skate":
         files += [ROOT / "constraints.txt", *sorted(ROOT.glob("libs/*/pyproject.toml"))]

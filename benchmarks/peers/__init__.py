@@ -14,6 +14,7 @@ _MODULES = {
     "dask": ("benchmarks.peers.dask_peer", "DaskPeer"),
     "pool": ("benchmarks.peers.process_pools", "PoolPeer"),
     "executor": ("benchmarks.peers.process_pools", "ExecutorPeer"),
+    "pickling": ("benchmarks.peers.pickling_peer", "PicklingPeer"),
     "memcpy": ("benchmarks.peers.memcpy_peer", "MemcpyPeer"),
 }
 PEER_NAMES = tuple(_MODULES)

@@ -39,7 +39,7 @@ def test_peer_class_is_found_without_its_peer_installed(name: str) -> None:
     assert peer_class(name).import_statement
 
 
-@pytest.mark.parametrize("name", ["pool", "executor", "memcpy", "xoscar", "dask"])
+@pytest.mark.parametrize("name", ["pool", "executor", "memcpy", "pickling", "xoscar", "dask"])
 def test_peer_that_lacks_something_says_why(name: str) -> None:
     lacks = peer_class(name).lacks
     assert lacks
