@@ -228,6 +228,9 @@ class Ownership:
         """Write a large value into the node's store, in the name of its owner."""
         store = self.store
         assert store is not None
+        # What was dropped a moment ago gives room, in memory that has been touched already: a loop
+        # that puts and drops uses the same range again and again.
+        self.drain_dropped()
         try:
             store.put(object_id, value.parts, value.total_bytes, owner=owner_id)
         except ObjectExistsError:
