@@ -59,6 +59,7 @@ class World:
         self.actors: dict[tuple[bytes, int], str] = {}  # -> "waiting" | "placed"
         self.blocked: dict[bytes, None] = {}
         self.asked_back: dict[bytes, None] = {}
+        self.told_of_others: dict[bytes, None] = {}
         self.count = 0
         self.log: list[str] = []
 
@@ -96,6 +97,10 @@ class World:
                 assert lease_id not in self.asked_back, "asked back twice"
                 assert lease_id in self.granted
                 self.asked_back[lease_id] = None
+            case do.TellOthersWait(holder_id, lease_id):
+                assert lease_id not in self.told_of_others, "told twice"
+                assert self.granted[lease_id].holder_id == holder_id
+                self.told_of_others[lease_id] = None
             case do.PlaceActor(actor_id, incarnation, _, startup_id):
                 assert self.actors[actor_id, incarnation] == "waiting"
                 assert startup_id not in self.ending

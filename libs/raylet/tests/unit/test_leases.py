@@ -76,7 +76,7 @@ def test_blocked_worker_lends_its_cpu_so_that_its_child_runs(make_desk: Any) -> 
     desk = make_desk(CPU=1)
     parent = desk.grant(1)
     child = desk.request(1, parent.worker_id)
-    assert child == []
+    assert child == [do.TellOthersWait(b"driver", parent.lease_id)]
     said = desk.tell(on.WorkerBlocked(parent.worker_id))
     (grant,) = only(desk.start(said), do.GrantLease)
     assert grant.holder_id == parent.worker_id
@@ -157,7 +157,7 @@ def test_lease_is_asked_back_for_another_holder_after_its_first_tenth_of_a_secon
 ) -> None:
     first = desk.grant(1, b"a")
     desk.grant(2, b"a")
-    assert desk.request(1, b"b") == []
+    assert not only(desk.request(1, b"b"), do.AskLeaseBack)
     wakeup = desk.machine.next_wakeup(desk.now_s)
     assert wakeup is not None
     said = desk.tell(on.TimePassed(), after_s=0.11)
@@ -167,11 +167,37 @@ def test_lease_is_asked_back_for_another_holder_after_its_first_tenth_of_a_secon
     assert isinstance(grant, do.StartWorker | do.GrantLease)
 
 
+def test_holders_are_told_once_that_others_wait(desk: Any) -> None:
+    first = desk.grant(1, b"a")
+    second = desk.grant(2, b"a")
+    told = only(desk.request(1, b"b"), do.TellOthersWait)
+    assert told == [
+        do.TellOthersWait(b"a", first.lease_id),
+        do.TellOthersWait(b"a", second.lease_id),
+    ]
+    assert not only(desk.request(2, b"b"), do.TellOthersWait)
+
+
+def test_lease_granted_while_others_wait_is_told_so_at_once(desk: Any) -> None:
+    first = desk.grant(1, b"a")
+    desk.grant(2, b"a")
+    desk.request(1, b"b")
+    desk.request(1, b"c")
+    said = desk.return_lease(first)
+    assert [command.holder_id for command in only(said, do.TellOthersWait)] == [b"b"]
+
+
+def test_holder_is_not_told_of_its_own_requests(desk: Any) -> None:
+    desk.grant(1)
+    desk.grant(2)
+    assert desk.request(3) == []
+
+
 def test_lease_of_a_worker_is_not_asked_back_for_its_own_child(make_desk: Any) -> None:
     desk = make_desk(CPU=1)
     parent = desk.grant(1)
     desk.tell(on.TimePassed(), after_s=0.2)
-    assert desk.request(1, parent.worker_id) == []
+    assert not only(desk.request(1, parent.worker_id), do.AskLeaseBack)
     assert desk.tell(on.TimePassed(), after_s=0.2) == []
 
 
@@ -179,7 +205,7 @@ def test_lease_is_not_asked_back_for_a_request_that_has_just_come(make_desk: Any
     desk = make_desk(CPU=1)
     desk.grant(1, b"a")
     desk.tell(on.TimePassed(), after_s=0.2)
-    assert desk.request(1, b"b") == []
+    assert not only(desk.request(1, b"b"), do.AskLeaseBack)
     wakeup = desk.machine.next_wakeup(desk.now_s)
     assert wakeup is not None
     assert wakeup[0] - desk.now_s < 0.03

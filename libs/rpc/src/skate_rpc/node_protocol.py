@@ -198,9 +198,13 @@ class LeaseLost(NodeMessage, tag=35):
 
 
 class ReclaimLease(NodeMessage, tag=36):
-    """Others wait: take back what has not started, finish what runs, and return the lease."""
+    """Others wait: take back what has not started, finish what runs, and return the lease.
+
+    ``when_idle``: go on, but do not keep the lease through a pause.
+    """
 
     lease_id: bytes
+    when_idle: bool = False
 
 
 class ControlReply(NodeMessage, tag=37):

@@ -21,7 +21,13 @@ from skate_worker.errors import (
     TaskUnschedulableError,
     WorkerCrashedError,
 )
-from skate_worker.machine.lease_pool import LINGER_S, KeyQueue, Lease, LeasePool
+from skate_worker.machine.lease_pool import (
+    LINGER_S,
+    SHORT_LINGER_S,
+    KeyQueue,
+    Lease,
+    LeasePool,
+)
 from skate_worker.node_client import NodeClient
 from skate_worker.ownership import Ownership
 from skate_worker.peers import Peer, Peers
@@ -60,6 +66,7 @@ class TaskSubmitter:
         self._env_vars: dict[Any, dict[str, str]] = {}
         self._resources: dict[Any, dict[str, int]] = {}
         self._is_linger_set = False
+        self._is_short_linger_set = False
         self.tracer: Tracer | None = None
         self._asked_s: dict[int, float] = {}  # lease requests while tracing is on
         self._unresolved: dict[bytes, Submission] = {}
@@ -182,7 +189,16 @@ class TaskSubmitter:
             self._completion.fail(submission, error)
 
     def on_reclaim(self, message: node.ReclaimLease) -> None:
-        """Others wait: stop using the lease, and return it when its running task is done."""
+        """Others wait: stop using the lease, and return it when its running task is done.
+
+        ``when_idle``: use it on, and return it at the first pause.
+        """
+        if message.when_idle:
+            with self._ownership.lock:
+                wanted = self._pool.wanted(message.lease_id)
+            if wanted is not None and not wanted.in_flight:
+                self._watch_idle_shortly()
+            return
         with self._ownership.lock:
             lease = self._pool.reclaim(message.lease_id)
             surplus = 0 if lease is None else len(lease.in_flight) - 1
@@ -327,6 +343,8 @@ class TaskSubmitter:
             if lease.is_draining:
                 self._return_idle()
             else:
+                if lease.is_wanted:
+                    self._watch_idle_shortly()
                 self._watch_idle()
                 if lease.queue is not None and lease.queue.requests:
                     self._cancel_requests(lease.queue)
@@ -375,6 +393,21 @@ class TaskSubmitter:
         if not self._is_linger_set:
             self._is_linger_set = True
             self._loop.call_later(LINGER_S / 2, self._on_linger)
+
+    def _watch_idle_shortly(self) -> None:
+        if not self._is_short_linger_set:
+            self._is_short_linger_set = True
+            self._loop.call_later(SHORT_LINGER_S, self._on_short_linger)
+
+    def _on_short_linger(self) -> None:
+        self._is_short_linger_set = False
+        self._return_idle()
+        now_s = time.monotonic()
+        if any(
+            lease.is_wanted and not lease.in_flight and now_s - lease.idle_since_s < LINGER_S
+            for lease in self._pool.leases.values()
+        ):
+            self._watch_idle_shortly()
 
     def _on_linger(self) -> None:
         self._is_linger_set = False

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from skate_worker.machine.lease_pool import LINGER_S, REQUESTS_MAX, Lease, LeasePool
+from skate_worker.machine.lease_pool import (
+    LINGER_S,
+    REQUESTS_MAX,
+    SHORT_LINGER_S,
+    Lease,
+    LeasePool,
+)
 
 KEY = "cpu"
 
@@ -201,3 +207,21 @@ def test_random_histories_run_every_task_exactly_once(seed: int) -> None:
                 finished.append(done.task_id)
             push(target)
     assert sorted(finished) == [task(n).task_id for n in range(submitted)]
+
+
+def test_idle_lease_that_others_wait_for_is_returned_after_a_short_pause() -> None:
+    world = World()
+    granted, _ = world.grant(b"a")
+    world.pool.wanted(granted.lease_id)
+    assert world.pool.returnable(SHORT_LINGER_S / 2) == []
+    assert world.pool.returnable(SHORT_LINGER_S) == [granted]
+
+
+def test_busy_lease_that_others_wait_for_stays_until_it_pauses() -> None:
+    world = World()
+    granted, _ = world.grant(b"a")
+    world.pool.submit(world.queue, task(1))
+    world.pool.wanted(granted.lease_id)
+    assert world.pool.returnable(LINGER_S * 2) == []
+    world.pool.done(granted, task(1).task_id, 0.001, 1.0)
+    assert world.pool.returnable(1.0 + 2 * SHORT_LINGER_S) == [granted]

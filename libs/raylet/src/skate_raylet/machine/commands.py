@@ -47,6 +47,13 @@ class AskLeaseBack(msgspec.Struct, frozen=True):
     lease_id: bytes
 
 
+class TellOthersWait(msgspec.Struct, frozen=True):
+    """Tell the holder, once per lease, to return it at its first pause. Needs no answer."""
+
+    holder_id: bytes
+    lease_id: bytes
+
+
 class PlaceActor(msgspec.Struct, frozen=True):
     """Send the actor's creation to this worker."""
 
@@ -132,6 +139,7 @@ NodeCommand = (
     | RefuseLease
     | LoseLease
     | AskLeaseBack
+    | TellOthersWait
     | PlaceActor
     | RefuseActor
     | LoseActor
@@ -146,6 +154,7 @@ LeaseCommand = (
     | RefuseLease
     | LoseLease
     | AskLeaseBack
+    | TellOthersWait
     | PlaceActor
     | RefuseActor
     | LoseActor

@@ -34,6 +34,7 @@ from msgspec.structs import replace
 from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
 from skate_raylet.machine.devices import assign_devices
+from skate_raylet.machine.idle_wanted import IdleWanted
 from skate_raylet.machine.lease_table import (
     ActorRequest,
     AwaitingWorker,
@@ -93,6 +94,7 @@ class LeaseMachine:
         self._requests_of: dict[bytes, int] = {}  # waiting requests by holder
         self._blocked: dict[bytes, None] = {}
         self._finished_jobs: dict[bytes, None] = {}
+        self._idle_wanted = IdleWanted()
         self._count = 0
         self._reclaimed_at_s = float("-inf")
         self._reclaim_next_s: float | None = None
@@ -136,6 +138,7 @@ class LeaseMachine:
                 assert_never(event)
         self._refuse_infeasible(now_s, commands)
         self._grant_ready(now_s, commands)
+        self._tell_others_wait(commands)
         self._reclaim(now_s, commands)
         return commands
 
@@ -272,6 +275,7 @@ class LeaseMachine:
             )
             return
         self._blocked.pop(state.worker_id, None)
+        self._idle_wanted.ended(lease)
         self.table.remove(lease)
         commands.append(do.ReleaseWorker(state.startup_id))
 
@@ -301,6 +305,7 @@ class LeaseMachine:
                         lease.device_ids,
                     )
                 )
+                self._idle_wanted.granted(lease)
             case ActorRequest(actor_id, incarnation):
                 commands.append(
                     do.PlaceActor(
@@ -317,6 +322,7 @@ class LeaseMachine:
         self._blocked.pop(worker_id, None)
         lease = self.table.of_worker(worker_id)
         if lease is not None:
+            self._idle_wanted.ended(lease)
             self.table.remove(lease)
             is_reported = isinstance(lease.state, Granted) or (
                 isinstance(lease.state, Ending) and lease.state.is_loss_reported
@@ -330,6 +336,7 @@ class LeaseMachine:
         self._lose_holder(worker_id, commands)
 
     def _lose_holder(self, holder_id: bytes, commands: list[do.LeaseCommand]) -> None:
+        self._idle_wanted.holder_gone(holder_id)
         self._blocked.pop(holder_id, None)
         if holder_id in self._requests_of:
             for request in list(self._waiting):
@@ -417,6 +424,12 @@ class LeaseMachine:
                     lease.lease_id, lease.job_id, lease.env_vars, is_actor, lease.holder_id
                 )
             )
+
+    def _tell_others_wait(self, commands: list[do.LeaseCommand]) -> None:
+        commands.extend(
+            do.TellOthersWait(lease.holder_id, lease.lease_id)
+            for lease in self._idle_wanted.tell(self._requests_of)
+        )
 
     def _reclaim(self, now_s: float, commands: list[do.LeaseCommand]) -> None:
         if not self.queue:

@@ -131,6 +131,7 @@ class NodeMachine:
                     | do.RefuseLease()
                     | do.LoseLease()
                     | do.AskLeaseBack()
+                    | do.TellOthersWait()
                     | do.PlaceActor()
                     | do.RefuseActor()
                     | do.LoseActor()

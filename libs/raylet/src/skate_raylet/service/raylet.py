@@ -281,6 +281,8 @@ class Raylet:
                 self._send(holder_id, node.LeaseLost(lease_id, self._deaths[worker_id]))
             case do.AskLeaseBack(holder_id, lease_id):
                 self._send(holder_id, node.ReclaimLease(lease_id))
+            case do.TellOthersWait(holder_id, lease_id):
+                self._send(holder_id, node.ReclaimLease(lease_id, when_idle=True))
             case do.PlaceActor():
                 self._actors.place(command)
             case do.RefuseActor():

@@ -28,6 +28,9 @@ WINDOW_S: Final = (
 WINDOW_MAX: Final = 1000
 REQUESTS_MAX: Final = 4  # outstanding lease requests per key: each grant triggers the next
 LINGER_S: Final = 0.2  # an idle lease is kept this long for the next task
+SHORT_LINGER_S: Final = (
+    0.001  # the same while others wait: longer than from a result to the next call
+)
 _EWMA: Final = 0.3
 _RUN_FLOOR_S: Final = WINDOW_S / WINDOW_MAX
 
@@ -46,6 +49,7 @@ class Lease(Generic[T]):
         "is_draining",
         "is_lost",
         "is_taking_back",
+        "is_wanted",
         "lease_id",
         "pid",
         "queue",
@@ -68,6 +72,7 @@ class Lease(Generic[T]):
         self.is_draining = False  # to be returned as soon as it is empty
         self.is_blocked = False  # its running task waits in get or wait
         self.is_taking_back = False
+        self.is_wanted = False  # others wait: not to be kept through a pause
         self.is_lost = False
 
 
@@ -271,14 +276,25 @@ class LeasePool(Generic[T]):
             lease.is_draining = True
         return lease
 
+    def wanted(self, lease_id: bytes) -> Lease[T] | None:
+        """Others wait, and the lease is to be returned at its first pause."""
+        lease = self.leases.get(lease_id)
+        if lease is not None:
+            lease.is_wanted = True
+        return lease
+
     def returnable(self, now_s: float) -> list[Lease[T]]:
         """Removes and returns the leases to give back: drained ones, and idle ones past
-        ``LINGER_S``.
+        ``LINGER_S``, or past ``SHORT_LINGER_S`` where others wait.
         """
         leases = [
             lease
             for lease in self.leases.values()
-            if not lease.in_flight and (lease.is_draining or now_s - lease.idle_since_s >= LINGER_S)
+            if not lease.in_flight
+            and (
+                lease.is_draining
+                or now_s - lease.idle_since_s >= (SHORT_LINGER_S if lease.is_wanted else LINGER_S)
+            )
         ]
         for lease in leases:
             self._remove(lease)
