@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from skate_object_store.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
+    OutOfDiskError,
+    SpilledObjectLostError,
     StoreAuthenticationError,
     StoreClosedError,
     StoreError,
@@ -16,12 +18,20 @@ from skate_object_store.errors import (
     StoreTimeoutError,
 )
 from skate_object_store.handshake import HandshakeFactory, HandshakeLike
-from skate_object_store.machine.facts import Fullness, FullReason, Holder
+from skate_object_store.machine.facts import (
+    Fullness,
+    FullReason,
+    Holder,
+    ObjectRecord,
+    ObjectState,
+)
 
 if TYPE_CHECKING:
     from skate_object_store.client.store_client import StoreClient
     from skate_object_store.service.config import StoreConfig
     from skate_object_store.service.server import StoreServer, StoreStatistics
+    from skate_object_store.service.spill_backends import SpillBackend
+    from skate_object_store.spill_config import SpillConfig
 
 __all__ = [
     "FullReason",
@@ -31,6 +41,12 @@ __all__ = [
     "Holder",
     "ObjectExistsError",
     "ObjectNotFoundError",
+    "ObjectRecord",
+    "ObjectState",
+    "OutOfDiskError",
+    "SpillBackend",
+    "SpillConfig",
+    "SpilledObjectLostError",
     "StoreAuthenticationError",
     "StoreClient",
     "StoreClosedError",
@@ -46,6 +62,8 @@ __all__ = [
 
 # Each side is imported by who uses it: workers do without the server, daemons without the client.
 _MODULES = {
+    "SpillBackend": "service.spill_backends",
+    "SpillConfig": "spill_config",
     "StoreClient": "client.store_client",
     "StoreConfig": "service.config",
     "StoreServer": "service.server",

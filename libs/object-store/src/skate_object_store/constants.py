@@ -52,6 +52,33 @@ HANDSHAKE_BYTES_MAX = 4096
 HOLDERS_MAX = 10
 """The biggest holders that a refused create names."""
 
+NOTE_BYTES_MAX = 200
+"""What a creator may say about an object, UTF-8; the rest is cut off."""
+
+CREATE_WAIT_S = 10.0
+"""A create that says nothing else waits this long at most, and only for room by spilling."""
+
+SPILL_THRESHOLD = 0.8
+SPILL_BATCH_BYTES = 100 << 20
+SPILL_FUSE_MAX = 2000
+SPILL_DISK_FULL_FRACTION = 0.95
+"""Defaults of :class:`~skate_object_store.SpillConfig`, which says why."""
+
+SPILL_CHUNK_BYTES = 4 << 20
+"""Bytes that move between arena and disk at a time: they stay in a processor cache meanwhile."""
+
+SPILL_RETRY_S = 1.0
+"""After a write that failed, the next is tried this much later, or when a file was deleted."""
+
+RESTORE_WAIT_S = 10.0
+"""A restore that has found no room in memory by then fails."""
+
+RESTORE_ANSWER_S = 1.0
+"""A get of objects that are being restored is answered at least this often, with those found."""
+
+RESTORE_MAX_S = 60.0
+"""A client waits this much longer than it was asked to for objects that are being restored."""
+
 RELEASE_LINGER_S = 0.001
 """Dropped pins are gathered for this long, unless a request leaves earlier and takes them along."""
 
@@ -60,3 +87,5 @@ assert RELEASES_PER_FRAME_MAX * 12 + 64 <= FRAME_BYTES_MAX
 assert COMMIT_STEP_BYTES % CHUNK_BYTES == 0
 assert COMMIT_AHEAD_MIN_BYTES <= COMMIT_AHEAD_MAX_BYTES
 assert HANDSHAKE_BYTES_MAX <= FRAME_BYTES_MAX
+assert RESTORE_ANSWER_S < RESTORE_WAIT_S < RESTORE_MAX_S
+assert NOTE_BYTES_MAX <= 255

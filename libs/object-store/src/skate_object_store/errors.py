@@ -1,9 +1,9 @@
 """What the store raises. Every error holds its fields, builds its own message, and pickles.
 
 By blame: :class:`ObjectExistsError`, :class:`ObjectNotFoundError` and
-:class:`StoreAuthenticationError` are the caller's; :class:`StoreFullError` and
-:class:`StoreClosedError` are the world's; :class:`StoreProtocolError` is a bug or a foreign program
-on the socket.
+:class:`StoreAuthenticationError` are the caller's; :class:`StoreFullError`,
+:class:`SpilledObjectLostError` and :class:`StoreClosedError` are the world's;
+:class:`StoreProtocolError` is a bug or a foreign program on the socket.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ _REASONS = {
     FullReason.TOO_LARGE: "the object is larger than the store",
     FullReason.NO_ROOM: "what is held leaves no room",
     FullReason.MACHINE_SHORT: "the machine has no memory left to back it",
+    FullReason.DISK_FULL: "neither memory nor the disk for spilled objects has room left",
+    FullReason.SPILL_FAILED: "memory is full and objects cannot be spilled",
 }
 _NEXT_STEPS = {
     FullReason.TOO_LARGE: "Split the object, or start the store with more capacity.",
     FullReason.NO_ROOM: "Drop references to objects that are done with, or enlarge the store.",
     FullReason.MACHINE_SHORT: "End other programs on the machine, or shrink the store.",
+    FullReason.DISK_FULL: "Free the disk, drop references, or spill to another place.",
+    FullReason.SPILL_FAILED: "See to the place that objects are spilled to, or drop references.",
 }
 
 
@@ -54,10 +58,35 @@ class StoreFullError(StoreError):
             f" {_NEXT_STEPS[full.reason]}"
         )
         lines = [headline]
+        if full.detail:
+            lines.append(f"Spilling: {full.detail}")
         if full.holders:
             lines.append("Biggest holders:")
             lines += (f"  {_describe(holder)}" for holder in full.holders)
         return "\n".join(lines)
+
+
+class OutOfDiskError(StoreFullError):
+    """There is no room for an object, neither in memory nor on the disk for spilled ones."""
+
+
+def full_error(object_id: bytes, fullness: Fullness) -> StoreFullError:
+    """The error for a refusal: its class tells a full disk from full memory."""
+    if fullness.reason in (FullReason.DISK_FULL, FullReason.SPILL_FAILED):
+        return OutOfDiskError(object_id, fullness)
+    return StoreFullError(object_id, fullness)
+
+
+class SpilledObjectLostError(StoreError):
+    """An object that was spilled to disk cannot be read back; its bytes are gone or changed."""
+
+    def __init__(self, object_id: bytes, cause: str) -> None:
+        super().__init__(object_id, cause)
+        self.object_id = object_id
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"object {self.object_id.hex()} was spilled and cannot be read back: {self.cause}."
 
 
 class ObjectExistsError(StoreError):
@@ -152,5 +181,5 @@ def _describe(holder: Holder) -> str:
     owner = holder.owner.hex() or "none"
     return (
         f"{holder.object_id.hex()}: {_bytes(holder.size_bytes)}, owner {owner}, {state},"
-        f" for {holder.age_s:.1f} s"
+        f" for {holder.age_s:.1f} s" + (f", made at {holder.note}" if holder.note else "")
     )

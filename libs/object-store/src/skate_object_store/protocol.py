@@ -16,6 +16,7 @@ not have made.
       │ SEAL serial / ABORT serial ─────────────────────► │   one way
       │ GET ids timeout ───────────────────────────────►  │
       │  ◄────────────────── GOT (serial offset size)...  │   each one pinned
+      │   or GOT_PART: ask again for some; LOST, UNRESTORED: it cannot be read back from disk
       │ RELEASE (serial count)... / DELETE ids ─────────► │   one way, batched
       │ WAIT ids wanted timeout ───────────────────────►  │
       │  ◄──────────────────────────────── READY indexes  │
@@ -27,10 +28,10 @@ import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
-from skate_object_store.constants import FRAME_BYTES_MAX
+from skate_object_store.constants import CREATE_WAIT_S, FRAME_BYTES_MAX, NOTE_BYTES_MAX
 from skate_object_store.machine.facts import Copy, Fullness, FullReason, Holder
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class MalformedFrameError(Exception):
@@ -56,11 +57,15 @@ class Kind(IntEnum):
     FULL = 68
     GOT = 69
     READY = 70
+    GOT_PART = 71
+    LOST = 72
+    UNRESTORED = 73
 
 
 _HEADER = struct.Struct("<IBQ")
 _HELLO = struct.Struct("<H")
 _CREATE = struct.Struct("<QdB")
+_IS_EVICTABLE, _IS_FOR_SPILLING_ONLY, _HAS_NOTE = 1, 2, 4
 _SEAL = struct.Struct("<QB")
 _SERIAL = struct.Struct("<Q")
 _GET = struct.Struct("<dI")
@@ -73,6 +78,7 @@ _FULL = struct.Struct("<BQQQQI")
 _HOLDER = struct.Struct("<QdIB")
 
 HEADER_BYTES = _HEADER.size
+_CAUSE_BYTES_MAX = 1024
 
 
 def frame(kind: Kind, request: int, body: bytes = b"") -> bytes:
@@ -118,23 +124,43 @@ def unpack_hello(body: memoryview) -> tuple[int, bytes]:
 
 
 def pack_create(
-    request: int, object_id: bytes, size: int, owner: bytes, *, is_evictable: bool, wait_s: float
+    request: int,
+    object_id: bytes,
+    size: int,
+    owner: bytes,
+    *,
+    is_evictable: bool,
+    wait_s: float | None,
+    note: bytes = b"",
 ) -> bytes:
-    """Ask for ``size`` bytes; ``wait_s`` is how long the store may look for room."""
-    body = _CREATE.pack(size, wait_s, is_evictable) + _tag(object_id) + _tag(owner)
+    """Ask for ``size`` bytes; ``wait_s`` is how long the store may look for room.
+
+    None: while spilling can make some. ``note``: what to say about the object, UTF-8.
+    """
+    flags = _IS_EVICTABLE if is_evictable else 0
+    if wait_s is None:
+        wait_s = CREATE_WAIT_S
+        flags |= _IS_FOR_SPILLING_ONLY
+    if note:
+        body = _CREATE.pack(size, wait_s, flags | _HAS_NOTE) + _tag(object_id) + _tag(owner)
+        return frame(Kind.CREATE, request, body + _tag(note))
+    body = _CREATE.pack(size, wait_s, flags) + _tag(object_id) + _tag(owner)
     return frame(Kind.CREATE, request, body)
 
 
-def unpack_create(body: memoryview) -> tuple[bytes, int, bytes, bool, float]:
-    """(object id, size, owner, is evictable, wait in seconds)."""
+def unpack_create(body: memoryview) -> tuple[bytes, int, bytes, bool, float, bool, str]:
+    """(object id, size, owner, is evictable, wait in seconds, is it for spilling only, note)."""
     reader = _Reader(body)
     size, wait_s, flags = reader.take(_CREATE)
     object_id = reader.tag()
     owner = reader.tag(can_be_empty=True)
+    note = reader.tag().decode(errors="replace") if flags & _HAS_NOTE else ""
     reader.end()
-    if flags > 1:
+    if flags > _IS_EVICTABLE | _IS_FOR_SPILLING_ONLY | _HAS_NOTE:
         raise MalformedFrameError(f"unknown create flags {flags}")
-    return object_id, size, owner, bool(flags), _seconds(wait_s)
+    is_for_spilling_only = bool(flags & _IS_FOR_SPILLING_ONLY)
+    is_evictable = bool(flags & _IS_EVICTABLE)
+    return object_id, size, owner, is_evictable, _seconds(wait_s), is_for_spilling_only, note
 
 
 def pack_seal(serial: int, *, keeps_pin: bool) -> bytes:
@@ -267,39 +293,34 @@ def unpack_exists(body: memoryview) -> bool:
 
 def pack_full(request: int, fullness: Fullness) -> bytes:
     """There is no room."""
-    parts = [
-        _FULL.pack(
-            fullness.reason,
-            fullness.requested_bytes,
-            fullness.capacity_bytes,
-            fullness.used_bytes,
-            fullness.evictable_bytes,
-            len(fullness.holders),
-        )
-    ]
-    for holder in fullness.holders:
-        flags = holder.is_sealed | holder.is_deleted << 1
-        parts.append(_HOLDER.pack(holder.size_bytes, holder.age_s, holder.pins, flags))
-        parts += (_tag(holder.object_id), _tag(holder.owner))
-    return frame(Kind.FULL, request, b"".join(parts))
+    return frame(Kind.FULL, request, _pack_fullness(fullness))
 
 
 def unpack_full(body: memoryview) -> Fullness:
     """The state that refused the create."""
+    return _take_fullness(_Reader(body))
+
+
+def pack_unrestored(request: int, object_id: bytes, fullness: Fullness) -> bytes:
+    """A spilled object does not fit into memory."""
+    return frame(Kind.UNRESTORED, request, _tag(object_id) + _pack_fullness(fullness))
+
+
+def unpack_unrestored(body: memoryview) -> tuple[bytes, Fullness]:
+    """(object id, the state that kept it on disk)."""
     reader = _Reader(body)
-    reason, requested, capacity, used, evictable, count = reader.take(_FULL)
-    holders: list[Holder] = []
-    for _ in range(count):
-        size, age_s, pins, flags = reader.take(_HOLDER)
-        object_id, owner = reader.tag(), reader.tag(can_be_empty=True)
-        is_sealed, is_deleted = bool(flags & 1), bool(flags & 2)
-        holders.append(Holder(object_id, owner, size, age_s, pins, is_sealed, is_deleted))
-    reader.end()
-    try:
-        known = FullReason(reason)
-    except ValueError as error:
-        raise MalformedFrameError(str(error)) from None
-    return Fullness(known, requested, capacity, used, evictable, tuple(holders))
+    return reader.tag(), _take_fullness(reader)
+
+
+def pack_lost(request: int, object_id: bytes, cause: str) -> bytes:
+    """A spilled object cannot be read back."""
+    return frame(Kind.LOST, request, _tag(object_id) + cause.encode()[:_CAUSE_BYTES_MAX])
+
+
+def unpack_lost(body: memoryview) -> tuple[bytes, str]:
+    """(object id, cause)."""
+    reader = _Reader(body)
+    return reader.tag(), reader.rest()
 
 
 def pack_got(request: int, copies: Iterable[Copy | None]) -> bytes:
@@ -320,6 +341,27 @@ def unpack_got(body: memoryview) -> list[Copy | None]:
     return [Copy(*fields) if fields[0] else None for fields in _COPY.iter_unpack(body)]
 
 
+def pack_got_part(request: int, copies: Sequence[Copy | None], restoring: Sequence[int]) -> bytes:
+    """Like GOT, and the positions that are on their way back from disk."""
+    marks = struct.pack(f"<I{len(restoring)}I", len(restoring), *restoring)
+    return frame(Kind.GOT_PART, request, marks + pack_got(0, copies)[HEADER_BYTES:])
+
+
+def unpack_got_part(body: memoryview) -> tuple[list[Copy | None], tuple[int, ...]]:
+    """(copies, positions that are on their way)."""
+    if len(body) < 4:
+        raise MalformedFrameError("a cut answer")
+    (count,) = struct.unpack_from("<I", body)
+    end = 4 + 4 * count
+    if len(body) < end:
+        raise MalformedFrameError("a cut answer")
+    restoring = struct.unpack(f"<{count}I", body[4:end])
+    copies = unpack_got(body[end:])
+    if any(position >= len(copies) for position in restoring):
+        raise MalformedFrameError("a position beyond the answer")
+    return copies, restoring
+
+
 def pack_ready(request: int, positions: Sequence[int]) -> bytes:
     """Positions of the objects that are there."""
     return frame(Kind.READY, request, struct.pack(f"<{len(positions)}I", *positions))
@@ -330,6 +372,47 @@ def unpack_ready(body: memoryview) -> tuple[int, ...]:
     if len(body) % 4:
         raise MalformedFrameError("a cut answer")
     return struct.unpack(f"<{len(body) // 4}I", body)
+
+
+def _pack_fullness(fullness: Fullness) -> bytes:
+    parts = [
+        _FULL.pack(
+            fullness.reason,
+            fullness.requested_bytes,
+            fullness.capacity_bytes,
+            fullness.used_bytes,
+            fullness.evictable_bytes,
+            len(fullness.holders),
+        )
+    ]
+    for holder in fullness.holders:
+        flags = holder.is_sealed | holder.is_deleted << 1
+        parts.append(_HOLDER.pack(holder.size_bytes, holder.age_s, holder.pins, flags))
+        parts += (_tag(holder.object_id), _tag(holder.owner), _tag(note_bytes(holder.note)))
+    parts.append(fullness.detail.encode()[:_CAUSE_BYTES_MAX])
+    return b"".join(parts)
+
+
+def _take_fullness(reader: _Reader) -> Fullness:
+    reason, requested, capacity, used, evictable, count = reader.take(_FULL)
+    holders: list[Holder] = []
+    for _ in range(count):
+        size, age_s, pins, flags = reader.take(_HOLDER)
+        object_id, owner = reader.tag(), reader.tag(can_be_empty=True)
+        note = reader.tag(can_be_empty=True).decode(errors="replace")
+        is_sealed, is_deleted = bool(flags & 1), bool(flags & 2)
+        holders.append(Holder(object_id, owner, size, age_s, pins, is_sealed, is_deleted, note))
+    try:
+        known = FullReason(reason)
+    except ValueError as error:
+        raise MalformedFrameError(str(error)) from None
+    detail = reader.rest()
+    return Fullness(known, requested, capacity, used, evictable, tuple(holders), detail)
+
+
+def note_bytes(note: str) -> bytes:
+    """A note as it travels: UTF-8, cut to its maximum."""
+    return note.encode(errors="replace")[:NOTE_BYTES_MAX]
 
 
 class _Reader:
@@ -363,6 +446,12 @@ class _Reader:
         if not ids or len(ids) != (len(ids) if count is None else count):
             raise MalformedFrameError("ids that do not match their count")
         return ids
+
+    def rest(self) -> str:
+        """Text up to the end."""
+        text = bytes(self._body[self._at :]).decode(errors="replace")
+        self._at = len(self._body)
+        return text
 
     def end(self) -> None:
         if self._at != len(self._body):

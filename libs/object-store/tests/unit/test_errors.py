@@ -11,6 +11,8 @@ from skate_object_store import (
     Holder,
     ObjectExistsError,
     ObjectNotFoundError,
+    OutOfDiskError,
+    SpilledObjectLostError,
     StoreAuthenticationError,
     StoreClosedError,
     StoreError,
@@ -21,9 +23,13 @@ from skate_object_store import (
 
 HOLDER = Holder(b"\xab\xcd", b"\x01", 3 << 20, 12.34, 2, is_sealed=True, is_deleted=True)
 FULLNESS = Fullness(FullReason.NO_ROOM, 1 << 20, 4 << 20, 3 << 20, 0, (HOLDER,))
+NOTED = Holder(b"\xab\xcd", b"", 3 << 20, 12.34, 0, True, False, note="job.py:7")
+DISK_FULL = Fullness(FullReason.DISK_FULL, 1 << 20, 4 << 20, 3 << 20, 0, (NOTED,), "95% full")
 
 ERRORS = [
     StoreFullError(b"\x12", FULLNESS),
+    OutOfDiskError(b"\x12", DISK_FULL),
+    SpilledObjectLostError(b"\x12", "a gap"),
     ObjectExistsError(b"\x12", True),
     ObjectNotFoundError(b"\x12"),
     StoreClosedError("unix:/x", "the server hung up"),
@@ -48,6 +54,13 @@ def test_full_error_names_holders_and_the_next_step() -> None:
     assert "3.0 MiB of 4.0 MiB used" in text
     assert "abcd: 3.0 MiB, owner 01, deleted, kept by 2 views, for 12.3 s" in text
     assert "Drop references" in text
+
+
+def test_out_of_disk_names_the_disk_and_the_line_that_made_a_holder() -> None:
+    text = str(OutOfDiskError(b"\x12", DISK_FULL))
+    assert "Spilling: 95% full" in text
+    assert "for 12.3 s, made at job.py:7" in text
+    assert "Free the disk" in text
 
 
 def test_timeout_is_also_the_builtin_one() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skate_object_store import protocol
-from skate_object_store.constants import FRAME_BYTES_MAX
+from skate_object_store.constants import CREATE_WAIT_S, FRAME_BYTES_MAX, NOTE_BYTES_MAX
 from skate_object_store.machine.facts import Copy, Fullness, FullReason, Holder
 from skate_object_store.protocol import Kind, MalformedFrameError
 
@@ -24,15 +24,46 @@ def body_of(frame: bytes, kind: Kind, request: int) -> memoryview:
     return body
 
 
-@given(NUMBERS, IDS, NUMBERS, OWNERS, st.booleans(), TIMES)
+@given(NUMBERS, IDS, NUMBERS, OWNERS, st.booleans(), st.none() | TIMES, st.text(max_size=60))
 def test_create_survives_the_wire(
-    request: int, object_id: bytes, size: int, owner: bytes, evictable: bool, wait_s: float
+    request: int,
+    object_id: bytes,
+    size: int,
+    owner: bytes,
+    evictable: bool,
+    wait_s: float | None,
+    note: str,
 ) -> None:
     frame = protocol.pack_create(
-        request, object_id, size, owner, is_evictable=evictable, wait_s=wait_s
+        request,
+        object_id,
+        size,
+        owner,
+        is_evictable=evictable,
+        wait_s=wait_s,
+        note=protocol.note_bytes(note),
     )
     body = body_of(frame, Kind.CREATE, request)
-    assert protocol.unpack_create(body) == (object_id, size, owner, evictable, wait_s)
+    waits_s = CREATE_WAIT_S if wait_s is None else wait_s
+    only_spilling = wait_s is None
+    kept = protocol.note_bytes(note).decode(errors="replace")
+    expected = (object_id, size, owner, evictable, waits_s, only_spilling, kept)
+    assert protocol.unpack_create(body) == expected
+
+
+def test_note_is_cut_and_costs_nothing_when_empty() -> None:
+    assert len(protocol.note_bytes("é" * 200)) == NOTE_BYTES_MAX
+
+    def pack(note: bytes) -> bytes:
+        return protocol.pack_create(1, b"id", 1, b"", is_evictable=False, wait_s=0, note=note)
+
+    assert len(pack(b"x")) - len(pack(b"")) == 2
+
+
+def test_unknown_create_flags_are_malformed() -> None:
+    body = struct.pack("<QdB", 1, 0.0, 8) + b"\x01a\x00"
+    with pytest.raises(MalformedFrameError, match="flags"):
+        protocol.unpack_create(memoryview(body))
 
 
 @given(NUMBERS, st.lists(IDS, min_size=1, max_size=20), TIMES, st.integers(0, 100))
@@ -54,7 +85,7 @@ def test_got_survives_the_wire(copies: list[Copy | None]) -> None:
 
 
 def test_other_frames_survive_the_wire() -> None:
-    assert protocol.unpack_hello(body_of(protocol.pack_hello(b"me"), Kind.HELLO, 0)) == (1, b"me")
+    assert protocol.unpack_hello(body_of(protocol.pack_hello(b"me"), Kind.HELLO, 0)) == (2, b"me")
     seal = protocol.pack_seal(5, keeps_pin=True)
     assert protocol.unpack_seal(body_of(seal, Kind.SEAL, 0)) == (5, True)
     assert protocol.unpack_abort(body_of(protocol.pack_abort(5), Kind.ABORT, 0)) == 5
@@ -62,7 +93,7 @@ def test_other_frames_survive_the_wire() -> None:
     pins = [(1, 2), (1 << 60, 3)]
     assert protocol.unpack_release(body_of(protocol.pack_release(pins), Kind.RELEASE, 0)) == pins
     welcome = body_of(protocol.pack_welcome(1 << 40), Kind.WELCOME, 0)
-    assert protocol.unpack_welcome(welcome) == (1, 1 << 40)
+    assert protocol.unpack_welcome(welcome) == (2, 1 << 40)
     refused = body_of(protocol.pack_refused("no: é"), Kind.REFUSED, 0)
     assert protocol.unpack_refused(refused) == "no: é"
     assert protocol.unpack_created(body_of(protocol.pack_created(3, 4, 5), Kind.CREATED, 3)) == (
@@ -77,10 +108,24 @@ def test_other_frames_survive_the_wire() -> None:
 def test_full_survives_the_wire() -> None:
     holders = (
         Holder(b"big", b"owner", 1 << 40, 1.5, 3, is_sealed=True, is_deleted=True),
-        Holder(b"x", b"", 0, 0.0, 0, is_sealed=False, is_deleted=False),
+        Holder(b"x", b"", 0, 0.0, 0, is_sealed=False, is_deleted=False, note="job.py:7"),
     )
     fullness = Fullness(FullReason.MACHINE_SHORT, 1, 2, 3, 4, holders)
     assert protocol.unpack_full(body_of(protocol.pack_full(8, fullness), Kind.FULL, 8)) == fullness
+    fullness = Fullness(FullReason.DISK_FULL, 1, 2, 3, 4, holders[:1], "disk 95% full")
+    body = body_of(protocol.pack_unrestored(8, b"id", fullness), Kind.UNRESTORED, 8)
+    assert protocol.unpack_unrestored(body) == (b"id", fullness)
+
+
+def test_answers_about_spilled_objects_survive_the_wire() -> None:
+    lost = body_of(protocol.pack_lost(8, b"id", "a gap"), Kind.LOST, 8)
+    assert protocol.unpack_lost(lost) == (b"id", "a gap")
+    copies = [None, Copy(1, 2, 3), None]
+    part = body_of(protocol.pack_got_part(8, copies, (0, 2)), Kind.GOT_PART, 8)
+    assert protocol.unpack_got_part(part) == (copies, (0, 2))
+    part = body_of(protocol.pack_got_part(8, copies, (3,)), Kind.GOT_PART, 8)
+    with pytest.raises(MalformedFrameError, match="beyond"):
+        protocol.unpack_got_part(part)
 
 
 @given(st.lists(st.binary(max_size=50), max_size=5), st.integers(0, 200))
@@ -112,6 +157,9 @@ UNPACKERS = [
     protocol.unpack_exists,
     protocol.unpack_full,
     protocol.unpack_got,
+    protocol.unpack_got_part,
+    protocol.unpack_lost,
+    protocol.unpack_unrestored,
     protocol.unpack_ready,
 ]
 

@@ -40,6 +40,7 @@ from skate_object_store.protocol import (
     pack_seal,
     unpack_created,
     unpack_got,
+    unpack_got_part,
 )
 
 _RETRY_S = 1.0
@@ -247,8 +248,9 @@ class Attachment:
     def _undo(self, kind: int, body: memoryview) -> None:
         """Give back what a reply granted for which nobody waits any more."""
         try:
-            if kind == Kind.GOT:
-                copies = [copy for copy in unpack_got(body) if copy is not None]
+            if kind in {Kind.GOT, Kind.GOT_PART}:
+                found = unpack_got(body) if kind == Kind.GOT else unpack_got_part(body)[0]
+                copies = [copy for copy in found if copy is not None]
                 if copies:
                     self.outbox.add(pack_release((copy.serial, 1) for copy in copies))
             elif kind == Kind.CREATED:

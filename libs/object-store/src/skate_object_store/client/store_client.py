@@ -15,16 +15,25 @@ from skate_object_store.client.attachment import Attachment
 from skate_object_store.client.copying import UNLOCKED_BYTES, borrowed
 from skate_object_store.client.link import Call
 from skate_object_store.constants import (
+    CREATE_WAIT_S,
     FRAME_BYTES_MAX,
     ID_BYTES_MAX,
     IDS_PER_FRAME_MAX,
     OWNER_BYTES_MAX,
+    RESTORE_MAX_S,
 )
-from skate_object_store.errors import ObjectExistsError, StoreFullError, StoreProtocolError
+from skate_object_store.errors import (
+    ObjectExistsError,
+    SpilledObjectLostError,
+    StoreProtocolError,
+    StoreTimeoutError,
+    full_error,
+)
 from skate_object_store.handshake import HandshakeLike
 from skate_object_store.protocol import (
     Kind,
     MalformedFrameError,
+    note_bytes,
     pack_create,
     pack_get,
     pack_seal,
@@ -33,7 +42,10 @@ from skate_object_store.protocol import (
     unpack_exists,
     unpack_full,
     unpack_got,
+    unpack_got_part,
+    unpack_lost,
     unpack_ready,
+    unpack_unrestored,
 )
 
 if TYPE_CHECKING:
@@ -86,7 +98,8 @@ class StoreClient:
         *,
         evictable: bool = False,
         owner: bytes | None = None,
-        wait_s: float = 0.0,
+        wait_s: float | None = None,
+        note: str = "",
     ) -> memoryview:
         """Reserve ``size`` bytes, 64-byte aligned, to be written and then sealed. One round trip.
 
@@ -100,16 +113,20 @@ class StoreClient:
             evictable: A secondary copy, which the store may drop while nobody has a view of it.
                 Otherwise it stays until it is deleted.
             owner: Tag instead of the client's.
-            wait_s: How long the store may wait for room.
+            wait_s: How long the store may wait for room, whoever gives it. None: only for room that
+                it makes itself by spilling, and at most ten seconds.
+            note: What to say about the object when memory is short, such as the line that made it;
+                cut at 200 bytes.
 
         Raises:
             ObjectExistsError: the id is in the store, or being written.
             StoreFullError: no room within ``wait_s``; lists the biggest holders.
+            OutOfDiskError: a StoreFullError because objects could not be spilled.
         """
         with self._attachment as attachment:
             call = attachment.link.begin()
             try:
-                serial, offset = self._create(call, object_id, size, evictable, owner, wait_s)
+                serial, offset = self._create(call, object_id, size, evictable, owner, wait_s, note)
                 call.claim()
                 return attachment.begin_writing(bytes(object_id), serial, offset, size)
             except BaseException:
@@ -141,7 +158,8 @@ class StoreClient:
         *,
         evictable: bool = False,
         owner: bytes | None = None,
-        wait_s: float = 0.0,
+        wait_s: float | None = None,
+        note: str = "",
     ) -> int:
         """Create, write the parts one after the other, and seal. Returns the object's size.
 
@@ -155,6 +173,7 @@ class StoreClient:
             evictable: As in :meth:`create`.
             owner: As in :meth:`create`.
             wait_s: As in :meth:`create`.
+            note: As in :meth:`create`.
 
         Raises:
             ObjectExistsError, StoreFullError: as :meth:`create`.
@@ -168,7 +187,7 @@ class StoreClient:
         with self._attachment as attachment:
             call = attachment.link.begin()
             try:
-                serial, offset = self._create(call, object_id, size, evictable, owner, wait_s)
+                serial, offset = self._create(call, object_id, size, evictable, owner, wait_s, note)
                 for view in views:
                     self._copy(offset, view)
                     offset += view.nbytes
@@ -202,6 +221,9 @@ class StoreClient:
     ) -> list[memoryview | None]:
         """Read-only views in the order of the ids, None for each that is not there in time.
 
+        An object that was spilled to disk counts as being there: it is read back, and waited for
+        beyond ``timeout_s`` if need be, but at most a minute.
+
         An object stays where it is while a view, a slice of one, or an array over one is alive,
         even if it is deleted or this client is closed meanwhile. Objects that this process has
         views of cost no round trip.
@@ -210,6 +232,10 @@ class StoreClient:
             object_ids: Repeats are allowed.
             timeout_s: How long to wait for the objects that are not there yet; None: as long as it
                 takes.
+
+        Raises:
+            SpilledObjectLostError: what is on disk of one of them is not what was written.
+            StoreFullError: views fill the memory, so that a spilled object cannot come back.
         """
         deadline_s = _deadline_s(timeout_s)
         with self._attachment as attachment:
@@ -231,6 +257,8 @@ class StoreClient:
         self, object_ids: Sequence[bytes], num_ready: int, timeout_s: float | None
     ) -> list[bytes]:
         """Wait until ``num_ready`` of the objects are there; returns those that are, in order.
+
+        In memory or on disk: a spilled object is there, and is left on disk.
 
         More may be returned than asked for, and fewer after ``timeout_s`` (None: no limit). Pins
         nothing.
@@ -286,27 +314,34 @@ class StoreClient:
         size: int,
         evictable: bool,
         owner: bytes | None,
-        wait_s: float,
+        wait_s: float | None,
+        note: str,
     ) -> tuple[int, int]:
         """(serial, offset) of a reserved range. The caller undoes the call if it cannot use it."""
         _checked_id(object_id)
         if not 0 <= size < 1 << 63:
             raise ValueError(f"an object cannot have {size} bytes")
-        if not wait_s >= 0:
+        if wait_s is not None and not wait_s >= 0:
             raise ValueError(f"cannot wait {wait_s} s")
         tag = self._owner if owner is None else _checked_owner(owner)
         kind, body = self._attachment.link.request(
             call,
             lambda number: pack_create(
-                number, object_id, size, tag, is_evictable=evictable, wait_s=wait_s
+                number,
+                object_id,
+                size,
+                tag,
+                is_evictable=evictable,
+                wait_s=wait_s,
+                note=note_bytes(note) if note else b"",
             ),
-            wait_s + self._timeout_s,
+            (CREATE_WAIT_S if wait_s is None else wait_s) + self._timeout_s,
         )
         try:
             if kind == Kind.CREATED:
                 return unpack_created(body)
             if kind == Kind.FULL:
-                raise StoreFullError(bytes(object_id), unpack_full(body))
+                raise full_error(bytes(object_id), unpack_full(body))
             if kind == Kind.EXISTS:
                 raise ObjectExistsError(bytes(object_id), unpack_exists(body))
         except MalformedFrameError as error:
@@ -332,21 +367,62 @@ class StoreClient:
 
     def _get(self, object_ids: list[bytes], timeout_s: float) -> list[memoryview | None]:
         """One frame's worth of :meth:`get`."""
+        views, restoring = self._ask(object_ids, timeout_s)
+        if restoring:
+            self._await_restores(object_ids, views, restoring, timeout_s)
+        return views
 
-        def pack(request: int) -> bytes:
-            return pack_get(request, object_ids, timeout_s)
-
+    def _ask(
+        self, object_ids: list[bytes], timeout_s: float
+    ) -> tuple[list[memoryview | None], tuple[int, ...]]:
+        """The views of what is there, and positions of what is on its way from disk."""
         attachment = self._attachment
         call = attachment.link.begin()
         try:
-            copies = self._request(call, pack, timeout_s, Kind.GOT, unpack_got)
+            kind, body = attachment.link.request(
+                call,
+                lambda number: pack_get(number, object_ids, timeout_s),
+                timeout_s + self._timeout_s,
+            )
+            restoring: tuple[int, ...] = ()
+            try:
+                if kind == Kind.GOT:
+                    copies = unpack_got(body)
+                elif kind == Kind.GOT_PART:
+                    copies, restoring = unpack_got_part(body)
+                elif kind == Kind.LOST:
+                    raise SpilledObjectLostError(*unpack_lost(body))
+                elif kind == Kind.UNRESTORED:
+                    raise full_error(*unpack_unrestored(body))
+                else:
+                    raise StoreProtocolError(self.endpoint, f"frame kind {kind} in reply to a get")
+            except MalformedFrameError as error:
+                raise StoreProtocolError(self.endpoint, str(error)) from None
             if len(copies) != len(object_ids):
                 raise StoreProtocolError(self.endpoint, "a get's answer has another length")
             call.claim()
-            return attachment.adopt(object_ids, copies)
+            return attachment.adopt(object_ids, copies), restoring
         except BaseException:
             attachment.link.undo(call)
             raise
+
+    def _await_restores(
+        self,
+        object_ids: list[bytes],
+        views: list[memoryview | None],
+        restoring: tuple[int, ...],
+        timeout_s: float,
+    ) -> None:
+        """Ask again for objects that the store is reading; fills in their views."""
+        deadline_s = time.monotonic() + RESTORE_MAX_S
+        positions = list(restoring)
+        while positions:
+            if time.monotonic() > deadline_s:
+                raise StoreTimeoutError(self.endpoint, timeout_s + RESTORE_MAX_S)
+            found, still = self._ask([object_ids[position] for position in positions], 0)
+            for position, view in zip(positions, found, strict=True):
+                views[position] = view
+            positions = [positions[index] for index in still]
 
     def _request(
         self,

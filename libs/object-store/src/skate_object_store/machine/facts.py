@@ -18,6 +18,46 @@ class FullReason(IntEnum):
     """What is held leaves no range long enough, even with every evictable copy dropped."""
     MACHINE_SHORT = 3
     """The range is free but the machine has no pages for it."""
+    DISK_FULL = 4
+    """Memory is full, and the disk to which objects would be spilled is full too."""
+    SPILL_FAILED = 5
+    """Memory is full, and writing to the place for spilled objects fails."""
+
+
+class ObjectState(IntEnum):
+    """Where an object is in its life."""
+
+    WRITING = 1
+    """Created, not sealed."""
+    PRIMARY = 2
+    """In memory, and kept until it is deleted or spilled."""
+    EVICTABLE = 3
+    """In memory, and dropped when room is needed: a copy, or an object that is on disk as well."""
+    SPILLED = 4
+    """On disk only."""
+    RESTORING = 5
+    """On disk, and on its way back into memory."""
+    DELETED = 6
+    """Deleted, and kept only by those who view or write it."""
+    LOST = 7
+    """It was spilled, and what came back was not what had been written."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRecord:
+    """One object, for people who ask where the memory went."""
+
+    object_id: bytes
+    size_bytes: int
+    owner: bytes
+    state: ObjectState
+    pins: int
+    """Views held by clients."""
+    age_s: float
+    """Since its creation."""
+    note: str
+    """What its creator said about it, such as the line that made it."""
+    is_on_disk: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +74,8 @@ class Holder:
     is_sealed: bool
     is_deleted: bool
     """Deleted by its owner, and kept only because ``pins > 0``."""
+    note: str = ""
+    """What its creator said about it, such as the line that made it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +89,8 @@ class Fullness:
     evictable_bytes: int
     holders: tuple[Holder, ...]
     """The biggest first."""
+    detail: str = ""
+    """What the disk said, if it is to blame."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """The objects in the arena and every index over them: by id, owner, reader, writer, last use.
 
+What is on disk besides is the spill book's.
+
 Before it: the object table decided that something happens to an object. After it: the allocator
 gives and takes ranges. Nothing here waits; requests that cannot be met yet are the table's.
 
@@ -13,8 +15,14 @@ import itertools
 from dataclasses import dataclass, field
 
 from skate_object_store.machine.allocator import Allocator
-from skate_object_store.machine.facts import Copy, Holder
-from skate_object_store.machine.records import ClientMisuseError, CreateRequest, Effect, Freed
+from skate_object_store.machine.facts import Copy, Holder, ObjectRecord, ObjectState
+from skate_object_store.machine.records import (
+    STORE,
+    ClientMisuseError,
+    CreateRequest,
+    Effect,
+    Freed,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +40,12 @@ class Entry:
     """Its id is free again; it stays for its writer or for views."""
     pins: dict[int, int] = field(default_factory=dict)
     """Views by client; every count > 0. Empty while it is written."""
+    note: str = ""
+
+    @property
+    def views(self) -> int:
+        """Views of all clients; the store's own hold is none."""
+        return sum(self.pins.values()) - self.pins.get(STORE, 0)
 
     @property
     def is_sealed(self) -> bool:
@@ -71,11 +85,17 @@ class Inventory:
         self._entries: dict[int, Entry] = {}  # by serial; every object that occupies a range
         self._by_id: dict[bytes, Entry] = {}  # those not deleted
         self._by_owner: dict[bytes, dict[int, Entry]] = {}  # those not deleted, with an owner
-        self._evictable: dict[int, Entry] = {}  # sealed, secondary, no pins; oldest use first
-        self._shares: dict[int, _Share] = {}
+        self._evictable: dict[int, Entry] = {}  # sealed, evictable, no pins; oldest use first
+        self._idle: dict[int, Entry] = {}  # sealed, primary, no pins; oldest use first
+        self._shares: dict[int, _Share] = {STORE: _Share()}
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    @property
+    def idle_count(self) -> int:
+        """Primary objects that nobody views: those that could be spilled."""
+        return len(self._idle)
 
     def find(self, object_id: bytes) -> Entry | None:
         """The object with this id, sealed or not, unless it was deleted."""
@@ -123,13 +143,19 @@ class Inventory:
             return None
         copy = Copy(next(self._serials), offset, wish.size_bytes)
         entry = Entry(
-            wish.object_id, copy, wish.owner, wish.is_evictable, now_s, creator=wish.client
+            wish.object_id,
+            copy,
+            wish.owner,
+            wish.is_evictable,
+            now_s,
+            creator=wish.client,
+            note=wish.note,
         )
         self._entries[copy.serial] = self._by_id[wish.object_id] = entry
         if wish.owner:
             self._by_owner.setdefault(wish.owner, {})[copy.serial] = entry
         self._shares[wish.client].unsealed[copy.serial] = None
-        self.created_total += 1
+        self.created_total += wish.client != STORE
         return entry
 
     def seal(self, entry: Entry) -> None:
@@ -147,13 +173,15 @@ class Inventory:
         if entry.is_evictable:
             self._evictable[entry.copy.serial] = entry
             self.evictable_bytes += self.allocator.size_of(entry.copy.offset)
+        else:
+            self._idle[entry.copy.serial] = entry
         return []
 
     def pin(self, entry: Entry, client: int, count: int) -> None:
         """The client has so many more views of a sealed object."""
         entry.pins[client] = entry.pins.get(client, 0) + count
         self._shares[client].pinned[entry.copy.serial] = None
-        self._leave_evictable(entry)
+        self._leave_rest(entry)
 
     def unpin(self, client: int, serial: int, count: int) -> list[Effect]:
         """Views have ended. Raises ``ClientMisuseError`` for more than the client has."""
@@ -178,7 +206,7 @@ class Inventory:
     def drop(self, entry: Entry) -> list[Effect]:
         """Free the range, and the id. Nobody reads it; if it was being written, no longer."""
         assert not entry.pins
-        self._leave_evictable(entry)
+        self._leave_rest(entry)
         if not entry.is_deleted:
             self._forget_id(entry)
         if entry.creator is not None:
@@ -199,6 +227,51 @@ class Inventory:
             effects += self.drop(entry)
         return effects
 
+    def take_idle(self, size_bytes: int, count_max: int) -> list[Entry]:
+        """Hold primary objects without views, oldest use first, of about this many bytes.
+
+        The store pins them: they stay readable and where they are until :meth:`let_go`.
+        """
+        taken: list[Entry] = []
+        size = 0
+        for entry in list(itertools.islice(self._idle.values(), count_max)):
+            if size >= size_bytes:
+                break
+            self.pin(entry, STORE, 1)
+            size += entry.copy.size_bytes
+            taken.append(entry)
+        return taken
+
+    def let_go(self, entry: Entry) -> list[Effect]:
+        """End the store's hold: the object is freed, evictable, idle, or viewed by others."""
+        return self.unpin(STORE, entry.copy.serial, 1)
+
+    @property
+    def restoring_count(self) -> int:
+        """Objects that the store itself is writing, from what is on disk."""
+        return len(self._shares[STORE].unsealed)
+
+    def held_serials(self) -> set[int]:
+        """What the store holds. O(what it holds)."""
+        return set(self._shares[STORE].pinned)
+
+    def records(self, now_s: float, limit: int) -> list[ObjectRecord]:
+        """The biggest objects in memory, biggest first, as if none were on disk. O(objects)."""
+        biggest = heapq.nlargest(limit, self._entries.values(), key=lambda e: e.copy.size_bytes)
+        return [
+            ObjectRecord(
+                object_id=entry.object_id,
+                size_bytes=entry.copy.size_bytes,
+                owner=entry.owner,
+                state=_state(entry),
+                pins=entry.views,
+                age_s=now_s - entry.created_s,
+                note=entry.note,
+                is_on_disk=False,
+            )
+            for entry in biggest
+        ]
+
     def holders(self, now_s: float, limit: int) -> list[Holder]:
         """The biggest objects that cannot be evicted, biggest first. O(objects)."""
         held = (entry for serial, entry in self._entries.items() if serial not in self._evictable)
@@ -209,9 +282,10 @@ class Inventory:
                 owner=entry.owner,
                 size_bytes=entry.copy.size_bytes,
                 age_s=now_s - entry.created_s,
-                pins=sum(entry.pins.values()),
+                pins=entry.views,
                 is_sealed=entry.is_sealed,
                 is_deleted=entry.is_deleted,
+                note=entry.note,
             )
             for entry in biggest
         ]
@@ -223,7 +297,7 @@ class Inventory:
             size = self.allocator.size_of(entry.copy.offset)
             unsealed += size * (not entry.is_sealed)
             primary += size * (entry.is_sealed and not entry.is_evictable)
-            pinned += size * bool(entry.pins)
+            pinned += size * bool(entry.views)
             deleted += size * entry.is_deleted
         return ByteCounts(unsealed, primary, pinned, self.evictable_bytes, deleted)
 
@@ -247,7 +321,10 @@ class Inventory:
             assert not entry.is_deleted or entry.pins or not entry.is_sealed
             is_evictable = entry.is_evictable and entry.is_sealed and not entry.pins
             assert (serial in self._evictable) == is_evictable
+            is_idle = not entry.is_evictable and entry.is_sealed and not entry.pins
+            assert (serial in self._idle) == is_idle
         assert self.evictable_bytes == sum(sizes[serial] for serial in self._evictable)
+        assert self._idle.keys() <= entries.keys()
         for client, share in self._shares.items():
             assert set(share.pinned) == {s for s, e in entries.items() if client in e.pins}
             assert set(share.unsealed) == {s for s, e in entries.items() if e.creator == client}
@@ -261,6 +338,19 @@ class Inventory:
             if not owned:
                 del self._by_owner[entry.owner]
 
-    def _leave_evictable(self, entry: Entry) -> None:
-        if self._evictable.pop(entry.copy.serial, None) is not None:
+    def _leave_rest(self, entry: Entry) -> None:
+        """The object is used, or goes: it is neither evictable nor to be spilled for now."""
+        if not entry.is_evictable:
+            self._idle.pop(entry.copy.serial, None)
+        elif self._evictable.pop(entry.copy.serial, None) is not None:
             self.evictable_bytes -= self.allocator.size_of(entry.copy.offset)
+
+
+def _state(entry: Entry) -> ObjectState:
+    if entry.is_deleted:
+        return ObjectState.DELETED
+    if entry.creator == STORE:
+        return ObjectState.RESTORING
+    if entry.creator is not None:
+        return ObjectState.WRITING
+    return ObjectState.EVICTABLE if entry.is_evictable else ObjectState.PRIMARY

@@ -29,6 +29,12 @@ class Waiter:
     found_count: int = 0
     missing: dict[bytes, list[int]] = field(default_factory=dict)
     """Positions by id not found yet."""
+    asked_until_s: float | None = None
+    """The client's own deadline, if ``deadline_s`` lies later because of a restore."""
+
+    def is_overdue(self, now_s: float) -> bool:
+        """Whether only a restore lets it wait beyond what its client asked for."""
+        return self.asked_until_s is not None and self.asked_until_s <= now_s
 
     @property
     def is_satisfied(self) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from skate_object_store.constants import (
     COMMIT_AHEAD_MAX_BYTES,
     COMMIT_AHEAD_MIN_BYTES,
     TRIM_IDLE_S,
 )
+from skate_object_store.spill_config import SpillConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +26,5 @@ class StoreConfig:
     """None: a memfd. Otherwise an unlinked file in this directory backs the arena."""
     is_poisoning: bool = False
     """Overwrite freed ranges, so that tests see a use after free. Costs a copy per freed byte."""
+    spill: SpillConfig = field(default_factory=SpillConfig)
+    """Where primary copies go when memory is short. The default is off: a full store refuses."""

@@ -11,14 +11,21 @@ from typing import assert_never
 
 from skate_object_store.constants import REQUESTS_PER_CLIENT_MAX
 from skate_object_store.machine.records import (
+    STORE,
     Created,
     CreateExists,
     CreateRefused,
     CreateRequest,
+    DeleteFile,
     Effect,
     Freed,
+    GetLost,
+    GetUnrestored,
     Got,
+    GotPart,
+    ReadBack,
     Ready,
+    WriteBatch,
 )
 from skate_object_store.machine.table import ObjectTable
 from skate_object_store.protocol import (
@@ -28,7 +35,10 @@ from skate_object_store.protocol import (
     pack_exists,
     pack_full,
     pack_got,
+    pack_got_part,
+    pack_lost,
     pack_ready,
+    pack_unrestored,
     unpack_abort,
     unpack_create,
     unpack_delete,
@@ -39,6 +49,7 @@ from skate_object_store.protocol import (
 )
 from skate_object_store.service.committer import Outcome
 from skate_object_store.service.pages import PageKeeper
+from skate_object_store.service.spiller import ReadEnded, Spiller, Written
 
 
 class Dispatcher:
@@ -50,11 +61,13 @@ class Dispatcher:
         pages: PageKeeper,
         send: Callable[[int, bytes], None],
         poison: Callable[[int, int], None] | None,
+        spiller: Spiller | None,
     ) -> None:
         self._table = table
         self._pages = pages
         self._send = send
         self._poison = poison
+        self._spiller = spiller
 
     def handle(self, client: int, kind: int, request: int, body: memoryview, now_s: float) -> None:
         """Carry out one frame.
@@ -71,12 +84,19 @@ class Dispatcher:
         elif kind == Kind.RELEASE:
             effects = table.release(client, unpack_release(body), now_s)
         elif kind == Kind.CREATE:
-            object_id, size, owner, is_evictable, wait_s = unpack_create(body)
-            deadline_s = now_s + wait_s
-            effects = table.create(
-                CreateRequest(client, request, object_id, size, owner, is_evictable, deadline_s),
-                now_s,
+            object_id, size, owner, is_evictable, wait_s, only_spilling, note = unpack_create(body)
+            wish = CreateRequest(
+                client,
+                request,
+                object_id,
+                size,
+                owner,
+                is_evictable,
+                now_s + wait_s,
+                only_spilling,
+                note,
             )
+            effects = table.create(wish, now_s)
         elif kind == Kind.SEAL:
             serial, keeps_pin = unpack_seal(body)
             effects = table.seal(client, serial, now_s, keeps_pin=keeps_pin)
@@ -129,7 +149,7 @@ class Dispatcher:
             if not self._table.is_unsealed(client, created.serial):
                 pass  # The client went away meanwhile, and its object with it.
             elif verdict == "ready":
-                self._reply_created(created)
+                self._grant(created, now_s)
             elif verdict == "short":
                 # Evictable copies are the only memory that the store itself can do without.
                 self.perform(self._table.evict(created.wish.size_bytes), now_s)
@@ -152,7 +172,7 @@ class Dispatcher:
                         self._poison(offset, size_bytes)
                 case Created():
                     if self._pages.admit(effect, now_s):
-                        self._reply_created(effect)
+                        self._grant(effect, now_s)
                     self._pages.commit_ahead(now_s)
                 case CreateExists(client, request, is_sealed):
                     self._send(client, pack_exists(request, is_sealed=is_sealed))
@@ -160,8 +180,50 @@ class Dispatcher:
                     self._send(client, pack_full(request, fullness))
                 case Ready(client, request, positions):
                     self._send(client, pack_ready(request, positions))
+                case GotPart(client, request, copies, restoring):
+                    self._send(client, pack_got_part(request, copies, restoring))
+                case GetLost(client, request, object_id, cause):
+                    self._send(client, pack_lost(request, object_id, cause))
+                case GetUnrestored(client, request, object_id, fullness):
+                    self._send(client, pack_unrestored(request, object_id, fullness))
+                case WriteBatch() | ReadBack() | DeleteFile():
+                    self._use_disk(effect)
                 case _:
                     assert_never(effect)
+
+    def written(self, outcome: Written, now_s: float) -> None:
+        """The spiller has ended a batch."""
+        effects = self._table.spill_ended(
+            outcome.number, outcome.file_key, outcome.places, outcome.failure, now_s
+        )
+        self.perform(effects, now_s)
+
+    def read_ended(self, outcome: ReadEnded, now_s: float) -> None:
+        """The spiller has ended a restore."""
+        if outcome.cause is None:
+            effects = self._table.restored(outcome.serial, now_s)
+        else:
+            effects = self._table.restore_failed(
+                outcome.serial, outcome.cause, now_s, is_lost=outcome.is_lost
+            )
+        self.perform(effects, now_s)
+
+    def _use_disk(self, effect: WriteBatch | ReadBack | DeleteFile) -> None:
+        assert self._spiller is not None, "a table without a place to spill to does not"
+        match effect:
+            case WriteBatch():
+                self._spiller.write(effect)
+            case ReadBack():
+                self._spiller.read(effect)
+            case DeleteFile(file_key):
+                self._spiller.delete(file_key)
+
+    def _grant(self, created: Created, now_s: float) -> None:
+        """The range has its pages: the client may write, or the store reads from disk."""
+        if created.wish.client == STORE:
+            self.perform(self._table.read_back(created, now_s), now_s)
+        else:
+            self._reply_created(created)
 
     def _reply_created(self, created: Created) -> None:
         wish = created.wish

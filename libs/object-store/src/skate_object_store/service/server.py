@@ -21,7 +21,7 @@ from typing import TypeVar
 from skate_object_store.constants import OWNER_BYTES_MAX
 from skate_object_store.errors import StoreClosedError
 from skate_object_store.handshake import HandshakeFactory
-from skate_object_store.machine.facts import Holder
+from skate_object_store.machine.facts import Holder, ObjectRecord
 from skate_object_store.machine.records import TableStatistics
 from skate_object_store.machine.table import ObjectTable
 from skate_object_store.service.arena import Arena
@@ -32,6 +32,8 @@ from skate_object_store.service.listener import Listener
 from skate_object_store.service.pages import PageKeeper
 from skate_object_store.service.peer import Peer
 from skate_object_store.service.reception import Reception
+from skate_object_store.service.spill_backends import SpillBackend, open_backend
+from skate_object_store.service.spiller import ReadEnded, Spiller, Written
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,11 @@ class StoreServer:
         capacity_bytes: Size of the arena. It is address space only; pages follow use.
         handshake: Makes the server's side of a proof for each connection. None: same user is proof
             enough. In both cases another user's process is refused by ``SO_PEERCRED`` first.
-        config: How the store treats memory.
+        config: How the store treats memory, and where it spills to.
+        spill_backend: Where it spills to instead; closed with the server.
+
+    Raises:
+        OSError: the arena cannot be made, or the place to spill to cannot be used.
     """
 
     def __init__(
@@ -70,10 +76,21 @@ class StoreServer:
         *,
         handshake: HandshakeFactory | None = None,
         config: StoreConfig | None = None,
+        spill_backend: SpillBackend | None = None,
     ) -> None:
         self._config = config or StoreConfig()
-        self._table = ObjectTable(capacity_bytes)
+        spill = self._config.spill
+        has_spill = spill.is_on or spill_backend is not None
+        self._table = ObjectTable(capacity_bytes, spill if has_spill else None)
         self._arena = Arena(capacity_bytes, self._config.arena_directory)
+        self._spiller: Spiller | None = None
+        if has_spill:
+            try:
+                backend = open_backend(spill) if spill_backend is None else spill_backend
+            except BaseException:
+                self._arena.close()
+                raise
+            self._spiller = Spiller(backend, self._arena.fd, self._on_written, self._on_read)
         self._socket_path = socket_path
         self._thread: threading.Thread | None = None
         self._selector = selectors.DefaultSelector()
@@ -88,7 +105,9 @@ class StoreServer:
         self._pages = PageKeeper(self._table.allocator, self._config, self._committer)
         poison = self._arena.poison if self._config.is_poisoning else None
         self._reception = Reception(self._selector, self._arena, handshake)
-        self._dispatcher = Dispatcher(self._table, self._pages, self._reception.send, poison)
+        self._dispatcher = Dispatcher(
+            self._table, self._pages, self._reception.send, poison, self._spiller
+        )
 
     @property
     def endpoint(self) -> str:
@@ -121,6 +140,8 @@ class StoreServer:
         if self._thread is not None:
             self._thread.join()
         self._committer.close()
+        if self._spiller is not None:
+            self._spiller.close()
         self._reception.close()
         self._selector.close()
         self._wake_receiver.close()
@@ -180,6 +201,10 @@ class StoreServer:
         """The biggest objects that cannot be evicted, biggest first. O(objects)."""
         return self._call(lambda: self._table.holders(time.monotonic(), limit))
 
+    def objects(self, limit: int = 1000) -> list[ObjectRecord]:
+        """Every object once, in memory or on disk, the biggest first. O(objects)."""
+        return self._call(lambda: self._table.objects(time.monotonic(), limit))
+
     def check_invariants(self) -> None:
         """Raise ``AssertionError`` if the table contradicts itself. O(everything); for tests."""
         self._call(self._table.check_invariants)
@@ -222,6 +247,18 @@ class StoreServer:
             self._post(lambda: self._dispatcher.settle(outcome, time.monotonic()))
         except StoreClosedError:
             pass  # Nobody waits for pages any more.
+
+    def _on_written(self, outcome: Written) -> None:
+        try:
+            self._post(lambda: self._dispatcher.written(outcome, time.monotonic()))
+        except StoreClosedError:
+            pass  # Everything on disk goes now.
+
+    def _on_read(self, outcome: ReadEnded) -> None:
+        try:
+            self._post(lambda: self._dispatcher.read_ended(outcome, time.monotonic()))
+        except StoreClosedError:
+            pass  # Nobody waits for it any more.
 
     # The loop's thread from here on.
 
