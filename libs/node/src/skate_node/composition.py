@@ -39,6 +39,7 @@ from skate_node.session import (
 )
 from skate_node.task_spans import TaskSpans
 from skate_node.watchdog import Watchdog
+from skate_object_store import SpillConfig
 from skate_raylet import Raylet, RayletConfig
 from skate_raylet.zygote_process import ZygoteProcess
 from skate_rpc.tokens import generate_token, write_token_file
@@ -274,6 +275,7 @@ class NodeService:
             grpc_endpoint=plan.raylet,
             resources={name: to_units(amount, name) for name, amount in totals.items()},
             store_capacity_bytes=capacity_bytes,
+            spill=spill_config(options.spill_dir, self._launch.session_dir),
             labels=options.labels,
             is_head=options.is_head,
             ip_address=plan.ip_address,
@@ -309,6 +311,13 @@ class NodeService:
         if config.is_head and not is_owned:
             set_current(record)
         return record
+
+
+def spill_config(spill_dir: str | None, session_dir: str) -> SpillConfig:
+    """Where the object store spills to: the option's place, or a folder of the session."""
+    if spill_dir is not None and "://" in spill_dir:
+        return SpillConfig(url=spill_dir)
+    return SpillConfig(directories=(spill_dir or os.path.join(session_dir, "spill"),))
 
 
 async def _unless_stopped(

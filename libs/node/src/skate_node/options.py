@@ -47,6 +47,9 @@ class NodeOptions:
     """Facts about the node for people and policies."""
     object_store_memory: int | None = None
     """Bytes of the object store, at least 75 MiB; None: 30 % of what is available."""
+    spill_dir: str | None = None
+    """Where objects go when the store is full: an absolute path, or a URL that ``fsspec`` knows.
+    None: ``spill/`` in the session folder, which goes with the session."""
 
     host: str | None = None
     """Address to listen on. None: Unix sockets only, or 127.0.0.1 when ``port`` is given."""
@@ -87,6 +90,9 @@ class NodeOptions:
             _check_resource(resource, quantity)
         for key, value in self.labels.items():
             _check_label(key, value)
+        spill_dir = self.spill_dir
+        if spill_dir is not None and not (spill_dir.startswith("/") or "://" in spill_dir):
+            raise ValueError(f"spill_dir must be an absolute path or a URL, got {spill_dir!r}.")
         self._check_role()
 
     def _check_role(self) -> None:

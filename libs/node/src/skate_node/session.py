@@ -3,7 +3,7 @@
 ::
 
     <root>/session_<utc>_<pid>_<random>/     0700; the daemon holds a flock on it while it lives
-        sockets/  logs/  token  node.json  gcs.sqlite
+        sockets/  logs/  spill/  token  node.json  gcs.sqlite
     <root>/current_cluster                   name of the newest session of ``skate start``
     <root>/session_latest -> session_...     for people
 

@@ -24,9 +24,12 @@ from skate_node import NodeOptions, NodeStartError, RunningNode, find_node, live
 from skate_node.processes import session_processes
 from skate_node.root import root_path
 from skate_node.session import is_alive
+from skate_object_store import StoreClient
+from skate_rpc.handshake import ClientHandshake
 
 GONE_S = 3.0
-STORE_BYTES = 80 * 1024 * 1024
+MIB = 1024 * 1024
+STORE_BYTES = 80 * MIB
 
 
 def options(temp_dir: str, **changes: object) -> NodeOptions:
@@ -131,6 +134,28 @@ def test_node_files_are_private_whatever_the_umask(marked: str) -> None:
     node.stop()
     assert len(modes) > 8
     assert {str(path): oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
+
+
+@pytest.mark.parametrize("where", ["session", "elsewhere"])
+def test_store_that_is_full_spills_and_leaves_nothing(marked: str, where: str) -> None:
+    elsewhere = os.path.join(marked, "elsewhere")
+    node = start_node(options(marked, spill_dir=None if where == "session" else elsewhere))
+    folder = os.path.join(node.session_dir, "spill") if where == "session" else elsewhere
+    value = os.urandom(MIB) * 16
+    try:
+        with StoreClient(node.store_endpoint, handshake=ClientHandshake(node.token.encode())) as s:
+            ids = [b"object %d" % number for number in range(3 * STORE_BYTES // len(value))]
+            for object_id in ids:
+                s.put(object_id, [object_id, value])
+            assert [name for _, _, names in os.walk(folder) for name in names]
+            for object_id in ids:
+                (view,) = s.get([object_id])
+                assert view is not None
+                assert view[len(object_id) :] == value
+    finally:
+        node.stop()
+    assert not os.path.exists(node.session_dir)
+    assert not os.path.exists(elsewhere) or os.listdir(elsewhere) == []
 
 
 def test_node_metrics_want_the_token(node: RunningNode) -> None:

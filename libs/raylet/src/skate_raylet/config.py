@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from skate_object_store import SpillConfig
 from skate_scheduler import UNITS
 
 WORKERS_MAX_DEFAULT = 1024
@@ -45,6 +46,8 @@ class RayletConfig:
     starts_max: int | None = None
     # A task that this node can never hold fails after this; None: it waits for ever.
     infeasible_grace_s: float | None = 10.0
+    # Where the object store spills to when memory is short; the default: nowhere.
+    spill: SpillConfig = field(default_factory=SpillConfig)
     # Bytes of exported functions kept at the node, least recently used dropped first.
     function_cache_bytes: int = 256 << 20
 

@@ -23,7 +23,7 @@ from typing import assert_never
 import grpc.aio
 import msgspec
 
-from skate_object_store import StoreServer, StoreStatistics
+from skate_object_store import StoreConfig, StoreServer, StoreStatistics
 from skate_raylet.config import RayletConfig
 from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
@@ -132,6 +132,7 @@ class Raylet:
             os.path.join(config.session_dir, "sockets", "store.sock"),
             config.store_capacity_bytes,
             handshake=lambda: ServerHandshake(token),
+            config=StoreConfig(spill=config.spill),
         )
         self._store.start()
         self.store_endpoint = self._store.endpoint
