@@ -1,11 +1,16 @@
 """What any store must do, as tests: for this one, and for other arenas and spill back ends.
 
 Derive a class whose name starts with ``Test``, and give it a pytest fixture ``connect``: a function
-that makes a new client of one and the same fresh store of ``CAPACITY_BYTES``::
+that makes a new client of one and the same fresh store of ``CAPACITY_BYTES``; or, for a spill back
+end, a fixture ``backend``::
 
     class TestSharedMemory(StoreConformance):
         @pytest.fixture
         def connect(self, tmp_path): ...
+
+    class TestMyPlace(SpillConformance):
+        @pytest.fixture
+        def backend(self, tmp_path): ...
 
 Needs pytest to run, and nothing but the standard library to import.
 """
@@ -16,8 +21,8 @@ import ctypes
 import gc
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from skate_object_store.errors import (
     ObjectExistsError,
@@ -25,6 +30,9 @@ from skate_object_store.errors import (
     StoreClosedError,
     StoreFullError,
 )
+
+if TYPE_CHECKING:
+    from skate_object_store.service.spill_backends import SpillBackend
 
 CAPACITY_BYTES = 4 << 20
 
@@ -73,6 +81,9 @@ Connect = Callable[[], ObjectStore]
 
 class StoreConformance:
     """One behaviour a method. ``connect()`` makes a client; the fixture closes what it made."""
+
+    is_spilling = False
+    """Whether the store under test takes more primary copies than it has room for."""
 
     def test_put_then_get_returns_the_bytes(self, connect: Connect) -> None:
         """What another client reads is what was written, parts joined."""
@@ -211,15 +222,30 @@ class StoreConformance:
         assert bytes(part) == b"234"
 
     def test_full_store_refuses_and_names_holders(self, connect: Connect) -> None:
-        """Primary copies are never dropped for room."""
+        """Primary copies are never dropped for room; views keep them from being spilled."""
         store = connect()
         store.put(b"big", [bytes(CAPACITY_BYTES // 2)])
         store.put(b"small", [bytes(CAPACITY_BYTES // 4)])
-        error = _error_of(lambda: store.create(b"more", CAPACITY_BYTES // 2))
+        views = store.get([b"big", b"small"])
+        half = bytes(CAPACITY_BYTES // 2)
+        error = _error_of(lambda: store.create(b"more", len(half)))
         assert isinstance(error, StoreFullError)
         assert [holder.object_id for holder in error.holders] == [b"big", b"small"]
+        views.clear()
         store.delete([b"big"])
-        store.put(b"more", [bytes(CAPACITY_BYTES // 2)])
+        assert _eventually(lambda: _error_of(lambda: store.put(b"more", [half])) is None)
+
+    def test_every_object_is_kept_beyond_the_capacity(self, connect: Connect) -> None:
+        """For a store that spills: three times its capacity comes back whole."""
+        if not self.is_spilling:
+            return
+        store, reader = connect(), connect()
+        size = CAPACITY_BYTES // 8
+        for number in range(24):
+            store.put(b"%d" % number, [bytes((number,)) * size])
+        assert len(reader.wait([b"%d" % number for number in range(24)], 24, 0)) == 24
+        for number in range(24):
+            assert _bytes_of(reader, b"%d" % number) == bytes((number,)) * size
 
     def test_evictable_copies_make_room(self, connect: Connect) -> None:
         """The least recently used goes first; one with a view does not go at all."""
@@ -265,12 +291,107 @@ class StoreConformance:
         assert bytes(view) == b"value"
 
 
+class SpillConformance:
+    """What a place to spill to must do. ``backend`` is fresh, and the test closes it."""
+
+    def test_written_parts_come_back(self, backend: SpillBackend) -> None:
+        """Any part of a file, in chunks that add up to it."""
+        content = bytes(range(256)) * 20_000
+        key = backend.write(len(content), _cut(content, 1_000_000))
+        for position, size in ((0, len(content)), (1, 10), (4_999_999, 120_001), (7, 0)):
+            assert _read(backend, key, position, size) == content[position : position + size]
+        backend.close()
+
+    def test_files_are_apart(self, backend: SpillBackend) -> None:
+        """Each write has a key of its own, whatever else is written or deleted."""
+        keys = [backend.write(3, _cut(b"%03d" % number, 2)) for number in range(20)]
+        assert len(set(keys)) == 20
+        for key in keys[::2]:
+            backend.delete(key)
+        for number, key in list(enumerate(keys))[1::2]:
+            assert _read(backend, key, 0, 3) == b"%03d" % number
+        backend.close()
+
+    def test_empty_file_is_a_file(self, backend: SpillBackend) -> None:
+        """A batch of objects without bytes."""
+        key = backend.write(0, iter(()))
+        assert _read(backend, key, 0, 0) == b""
+        backend.delete(key)
+        backend.close()
+
+    def test_deleted_file_is_gone_and_deleting_again_is_no_error(
+        self, backend: SpillBackend
+    ) -> None:
+        """Gone for good says so by its own error."""
+        key = backend.write(3, _cut(b"abc", 3))
+        backend.delete(key)
+        backend.delete(key)
+        assert isinstance(_error_of(lambda: _read(backend, key, 0, 3)), FileNotFoundError)
+        backend.close()
+
+    def test_read_ends_with_the_file(self, backend: SpillBackend) -> None:
+        """What is not there is left out, so that the store sees the gap."""
+        key = backend.write(3, _cut(b"abc", 3))
+        assert _read(backend, key, 2, 10) == b"c"
+        backend.close()
+
+    def test_write_that_fails_leaves_nothing(self, backend: SpillBackend) -> None:
+        """Whatever the source of the bytes raises comes out, and later writes work."""
+
+        def broken() -> Iterator[memoryview]:
+            yield memoryview(b"half")
+            raise OSError("the source failed")
+
+        assert isinstance(_error_of(lambda: backend.write(8, broken())), OSError)
+        key = backend.write(2, _cut(b"ok", 2))
+        assert _read(backend, key, 0, 2) == b"ok"
+        backend.close()
+
+    def test_writing_and_reading_go_on_at_once(self, backend: SpillBackend) -> None:
+        """One thread writes while another reads."""
+        key = backend.write(1 << 20, _cut(b"r" * (1 << 20), 1 << 16))
+        keys: list[str] = []
+        writer = threading.Thread(
+            target=lambda: keys.extend(
+                backend.write(1 << 20, _cut(b"w" * (1 << 20), 1 << 16)) for _ in range(5)
+            )
+        )
+        writer.start()
+        for _ in range(5):
+            assert _read(backend, key, 0, 1 << 20) == b"r" * (1 << 20)
+        writer.join(_PATIENCE_S)
+        assert [_read(backend, written, 0, 1) for written in keys] == [b"w"] * 5
+        backend.close()
+
+    def test_room_is_a_number_or_unknown(self, backend: SpillBackend) -> None:
+        """A place that can tell has room for a little."""
+        room_bytes = backend.room_bytes()
+        assert room_bytes is None or room_bytes > 0
+        backend.close()
+
+
+def _cut(content: bytes, size: int) -> Iterator[memoryview]:
+    """Chunks in one buffer that is overwritten, as a store hands them out."""
+    buffer = bytearray(size)
+    for start in range(0, len(content), size):
+        part = content[start : start + size]
+        buffer[: len(part)] = part
+        yield memoryview(buffer)[: len(part)]
+    buffer[:] = bytes(size)
+
+
+def _read(backend: SpillBackend, key: str, position: int, size: int) -> bytes:
+    return b"".join(bytes(chunk) for chunk in backend.read(key, position, size)) if size else b""
+
+
 def _fill(store: ObjectStore) -> None:
     """Use every free byte, so that memory freed by mistake is overwritten."""
     size = CAPACITY_BYTES // 2
-    while size >= 64:
+    filled = 0
+    while size >= 64 and filled <= 2 * CAPACITY_BYTES:  # A store that spills is never full.
         try:
             store.put(b"fill %d" % time.monotonic_ns(), [b"\xff" * size])
+            filled += size
         except StoreFullError:
             size //= 2
 
