@@ -303,6 +303,7 @@ class World:
             return
         batch, self.batch = self.batch, None
         places: dict[int, Place] = {}
+        room_bytes = self.rng.choice([None, 0, 100_000])
         failure: SpillFailure | None = None
         key = f"file {batch.number}"
         if self.is_disk_full or self.rng.random() < 0.15:
@@ -313,7 +314,9 @@ class World:
             self.disk.setdefault(key, {})[position] = self.memory[item.offset]
             places[item.serial] = Place(key, position, item.size_bytes, 0)
             position += max(1, item.size_bytes)
-        self.absorb(self.table.spill_ended(batch.number, key, places, failure, self.now_s))
+        self.absorb(
+            self.table.spill_ended(batch.number, key, places, failure, room_bytes, self.now_s)
+        )
 
     def pages_come(self) -> None:
         if self.ranges:

@@ -93,7 +93,12 @@ class World:
         return self.table.release(client, pins, self.now_s)
 
     def write(
-        self, batch: Effect, *, failure: SpillFailure | None = None, count: int | None = None
+        self,
+        batch: Effect,
+        *,
+        failure: SpillFailure | None = None,
+        count: int | None = None,
+        room_bytes: int | None = None,
     ) -> list[Effect]:
         """The disk has written a batch, or its first ``count`` objects."""
         assert isinstance(batch, WriteBatch)
@@ -101,7 +106,7 @@ class World:
         places: dict[int, Place] = {}
         for item in batch.items[: 0 if failure and count is None else count]:
             places[item.serial] = Place(key, len(places), item.size_bytes, 7)
-        return self.table.spill_ended(batch.number, key, places, failure, self.now_s)
+        return self.table.spill_ended(batch.number, key, places, failure, room_bytes, self.now_s)
 
     def read(self, effects: list[Effect]) -> list[Effect]:
         """The range of a restore has its pages, and the disk has read into it."""
@@ -247,8 +252,24 @@ def test_part_of_a_batch_that_was_written_is_spilled(world: World) -> None:
     (batch,) = world.create(b"big", 3000)
     *_, refused = world.write(batch, failure=DISK_FULL, count=1)
     assert isinstance(refused, CreateRefused)
-    assert world.states()[b"a"] is ObjectState.SPILLED
+    assert world.states()[b"a"] is ObjectState.EVICTABLE
     assert world.states()[b"b"] is ObjectState.PRIMARY
+
+
+def test_disk_that_is_nearly_full_leaves_room_in_memory_to_read_from_it(world: World) -> None:
+    world.fill(8)
+    (batch,) = world.create(b"big", 3000, wait_s=30)
+    *_, created = world.write(batch, room_bytes=100)
+    assert isinstance(created, Created)
+    world.seal(created)
+    (batch,) = world.create(b"x", 1024)
+    *_, refused = world.write(batch, failure=DISK_FULL, room_bytes=100)
+    assert isinstance(refused, CreateRefused), "2048 bytes are free, and kept for restores"
+    assert refused.fullness.reason is FullReason.DISK_FULL
+    viewed = world.read(world.get(b"a"))
+    for name in (b"b", b"c"):
+        world.release_all(world.read(world.get(name)))
+    world.release_all(viewed)
 
 
 def test_object_stays_readable_while_it_is_written(world: World) -> None:

@@ -42,6 +42,8 @@ class SpillBook:
         self._objects: dict[bytes, SpilledObject] = {}
         self._by_owner: dict[bytes, dict[bytes, SpilledObject]] = {}
         self._files: dict[str, _File] = {}
+        self.largest_bytes = 0
+        """The largest object that was added since there was none; at least that of any here."""
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -76,6 +78,7 @@ class SpillBook:
         for spilled in objects:
             assert spilled.place is not None
             assert spilled.object_id not in self._objects
+            self.largest_bytes = max(self.largest_bytes, spilled.size_bytes)
             size = max(size, spilled.place.position + spilled.size_bytes)
             self._objects[spilled.object_id] = spilled
             if spilled.owner:
@@ -88,6 +91,8 @@ class SpillBook:
         spilled = self._objects.pop(object_id, None)
         if spilled is None:
             return []
+        if not self._objects:
+            self.largest_bytes = 0
         if spilled.owner:
             owned = self._by_owner[spilled.owner]
             del owned[object_id]
@@ -110,6 +115,7 @@ class SpillBook:
         for object_id, spilled in self._objects.items():
             assert spilled.object_id == object_id
             assert (spilled.place is None) == bool(spilled.loss)
+            assert spilled.size_bytes <= self.largest_bytes
             if spilled.place is not None:
                 live[spilled.place.file_key] = live.get(spilled.place.file_key, 0) + 1
             if spilled.owner:

@@ -7,6 +7,10 @@ Spilling an object does not take it out of memory. It makes it evictable, becaus
 what is wanted again soon is found in memory, and what is not is dropped for the next create. An
 object is held while it is being written, so that neither a delete nor an eviction takes its bytes;
 one that could not be written is as it was before.
+
+When the disk is about to be full, new objects must leave room in memory for the largest one that is
+on disk, twice: so that what was spilled can still be read, one object after the other, by a loop
+that holds the last one while it gets the next.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from skate_object_store.machine.records import (
 from skate_object_store.machine.spill_book import SpillBook, SpilledObject
 from skate_object_store.spill_config import SpillConfig
 
+_VIEWED_AT_ONCE = 2
+
 
 class SpillPlanner:
     """Decides over one inventory. Times are the table's."""
@@ -42,6 +48,7 @@ class SpillPlanner:
         self._batches_total = 0
         self._batch: dict[int, Entry] = {}  # by serial: being written, and pinned for that
         self._retry_s = float("-inf")
+        self._is_disk_short = False
 
     @property
     def spilling_objects(self) -> int:
@@ -52,6 +59,15 @@ class SpillPlanner:
         """Whether more than the threshold is used by what cannot be evicted."""
         inventory = self._inventory
         return inventory.allocator.used_bytes - inventory.evictable_bytes > self._start_bytes
+
+    def leaves_room_to_restore(self, size_bytes: int) -> bool:
+        """Whether what is on disk can be read after an object of this size was created."""
+        if not self._is_disk_short:
+            return True
+        inventory = self._inventory
+        allocator = inventory.allocator
+        free_bytes = allocator.capacity_bytes - allocator.used_bytes + inventory.evictable_bytes
+        return free_bytes - size_bytes >= _VIEWED_AT_ONCE * self._book.largest_bytes
 
     def can_make_room(self, now_s: float) -> bool:
         """Whether waiting for the disk is any use: a batch is under way, or could be started."""
@@ -81,13 +97,19 @@ class SpillPlanner:
         file_key: str,
         places: Mapping[int, Place],
         failure: SpillFailure | None,
+        room_bytes: int | None,
         now_s: float,
     ) -> list[Effect]:
-        """A batch has ended: ``places`` says by serial what was written, if anything."""
+        """A batch has ended: ``places`` says by serial what was written, if anything.
+
+        ``room_bytes``: what the disk has left; None: not known.
+        """
         assert number == self._batches_total
         assert self._batch
         batch, self._batch = self._batch, {}
         self.failure = failure
+        is_short = room_bytes is not None and room_bytes < self._config.min_batch_bytes
+        self._is_disk_short = is_short or (failure is not None and failure.is_disk_full)
         if failure is not None:
             self.failures_total += 1
             self._retry_s = now_s + SPILL_RETRY_S
@@ -107,6 +129,7 @@ class SpillPlanner:
     def disk_was_freed(self) -> None:
         """A file goes: what failed for want of disk may succeed now."""
         self._retry_s = float("-inf")
+        self._is_disk_short = False
 
     def retry_at_s(self) -> float | None:
         """When a create that waits may be helped by another try."""

@@ -243,11 +243,15 @@ class ObjectTable:
         file_key: str,
         places: Mapping[int, Place],
         failure: SpillFailure | None,
+        room_bytes: int | None,
         now_s: float,
     ) -> list[Effect]:
-        """A batch was written, as far as ``places`` says by serial; ``failure``: why not all."""
+        """A batch was written, as far as ``places`` says by serial; ``failure``: why not all.
+
+        ``room_bytes``: what the disk has left, if that is known.
+        """
         assert self._planner is not None
-        effects = self._planner.ended(number, file_key, places, failure, now_s)
+        effects = self._planner.ended(number, file_key, places, failure, room_bytes, now_s)
         return effects + self._serve_creates(now_s)
 
     def read_back(self, created: Created, now_s: float) -> list[Effect]:
@@ -379,6 +383,9 @@ class ObjectTable:
         if self._book and self._is_on_disk(wish.object_id):
             effects.append(CreateExists(wish.client, wish.request, is_sealed=True))
             return True
+        planner = self._planner
+        if planner is not None and not planner.leaves_room_to_restore(wish.size_bytes):
+            return False
         entry = self._inventory.reserve(wish, now_s, effects)
         if entry is None:
             return False

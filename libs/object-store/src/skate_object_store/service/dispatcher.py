@@ -194,7 +194,12 @@ class Dispatcher:
     def written(self, outcome: Written, now_s: float) -> None:
         """The spiller has ended a batch."""
         effects = self._table.spill_ended(
-            outcome.number, outcome.file_key, outcome.places, outcome.failure, now_s
+            outcome.number,
+            outcome.file_key,
+            outcome.places,
+            outcome.failure,
+            outcome.room_bytes,
+            now_s,
         )
         self.perform(effects, now_s)
 

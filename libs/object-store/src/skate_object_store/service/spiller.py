@@ -43,6 +43,8 @@ class Written:
     file_key: str = ""
     places: dict[int, Place] = field(default_factory=dict)  # by serial
     failure: SpillFailure | None = None
+    room_bytes: int | None = None
+    """What the disk had left, beyond what was written; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,10 @@ class Spiller:
         places: dict[int, Place] = {}
         failure: SpillFailure | None = None
         file_key = ""
+        room_bytes: int | None = None
         try:
-            fitting = _fitting(batch.items, self._backend.room_bytes())
+            room_bytes = self._backend.room_bytes()
+            fitting = _fitting(batch.items, room_bytes)
             if len(fitting) < len(batch.items):
                 failure = SpillFailure("the disk is as full as it may be", is_disk_full=True)
             while fitting and not places:
@@ -139,7 +143,9 @@ class Spiller:
                 failure.cause,
             )
         found = {serial: replace(place, file_key=file_key) for serial, place in places.items()}
-        return Written(batch.number, file_key, found, failure)
+        if room_bytes is not None:
+            room_bytes -= sum(place.size_bytes for place in found.values())
+        return Written(batch.number, file_key, found, failure, room_bytes)
 
     def _chunks(self, items: Sequence[SpillItem], places: dict[int, Place]) -> Iterator[memoryview]:
         """The objects' bytes one after the other; notes where each will be found."""
