@@ -52,6 +52,11 @@ class SpillBook:
         """The object with this id, readable or lost."""
         return self._objects.get(object_id)
 
+    def is_readable(self, object_id: bytes) -> bool:
+        """Whether the object with this id is here and was not lost."""
+        spilled = self._objects.get(object_id)
+        return spilled is not None and spilled.place is not None
+
     def objects(self) -> list[SpilledObject]:
         """All of them, oldest spill first. O(objects)."""
         return list(self._objects.values())

@@ -24,33 +24,24 @@ O(objects), to find the biggest holders.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from skate_object_store.constants import HOLDERS_MAX, RESTORE_ANSWER_S
+from skate_object_store.constants import HOLDERS_MAX
+from skate_object_store.machine.admissions import Admissions
 from skate_object_store.machine.allocator import Allocator
-from skate_object_store.machine.facts import (
-    Copy,
-    Fullness,
-    FullReason,
-    Holder,
-    ObjectRecord,
-)
+from skate_object_store.machine.facts import FullReason, Holder, ObjectRecord
 from skate_object_store.machine.inventory import Entry, Inventory
+from skate_object_store.machine.queries import Queries
 from skate_object_store.machine.records import (
     STORE,
     ClientMisuseError,
     Created,
-    CreateExists,
-    CreateRefused,
     CreateRequest,
     Effect,
     GetLost,
     GetUnrestored,
-    Got,
-    GotPart,
     Place,
     ReadBack,
-    Ready,
     SpillFailure,
     TableStatistics,
     Wakeup,
@@ -59,21 +50,26 @@ from skate_object_store.machine.restorer import Restorer
 from skate_object_store.machine.spill_book import SpillBook
 from skate_object_store.machine.spill_planner import SpillPlanner
 from skate_object_store.machine.spill_views import disk_counts, object_records
-from skate_object_store.machine.waiters import Waiter, WaitList
+from skate_object_store.machine.waiters import Waiter
 from skate_object_store.spill_config import SpillConfig
 
 
 class ObjectTable:
-    """The state machine of one store. Times are seconds of any one monotonic clock."""
+    """The state machine of one store. Times are seconds of any one monotonic clock.
+
+    Without ``spill`` it never asks for anything to be written.
+    """
 
     def __init__(self, capacity_bytes: int, spill: SpillConfig | None = None) -> None:
-        self._inventory = Inventory(capacity_bytes)
-        self._book = SpillBook()  # empty for ever without a place to spill to
+        inventory = self._inventory = Inventory(capacity_bytes)
+        book = self._book = SpillBook()
         self._restorer = Restorer()
-        self._planner = None if spill is None else SpillPlanner(self._inventory, self._book, spill)
+        self._planner = None if spill is None else SpillPlanner(inventory, book, spill)
         self._requests: dict[int, dict[int, None]] = {}  # by client, those not answered yet
-        self._waiters = WaitList()
-        self._creates: dict[tuple[int, int], CreateRequest] = {}  # waiting for room, in order
+        self._queries = Queries(inventory, book, self._restorer, self._requests)
+        self._admissions = Admissions(
+            inventory, book, self._restorer, self._planner, self._requests
+        )
 
     @property
     def allocator(self) -> Allocator:
@@ -90,25 +86,10 @@ class ObjectTable:
     def create(self, wish: CreateRequest, now_s: float) -> list[Effect]:
         """Reserve room, evicting if needed; or park the wish until its deadline; or refuse it.
 
-        Wishes that may wait are served in order of arrival, so that small ones cannot starve a
-        large one; restores come before them, because whoever views objects may free others. Raises
-        ``ClientMisuseError`` if the request number is in use.
+        Raises ``ClientMisuseError`` if the request number is in use.
         """
         self._check_request(wish.client, wish.request)
-        effects: list[Effect] = []
-        can_wait = wish.deadline_s > now_s and wish.size_bytes <= self.allocator.capacity_bytes
-        if wish.is_for_spilling_only and can_wait:
-            can_wait = self._can_spill(now_s)
-        has_to_queue = can_wait and (bool(self._creates) or self._must_restore_first(now_s))
-        if not has_to_queue and self._try_create(wish, now_s, effects):
-            return effects
-        if can_wait:
-            self._creates[wish.client, wish.request] = wish
-            self._requests[wish.client][wish.request] = None
-            self._spill(now_s, effects)
-        else:
-            effects.append(self._refuse(wish, now_s))
-        return effects
+        return self._admissions.create(wish, now_s)
 
     def seal(self, client: int, serial: int, now_s: float, *, keeps_pin: bool) -> list[Effect]:
         """The object is whole: readers may have it. ``keeps_pin``: the writer still has a view.
@@ -122,17 +103,9 @@ class ObjectTable:
         inventory.seal(entry)
         if keeps_pin:
             inventory.pin(entry, client, 1)
-        effects: list[Effect] = []
-        if not entry.is_deleted:
-            for waiter in self._waiters.missing(entry.object_id):
-                if waiter.is_get:
-                    inventory.pin(entry, waiter.client, len(waiter.missing[entry.object_id]))
-                self._waiters.found(waiter, entry.object_id, entry.copy)
-                if waiter.is_satisfied or self._is_done(waiter, now_s):
-                    self._waiters.remove(waiter.client, waiter.request)
-                    effects.append(self._answer(waiter))
+        effects = [] if entry.is_deleted else self._queries.sealed(entry, now_s)
         effects += inventory.settle(entry)
-        return effects + self._serve_creates(now_s)
+        return effects + self._admissions.serve(now_s)
 
     def abort(self, client: int, serial: int, now_s: float) -> list[Effect]:
         """The writer gives up: the id is free again, and so is the range.
@@ -142,7 +115,7 @@ class ObjectTable:
         entry = self._inventory.written_by(client, serial)
         if entry is None:
             return []
-        return [*self._inventory.drop(entry), *self._serve_creates(now_s)]
+        return [*self._inventory.drop(entry), *self._admissions.serve(now_s)]
 
     def get(
         self,
@@ -153,8 +126,10 @@ class ObjectTable:
         deadline_s: float,
     ) -> list[Effect]:
         """Pin and return every object; those missing are awaited until ``deadline_s``."""
+        self._check_request(client, request)
         waiter = Waiter(client, request, object_ids, True, len(object_ids), deadline_s)
-        return self._look_up(waiter, now_s)
+        effects = self._queries.look_up(waiter, now_s)
+        return effects + self._admissions.serve(now_s) if self._book else effects
 
     def wait(
         self,
@@ -166,9 +141,10 @@ class ObjectTable:
         deadline_s: float,
     ) -> list[Effect]:
         """Say which objects are there, once ``found_wanted`` are, or at ``deadline_s``. No pins."""
+        self._check_request(client, request)
         wanted = min(max(found_wanted, 1), len(object_ids))
         waiter = Waiter(client, request, object_ids, False, wanted, deadline_s)
-        return self._look_up(waiter, now_s)
+        return self._queries.look_up(waiter, now_s)
 
     def cancel(self, client: int, request: int, now_s: float) -> list[Effect]:
         """The client does not want to wait any longer: answer with what there is.
@@ -176,19 +152,17 @@ class ObjectTable:
         Every request is answered exactly once, so that the client knows when it is over, and can
         give back what the answer grants. Nothing happens if it was answered before.
         """
-        wish = self._creates.get((client, request))
-        if wish is not None:
-            self._unpark(wish)
-            return [self._refuse(wish, now_s), *self._serve_creates(now_s)]
-        waiter = self._waiters.remove(client, request)
-        return [] if waiter is None else [self._answer(waiter)]
+        refused = self._admissions.cancel(client, request, now_s)
+        if refused:
+            return [*refused, *self._admissions.serve(now_s)]
+        return self._queries.cancel(client, request)
 
     def release(self, client: int, pins: Iterable[tuple[int, int]], now_s: float) -> list[Effect]:
         """Drop pins: (serial, count) pairs. Raises ``ClientMisuseError`` for a pin not held."""
         effects: list[Effect] = []
         for serial, count in pins:
             effects += self._inventory.unpin(client, serial, count)
-        return effects + self._serve_creates(now_s)
+        return effects + self._admissions.serve(now_s)
 
     def delete(self, object_ids: Iterable[bytes], now_s: float) -> list[Effect]:
         """Forget these ids; ranges are freed as views of them end. Unknown ids are no error."""
@@ -199,7 +173,7 @@ class ObjectTable:
                 effects += self._inventory.delete(entry)
             if self._book:
                 effects += self._forget_spilled(object_id, now_s)
-        return effects + self._serve_creates(now_s)
+        return effects + self._admissions.serve(now_s)
 
     # What happens around clients.
 
@@ -210,15 +184,14 @@ class ObjectTable:
             effects += self._inventory.delete(entry)
         for object_id in self._book.owned_by(owner):
             effects += self._forget_spilled(object_id, now_s)
-        return effects + self._serve_creates(now_s)
+        return effects + self._admissions.serve(now_s)
 
     def client_gone(self, client: int, now_s: float) -> list[Effect]:
         """Drop the client's pins, its unsealed objects and its requests. Sealed objects stay."""
-        for request in self._requests.pop(client):
-            self._creates.pop((client, request), None)
-            self._waiters.remove(client, request)  # What it pinned is among the client's pins.
-        self._drop_unwanted_restores()
-        return [*self._inventory.disconnect(client), *self._serve_creates(now_s)]
+        requests = self._requests.pop(client)
+        self._admissions.forget(client, requests)
+        self._queries.forget(client, requests)
+        return [*self._inventory.disconnect(client), *self._admissions.serve(now_s)]
 
     def machine_short(self, created: Created, now_s: float) -> list[Effect]:
         """The machine has no pages for a range that was reserved: take it back and say so."""
@@ -228,8 +201,8 @@ class ObjectTable:
         if created.wish.client == STORE:
             effects += self._refuse_restore(created.wish, now_s, FullReason.MACHINE_SHORT)
         else:
-            effects.append(self._refuse(created.wish, now_s, FullReason.MACHINE_SHORT))
-        return effects + self._serve_creates(now_s)
+            effects.append(self._admissions.refuse(created.wish, now_s, FullReason.MACHINE_SHORT))
+        return effects + self._admissions.serve(now_s)
 
     def evict(self, size_bytes: int) -> list[Effect]:
         """Drop evictable copies, oldest use first, until this much is freed or none is left."""
@@ -252,13 +225,13 @@ class ObjectTable:
         """
         assert self._planner is not None
         effects = self._planner.ended(number, file_key, places, failure, room_bytes, now_s)
-        return effects + self._serve_creates(now_s)
+        return effects + self._admissions.serve(now_s)
 
     def read_back(self, created: Created, now_s: float) -> list[Effect]:
         """The range for a restore has its pages: read, unless the object was deleted meanwhile."""
         entry = self._restoring(created.serial)
         if entry.is_deleted:
-            return [*self._inventory.drop(entry), *self._serve_creates(now_s)]
+            return [*self._inventory.drop(entry), *self._admissions.serve(now_s)]
         spilled = self._book.find(entry.object_id)
         assert spilled is not None
         assert spilled.place is not None
@@ -282,31 +255,22 @@ class ObjectTable:
             object_id = entry.object_id
             if is_lost:
                 effects += self._note_deleted(self._book.lose(object_id, cause))
-            effects += self._fail_gets(
+            effects += self._queries.fail(
                 object_id, lambda waiter: GetLost(waiter.client, waiter.request, object_id, cause)
             )
-        return effects + self._serve_creates(now_s)
+        return effects + self._admissions.serve(now_s)
 
     def expire(self, now_s: float) -> list[Effect]:
         """Answer every request whose deadline has come with what there is."""
-        effects: list[Effect] = [self._answer(waiter) for waiter in self._waiters.due(now_s)]
-        late = [wish for wish in self._creates.values() if wish.deadline_s <= now_s]
-        for wish in late:
-            self._unpark(wish)
-            effects.append(self._refuse(wish, now_s))
-        late_restores = self._restorer.due(now_s)
-        for wish in late_restores:
+        effects = self._queries.expire(now_s) + self._admissions.expire(now_s)
+        for wish in self._restorer.due(now_s):
             effects += self._refuse_restore(wish, now_s)
-        if late or late_restores or self._creates or self._restorer:
-            effects += self._serve_creates(now_s)
-        return effects
+        return effects + self._admissions.serve(now_s)
 
     def next_wakeup(self) -> Wakeup | None:
         """The earliest deadline. O(creates that wait for room)."""
-        wakeups = [Wakeup(wish.deadline_s, "create") for wish in self._creates.values()]
-        if wakeups or self._restorer:
-            wakeups += self._spill_wakeups()
-        deadline_s = self._waiters.next_deadline_s()
+        wakeups = self._admissions.wakeups()
+        deadline_s = self._queries.next_deadline_s()
         if deadline_s is not None:
             wakeups.append(Wakeup(deadline_s, "get or wait"))
         return min(wakeups, key=lambda wakeup: wakeup.at_s, default=None)
@@ -344,7 +308,7 @@ class ObjectTable:
             evictable_bytes=counts.evictable,
             deleted_bytes=counts.deleted,
             clients=len(self._requests),
-            waiting_requests=len(self._waiters) + len(self._creates),
+            waiting_requests=len(self._queries) + len(self._admissions),
             created_total=inventory.created_total,
             evicted_total=inventory.evicted_total,
             evicted_bytes_total=inventory.evicted_bytes_total,
@@ -354,9 +318,9 @@ class ObjectTable:
     def check_invariants(self) -> None:
         """Raise ``AssertionError`` unless everything agrees with everything else. O(everything)."""
         self._inventory.check_invariants()
-        self._waiters.check_invariants()
+        self._queries.check_invariants()
         parked = sum(len(requests) for requests in self._requests.values())
-        assert parked == len(self._waiters) + len(self._creates)
+        assert parked == len(self._queries) + len(self._admissions)
         self._book.check_invariants()
         for spilled in self._book.objects():
             entry = self._inventory.find(spilled.object_id)
@@ -374,110 +338,6 @@ class ObjectTable:
         if request in self._requests[client]:
             raise ClientMisuseError(f"request {request} is under way already")
 
-    def _try_create(self, wish: CreateRequest, now_s: float, effects: list[Effect]) -> bool:
-        """Append the answer, and whatever it took; False if there is no room."""
-        existing = self._inventory.find(wish.object_id)
-        if existing is not None:
-            effects.append(CreateExists(wish.client, wish.request, existing.is_sealed))
-            return True
-        if self._book and self._is_on_disk(wish.object_id):
-            effects.append(CreateExists(wish.client, wish.request, is_sealed=True))
-            return True
-        planner = self._planner
-        if planner is not None and not planner.leaves_room_to_restore(wish.size_bytes):
-            return False
-        entry = self._inventory.reserve(wish, now_s, effects)
-        if entry is None:
-            return False
-        if self._book:
-            self._book.forget(wish.object_id)  # It was lost, and is made anew.
-        effects.append(Created(wish, entry.copy.serial, entry.copy.offset))
-        return True
-
-    def _is_on_disk(self, object_id: bytes) -> bool:
-        spilled = self._book.find(object_id)
-        return spilled is not None and spilled.place is not None
-
-    def _can_spill(self, now_s: float) -> bool:
-        return self._planner is not None and self._planner.can_make_room(now_s)
-
-    def _must_restore_first(self, now_s: float) -> bool:
-        """Restores go first, unless they wait for views to end, which may take new objects."""
-        return bool(self._restorer) and self._can_spill(now_s)
-
-    def _refuse(
-        self, wish: CreateRequest, now_s: float, reason: FullReason = FullReason.NO_ROOM
-    ) -> CreateRefused:
-        return CreateRefused(wish.client, wish.request, self._fullness(wish, now_s, reason))
-
-    def _fullness(self, wish: CreateRequest, now_s: float, reason: FullReason) -> Fullness:
-        detail = ""
-        if wish.size_bytes > self.allocator.capacity_bytes:
-            reason = FullReason.TOO_LARGE
-        elif reason is FullReason.NO_ROOM and self._inventory.idle_count:
-            failure = None if self._planner is None else self._planner.failure
-            if failure is not None:
-                reason = FullReason.DISK_FULL if failure.is_disk_full else FullReason.SPILL_FAILED
-                detail = failure.cause
-        return Fullness(
-            reason=reason,
-            requested_bytes=wish.size_bytes,
-            capacity_bytes=self.allocator.capacity_bytes,
-            used_bytes=self.allocator.used_bytes,
-            evictable_bytes=self._inventory.evictable_bytes,
-            holders=tuple(self.holders(now_s)),
-            detail=detail,
-        )
-
-    def _serve_creates(self, now_s: float) -> list[Effect]:
-        """Grant what waits for room, as far as there is any; spill if more is wanted."""
-        effects: list[Effect] = []
-        if self._restorer:
-            self._grant_restores(now_s, effects)
-        if self._creates and not self._must_restore_first(now_s):
-            self._grant_creates(now_s, effects)
-        self._spill(now_s, effects)
-        return effects
-
-    def _grant_restores(self, now_s: float, effects: list[Effect]) -> None:
-        while (wish := self._restorer.first()) is not None:
-            entry = self._inventory.reserve(wish, now_s, effects)
-            if entry is None:
-                break
-            self._restorer.unpark(wish.object_id)
-            spilled = self._book.find(wish.object_id)
-            assert spilled is not None
-            entry.created_s = spilled.created_s
-            effects.append(Created(wish, entry.copy.serial, entry.copy.offset))
-
-    def _grant_creates(self, now_s: float, effects: list[Effect]) -> None:
-        """Grant parked wishes in order, up to the first for which there is no room."""
-        while self._creates:
-            wish = next(iter(self._creates.values()))
-            if not self._try_create(wish, now_s, effects):
-                break
-            self._unpark(wish)
-
-    def _spill(self, now_s: float, effects: list[Effect]) -> None:
-        """Start a batch if that is called for; else refuse the creates that only wait for one."""
-        if self._planner is None:
-            return
-        is_room_wanted = bool(self._creates or self._restorer)
-        effects += self._planner.plan(now_s, is_room_wanted=is_room_wanted)
-        if not self._creates or self._planner.can_make_room(now_s):
-            return
-        for wish in [wish for wish in self._creates.values() if wish.is_for_spilling_only]:
-            self._unpark(wish)
-            if not self._try_create(wish, now_s, effects):
-                effects.append(self._refuse(wish, now_s))
-
-    def _spill_wakeups(self) -> list[Wakeup]:
-        """When another try to write, or the end of a restore's patience, matters."""
-        retry_at_s = None if self._planner is None else self._planner.retry_at_s()
-        restore_at_s = self._restorer.next_deadline_s()
-        wakeups = [] if retry_at_s is None else [Wakeup(retry_at_s, "spill")]
-        return wakeups + ([] if restore_at_s is None else [Wakeup(restore_at_s, "restore")])
-
     def _restoring(self, serial: int) -> Entry:
         entry = self._inventory.written_by(STORE, serial)
         assert entry is not None, "a restore ends once"
@@ -487,135 +347,22 @@ class ObjectTable:
         """The object was deleted: so is what is on disk, and nobody need wait for it."""
         effects = self._note_deleted(self._book.forget(object_id))
         self._restorer.unpark(object_id)
-        for waiter in self._waiters.missing(object_id):
-            if self._is_done(waiter, now_s):
-                self._waiters.remove(waiter.client, waiter.request)
-                effects.append(self._answer(waiter))
-        return effects
+        return effects + self._queries.deleted(object_id, now_s)
 
     def _note_deleted(self, files: Sequence[Effect]) -> list[Effect]:
         if files and self._planner is not None:
             self._planner.disk_was_freed()
         return list(files)
 
-    def _drop_unwanted_restores(self) -> None:
-        """Nobody waits any more for some of what waits for room: leave it on disk."""
-        for object_id in self._restorer.parked_ids():
-            if not self._waiters.missing(object_id):
-                self._restorer.unpark(object_id)
-
     def _refuse_restore(
         self, wish: CreateRequest, now_s: float, reason: FullReason = FullReason.NO_ROOM
     ) -> list[Effect]:
-        if not self._is_on_disk(wish.object_id):
+        object_id = wish.object_id
+        if not self._book.is_readable(object_id):
             return []  # Deleted meanwhile: whoever asks for it waits for another of its name.
         self._restorer.failures_total += 1
-        fullness = self._fullness(wish, now_s, reason)
-        return self._fail_gets(
-            wish.object_id,
-            lambda waiter: GetUnrestored(waiter.client, waiter.request, wish.object_id, fullness),
+        fullness = self._admissions.fullness(wish, now_s, reason)
+        return self._queries.fail(
+            object_id,
+            lambda waiter: GetUnrestored(waiter.client, waiter.request, object_id, fullness),
         )
-
-    def _fail_gets(self, object_id: bytes, answer: Callable[[Waiter], Effect]) -> list[Effect]:
-        """Answer every get that waits for this object, and take back what it had found."""
-        effects: list[Effect] = []
-        for waiter in self._waiters.missing(object_id):
-            if waiter.is_get:
-                self._waiters.remove(waiter.client, waiter.request)
-                effects += self._fail_get(waiter, answer(waiter))
-        self._drop_unwanted_restores()
-        return effects
-
-    def _fail_get(self, waiter: Waiter, answer: Effect) -> list[Effect]:
-        self._requests[waiter.client].pop(waiter.request, None)
-        effects: list[Effect] = []
-        for copy in waiter.found:
-            if copy is not None:
-                effects += self._inventory.unpin(waiter.client, copy.serial, 1)
-        return [*effects, answer]
-
-    def _unpark(self, wish: CreateRequest) -> None:
-        del self._creates[wish.client, wish.request]
-        del self._requests[wish.client][wish.request]
-
-    def _look_up(self, waiter: Waiter, now_s: float) -> list[Effect]:
-        self._check_request(waiter.client, waiter.request)
-        waiter.found = [None] * len(waiter.object_ids)
-        for position, object_id in enumerate(waiter.object_ids):
-            entry = self._inventory.find(object_id)
-            if entry is None or not entry.is_sealed:
-                if not (self._book and self._found_on_disk(waiter, position, now_s)):
-                    waiter.missing.setdefault(object_id, []).append(position)
-                continue
-            waiter.found[position] = entry.copy
-            waiter.found_count += 1
-            if waiter.is_get:
-                self._inventory.pin(entry, waiter.client, 1)
-        if self._book and waiter.is_get and waiter.missing:
-            return self._restore_missing(waiter, now_s)
-        if waiter.is_satisfied or waiter.deadline_s <= now_s:
-            return [self._answer(waiter)]
-        self._park(waiter)
-        return []
-
-    def _park(self, waiter: Waiter) -> None:
-        self._waiters.add(waiter)
-        self._requests[waiter.client][waiter.request] = None
-
-    def _found_on_disk(self, waiter: Waiter, position: int, now_s: float) -> bool:
-        """Whether that will do: a wait wants to know that the object is there, no more."""
-        if waiter.is_get or not self._is_on_disk(waiter.object_ids[position]):
-            return False
-        waiter.found[position] = _ON_DISK
-        waiter.found_count += 1
-        return True
-
-    def _restore_missing(self, waiter: Waiter, now_s: float) -> list[Effect]:
-        """A get misses objects: have those that are on disk restored, if they all can be."""
-        spilled = [found for found in map(self._book.find, waiter.missing) if found is not None]
-        lost = next((found for found in spilled if found.place is None), None)
-        if lost is not None:
-            answer = GetLost(waiter.client, waiter.request, lost.object_id, lost.loss)
-            return [*self._fail_get(waiter, answer), *self._serve_creates(now_s)]
-        if spilled:
-            waiter.asked_until_s = waiter.deadline_s
-            waiter.deadline_s = max(waiter.deadline_s, now_s + RESTORE_ANSWER_S)
-        elif waiter.deadline_s <= now_s:
-            return [self._answer(waiter)]
-        self._park(waiter)
-        for found in spilled:
-            if self._inventory.find(found.object_id) is None:
-                self._restorer.park(found, now_s)
-        return self._serve_creates(now_s) if spilled else []
-
-    def _is_restoring(self, object_id: bytes) -> bool:
-        if self._restorer.is_parked(object_id):
-            return True
-        entry = self._inventory.find(object_id)
-        return entry is not None and entry.creator == STORE
-
-    def _is_done(self, waiter: Waiter, now_s: float) -> bool:
-        """Whether its time is over, and it waits for no restore any more."""
-        return waiter.is_overdue(now_s) and not any(map(self._is_restoring, waiter.missing))
-
-    def _answer(self, waiter: Waiter) -> Effect:
-        self._requests[waiter.client].pop(waiter.request, None)
-        if waiter.is_get:
-            if waiter.asked_until_s is not None:
-                restoring = sorted(
-                    position
-                    for object_id, positions in waiter.missing.items()
-                    if self._is_restoring(object_id)
-                    for position in positions
-                )
-                if restoring:
-                    return GotPart(
-                        waiter.client, waiter.request, tuple(waiter.found), tuple(restoring)
-                    )
-            return Got(waiter.client, waiter.request, tuple(waiter.found))
-        positions = (position for position, copy in enumerate(waiter.found) if copy is not None)
-        return Ready(waiter.client, waiter.request, tuple(positions))
-
-
-_ON_DISK = Copy(0, 0, 0)
-"""Stands for an object that a wait need not have in memory."""
