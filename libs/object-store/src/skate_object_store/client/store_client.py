@@ -30,6 +30,7 @@ from skate_object_store.errors import (
     full_error,
 )
 from skate_object_store.handshake import HandshakeLike
+from skate_object_store.machine.facts import Copy
 from skate_object_store.protocol import (
     Kind,
     MalformedFrameError,
@@ -388,14 +389,8 @@ class StoreClient:
             try:
                 if kind == Kind.GOT:
                     copies = unpack_got(body)
-                elif kind == Kind.GOT_PART:
-                    copies, restoring = unpack_got_part(body)
-                elif kind == Kind.LOST:
-                    raise SpilledObjectLostError(*unpack_lost(body))
-                elif kind == Kind.UNRESTORED:
-                    raise full_error(*unpack_unrestored(body))
                 else:
-                    raise StoreProtocolError(self.endpoint, f"frame kind {kind} in reply to a get")
+                    copies, restoring = self._unpack_unusual(kind, body)
             except MalformedFrameError as error:
                 raise StoreProtocolError(self.endpoint, str(error)) from None
             if len(copies) != len(object_ids):
@@ -405,6 +400,18 @@ class StoreClient:
         except BaseException:
             attachment.link.undo(call)
             raise
+
+    def _unpack_unusual(
+        self, kind: int, body: memoryview
+    ) -> tuple[list[Copy | None], tuple[int, ...]]:
+        """Answers to a get of what is on disk: a part of it, or an error, which is raised."""
+        if kind == Kind.GOT_PART:
+            return unpack_got_part(body)
+        if kind == Kind.LOST:
+            raise SpilledObjectLostError(*unpack_lost(body))
+        if kind == Kind.UNRESTORED:
+            raise full_error(*unpack_unrestored(body))
+        raise StoreProtocolError(self.endpoint, f"frame kind {kind} in reply to a get")
 
     def _await_restores(
         self,

@@ -41,7 +41,9 @@ class Admissions:
     ) -> None:
         self._inventory = inventory
         self._book = book
+        self._on_disk = book.by_id
         self._restorer = restorer
+        self._restores = restorer.parked
         self._planner = planner
         self._unanswered = unanswered
         self._creates: dict[tuple[int, int], CreateRequest] = {}  # waiting for room, in order
@@ -70,9 +72,10 @@ class Admissions:
 
     def serve(self, now_s: float) -> list[Effect]:
         """Grant what waits for room, as far as there is any; spill if more is wanted."""
+        if not self._creates and not self._restores:
+            return [] if self._planner is None else self._planner.plan(now_s, is_room_wanted=False)
         effects: list[Effect] = []
-        if self._restorer:
-            self._grant_restores(now_s, effects)
+        self._grant_restores(now_s, effects)
         if self._creates and not self._must_restore_first(now_s):
             self._grant_creates(now_s, effects)
         self._spill(now_s, effects)
@@ -144,7 +147,7 @@ class Admissions:
         return self._planner is not None and self._planner.can_make_room(now_s)
 
     def _must_restore_first(self, now_s: float) -> bool:
-        return bool(self._restorer) and self._can_spill(now_s)
+        return bool(self._restores) and self._can_spill(now_s)
 
     def _try_create(self, wish: CreateRequest, now_s: float, effects: list[Effect]) -> bool:
         """Append the answer, and whatever it took; False if there is no room."""
@@ -152,7 +155,7 @@ class Admissions:
         if existing is not None:
             effects.append(CreateExists(wish.client, wish.request, existing.is_sealed))
             return True
-        if self._book and self._book.is_readable(wish.object_id):
+        if self._on_disk and self._book.is_readable(wish.object_id):
             effects.append(CreateExists(wish.client, wish.request, is_sealed=True))
             return True
         planner = self._planner
@@ -161,7 +164,7 @@ class Admissions:
         entry = self._inventory.reserve(wish, now_s, effects)
         if entry is None:
             return False
-        if self._book:
+        if self._on_disk:
             self._book.forget(wish.object_id)  # It was lost, and is made anew.
         effects.append(Created(wish, entry.copy.serial, entry.copy.offset))
         return True
@@ -190,7 +193,7 @@ class Admissions:
         planner = self._planner
         if planner is None:
             return
-        is_room_wanted = bool(self._creates or self._restorer)
+        is_room_wanted = bool(self._creates or self._restores)
         effects += planner.plan(now_s, is_room_wanted=is_room_wanted)
         if not self._creates or planner.can_make_room(now_s):
             return

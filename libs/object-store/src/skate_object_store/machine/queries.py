@@ -33,6 +33,7 @@ class Queries:
     ) -> None:
         self._inventory = inventory
         self._book = book
+        self._on_disk = book.by_id
         self._restorer = restorer
         self._unanswered = unanswered
         self._waiters = WaitList()
@@ -46,14 +47,14 @@ class Queries:
         for position, object_id in enumerate(waiter.object_ids):
             entry = self._inventory.find(object_id)
             if entry is None or not entry.is_sealed:
-                if not (self._book and self._found_on_disk(waiter, position)):
+                if not (self._on_disk and self._found_on_disk(waiter, position)):
                     waiter.missing.setdefault(object_id, []).append(position)
                 continue
             waiter.found[position] = entry.copy
             waiter.found_count += 1
             if waiter.is_get:
                 self._inventory.pin(entry, waiter.client, 1)
-        if self._book and waiter.is_get and waiter.missing:
+        if self._on_disk and waiter.is_get and waiter.missing:
             return self._restore_missing(waiter, now_s)
         if waiter.is_satisfied or waiter.deadline_s <= now_s:
             return [self._answer(waiter)]
@@ -104,7 +105,7 @@ class Queries:
 
     def drop_unwanted_restores(self) -> None:
         """Nobody waits any more for some of what waits for room: leave it on disk."""
-        for object_id in self._restorer.parked_ids():
+        for object_id in list(self._restorer.parked):
             if not self._waiters.missing(object_id):
                 self._restorer.unpark(object_id)
 
@@ -153,7 +154,7 @@ class Queries:
         self._unanswered[waiter.client][waiter.request] = None
 
     def _is_restoring(self, object_id: bytes) -> bool:
-        if self._restorer.is_parked(object_id):
+        if object_id in self._restorer.parked:
             return True
         entry = self._inventory.find(object_id)
         return entry is not None and entry.creator == STORE

@@ -25,19 +25,16 @@ class Restorer:
         self.restored_bytes_total = 0
         self.failures_total = 0
         self._numbers = itertools.count(1)
-        self._parked: dict[bytes, CreateRequest] = {}  # by id: waiting for room, in order
+        self.parked: dict[bytes, CreateRequest] = {}
+        """By id, in order: what waits for room. Only to be looked at."""
 
     def __len__(self) -> int:
-        return len(self._parked)
-
-    def is_parked(self, object_id: bytes) -> bool:
-        """Whether the object waits for room."""
-        return object_id in self._parked
+        return len(self.parked)
 
     def park(self, spilled: SpilledObject, now_s: float) -> None:
         """The object is wanted in memory. Nothing happens if it is on its way."""
-        if spilled.object_id not in self._parked:
-            self._parked[spilled.object_id] = CreateRequest(
+        if spilled.object_id not in self.parked:
+            self.parked[spilled.object_id] = CreateRequest(
                 STORE,
                 next(self._numbers),
                 spilled.object_id,
@@ -50,21 +47,17 @@ class Restorer:
 
     def first(self) -> CreateRequest | None:
         """The wish that waited longest."""
-        return next(iter(self._parked.values()), None)
-
-    def parked_ids(self) -> list[bytes]:
-        """Ids of those that wait for room, in order."""
-        return list(self._parked)
+        return next(iter(self.parked.values()), None)
 
     def unpark(self, object_id: bytes) -> CreateRequest | None:
         """It does not wait for room any more: it got some, or is not wanted."""
-        return self._parked.pop(object_id, None)
+        return self.parked.pop(object_id, None)
 
     def due(self, now_s: float) -> list[CreateRequest]:
         """Take out the wishes that found no room in time."""
-        late = [wish for wish in self._parked.values() if wish.deadline_s <= now_s]
+        late = [wish for wish in self.parked.values() if wish.deadline_s <= now_s]
         for wish in late:
-            del self._parked[wish.object_id]
+            del self.parked[wish.object_id]
         return late
 
     def next_deadline_s(self) -> float | None:

@@ -39,27 +39,25 @@ class SpillBook:
     """The objects on disk and their files."""
 
     def __init__(self) -> None:
-        self._objects: dict[bytes, SpilledObject] = {}
+        self.by_id: dict[bytes, SpilledObject] = {}
+        """Readable and lost ones, oldest spill first. Only to be looked at: gets and creates, most
+        of which find it empty, look before they call."""
         self._by_owner: dict[bytes, dict[bytes, SpilledObject]] = {}
         self._files: dict[str, _File] = {}
         self.largest_bytes = 0
         """The largest object that was added since there was none; at least that of any here."""
 
     def __len__(self) -> int:
-        return len(self._objects)
+        return len(self.by_id)
 
     def find(self, object_id: bytes) -> SpilledObject | None:
         """The object with this id, readable or lost."""
-        return self._objects.get(object_id)
+        return self.by_id.get(object_id)
 
     def is_readable(self, object_id: bytes) -> bool:
         """Whether the object with this id is here and was not lost."""
-        spilled = self._objects.get(object_id)
+        spilled = self.by_id.get(object_id)
         return spilled is not None and spilled.place is not None
-
-    def objects(self) -> list[SpilledObject]:
-        """All of them, oldest spill first. O(objects)."""
-        return list(self._objects.values())
 
     def owned_by(self, owner: bytes) -> list[bytes]:
         """The ids of the objects that bear this tag."""
@@ -82,10 +80,10 @@ class SpillBook:
         size = 0
         for spilled in objects:
             assert spilled.place is not None
-            assert spilled.object_id not in self._objects
+            assert spilled.object_id not in self.by_id
             self.largest_bytes = max(self.largest_bytes, spilled.size_bytes)
             size = max(size, spilled.place.position + spilled.size_bytes)
-            self._objects[spilled.object_id] = spilled
+            self.by_id[spilled.object_id] = spilled
             if spilled.owner:
                 self._by_owner.setdefault(spilled.owner, {})[spilled.object_id] = spilled
         self._files[file_key] = _File(size, len(objects))
@@ -93,10 +91,10 @@ class SpillBook:
 
     def forget(self, object_id: bytes) -> list[DeleteFile]:
         """The object was deleted; its file goes with the last one in it. Unknown ids are fine."""
-        spilled = self._objects.pop(object_id, None)
+        spilled = self.by_id.pop(object_id, None)
         if spilled is None:
             return []
-        if not self._objects:
+        if not self.by_id:
             self.largest_bytes = 0
         if spilled.owner:
             owned = self._by_owner[spilled.owner]
@@ -107,7 +105,7 @@ class SpillBook:
 
     def lose(self, object_id: bytes, cause: str) -> list[DeleteFile]:
         """The object proved unreadable: remembered as that until it is deleted or made anew."""
-        spilled = self._objects[object_id]
+        spilled = self.by_id[object_id]
         effects = self._leave_file(spilled)
         spilled.place = None
         spilled.loss = cause
@@ -117,7 +115,7 @@ class SpillBook:
         """Raise ``AssertionError`` unless files and owners mirror the objects. O(objects)."""
         live: dict[str, int] = {}
         owned: dict[bytes, dict[bytes, SpilledObject]] = {}
-        for object_id, spilled in self._objects.items():
+        for object_id, spilled in self.by_id.items():
             assert spilled.object_id == object_id
             assert (spilled.place is None) == bool(spilled.loss)
             assert spilled.size_bytes <= self.largest_bytes

@@ -75,11 +75,11 @@ class SpillPlanner:
 
     def plan(self, now_s: float, *, is_room_wanted: bool) -> list[Effect]:
         """Start the next batch, if one is wanted and none is under way."""
+        if not is_room_wanted and not self.is_over_threshold():
+            return []
         if self._batch or self._retry_s > now_s:
             return []
         self._retry_s = float("-inf")
-        if not is_room_wanted and not self.is_over_threshold():
-            return []
         entries = self._inventory.take_idle(self._config.min_batch_bytes, self._config.fuse_max)
         if not entries:
             return []

@@ -20,7 +20,7 @@ def object_records(
 ) -> list[ObjectRecord]:
     """Every object once, wherever it is, the biggest first. O(objects)."""
     records = inventory.records(now_s, limit)
-    if book:
+    if book.by_id:
         records = [
             record
             if record.state is ObjectState.DELETED or book.find(record.object_id) is None
@@ -29,7 +29,7 @@ def object_records(
         ]
         records += (
             _record(spilled, restorer, now_s)
-            for spilled in book.objects()
+            for spilled in book.by_id.values()
             if inventory.find(spilled.object_id) is None
         )
     return heapq.nlargest(limit, records, key=lambda record: record.size_bytes)
@@ -39,7 +39,7 @@ def disk_counts(
     inventory: Inventory, book: SpillBook, restorer: Restorer, planner: SpillPlanner | None
 ) -> dict[str, int]:
     """The fields of ``TableStatistics`` that are about the disk. O(objects on disk)."""
-    on_disk = [spilled for spilled in book.objects() if spilled.place is not None]
+    on_disk = [spilled for spilled in book.by_id.values() if spilled.place is not None]
     only = [spilled for spilled in on_disk if inventory.find(spilled.object_id) is None]
     return {
         "spilled_objects": len(only),
@@ -63,7 +63,7 @@ def disk_counts(
 def _record(spilled: SpilledObject, restorer: Restorer, now_s: float) -> ObjectRecord:
     if spilled.place is None:
         state = ObjectState.LOST
-    elif restorer.is_parked(spilled.object_id):
+    elif spilled.object_id in restorer.parked:
         state = ObjectState.RESTORING
     else:
         state = ObjectState.SPILLED

@@ -129,7 +129,7 @@ class ObjectTable:
         self._check_request(client, request)
         waiter = Waiter(client, request, object_ids, True, len(object_ids), deadline_s)
         effects = self._queries.look_up(waiter, now_s)
-        return effects + self._admissions.serve(now_s) if self._book else effects
+        return effects + self._admissions.serve(now_s) if self._book.by_id else effects
 
     def wait(
         self,
@@ -171,7 +171,7 @@ class ObjectTable:
             entry = self._inventory.find(object_id)
             if entry is not None:
                 effects += self._inventory.delete(entry)
-            if self._book:
+            if self._book.by_id:
                 effects += self._forget_spilled(object_id, now_s)
         return effects + self._admissions.serve(now_s)
 
@@ -322,11 +322,11 @@ class ObjectTable:
         parked = sum(len(requests) for requests in self._requests.values())
         assert parked == len(self._queries) + len(self._admissions)
         self._book.check_invariants()
-        for spilled in self._book.objects():
+        for spilled in self._book.by_id.values():
             entry = self._inventory.find(spilled.object_id)
             assert entry is None or entry.is_evictable, "what is on disk may be dropped from memory"
             assert entry is None or spilled.place is not None
-        for object_id in self._restorer.parked_ids():
+        for object_id in list(self._restorer.parked):
             assert self._book.find(object_id) is not None
             assert self._inventory.find(object_id) is None
         if self._planner is not None:

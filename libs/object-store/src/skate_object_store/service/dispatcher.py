@@ -225,11 +225,8 @@ class Dispatcher:
 
     def _grant(self, created: Created, now_s: float) -> None:
         """The range has its pages: the client may write, or the store reads from disk."""
-        if created.wish.client == STORE:
+        wish = created.wish
+        if wish.client == STORE:
             self.perform(self._table.read_back(created, now_s), now_s)
         else:
-            self._reply_created(created)
-
-    def _reply_created(self, created: Created) -> None:
-        wish = created.wish
-        self._send(wish.client, pack_created(wish.request, created.serial, created.offset))
+            self._send(wish.client, pack_created(wish.request, created.serial, created.offset))
