@@ -131,7 +131,7 @@ def test_object_pulled_from_another_node_has_the_same_bytes(
         assert await near.pull(object_id, size_bytes, far) == node.PullEnded(1)
         assert near.content(object_id) == content
         assert near.transfers.statistics().pulled_bytes_total == size_bytes
-        assert far.transfers.statistics().served_bytes_total == size_bytes
+        await wait_until(lambda: served_bytes(far) == size_bytes)
 
     play(test)
 
