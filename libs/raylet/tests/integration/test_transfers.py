@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from skate_object_store import StoreClient, StoreServer
-from skate_raylet.machine.pull_planner import PullConfig
+from skate_raylet.machine.pull_config import PullConfig
 from skate_raylet.service.transfer.object_transfers import ObjectTransfers
 from skate_rpc import node_protocol as node
 from skate_rpc.handshake import ClientHandshake, ServerHandshake

@@ -21,12 +21,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import assert_never
 
-import msgspec
-
-from skate_raylet.machine.pull import Pull, Range, Source, Stage, Waiter
+from skate_raylet.machine.pull import Pull, Range, Stage, Waiter
+from skate_raylet.machine.pull_config import PullConfig, PullStatistics
 from skate_raylet.machine.pull_events import (
     CopyDropped,
     CopySealed,
@@ -52,44 +50,7 @@ from skate_raylet.machine.pull_events import (
     StopRange,
     TimePassed,
 )
-
-NODES_DEAD_MAX = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class PullConfig:
-    """Limits of a node's pulls. Times in seconds."""
-
-    bytes_max: int
-    """Sum of the sizes of objects under way; a single larger one still comes, alone."""
-    transfers_max: int = 16
-    """Objects under way at a time: each occupies a thread."""
-    ranges_per_source_max: int = 4
-    """Ranges that one node sends to this one at a time."""
-    sources_per_object: int = 2
-    """Nodes that send parts of one large object at a time."""
-    split_bytes: int = 64 << 20
-    """From this size on several sources are used."""
-    piece_bytes: int = 32 << 20
-    """What a source sends before it is asked for the next part, where several are used."""
-    stall_s: float = 10.0
-    """Silence after which a source is given up."""
-    retry_pause_s: float = 0.2
-    """Before a source that failed, or a full store, is tried again."""
-    room_wait_s: float = 10.0
-    """How long room in the store is waited for."""
-    unknown_node_s: float = 3.0
-    """How long to wait for news of a node that this one has not heard of."""
-
-
-class PullStatistics(msgspec.Struct, frozen=True):
-    """Counts of one moment."""
-
-    queued: int
-    under_way: int
-    bytes_under_way: int
-    done_total: int
-    failed_total: int
+from skate_raylet.machine.pull_sources import PullSources
 
 
 class PullPlanner:
@@ -97,16 +58,14 @@ class PullPlanner:
 
     def __init__(self, config: PullConfig, node_id: bytes) -> None:
         self._config = config
-        self._node_id = node_id
+        self._sources = PullSources(config, node_id)
         self._pulls: dict[bytes, Pull] = {}
         self._of_waiter: dict[Waiter, Pull] = {}
         self._of_process: dict[bytes, dict[int, None]] = {}
         self._queues: dict[int, dict[bytes, Pull]] = {}  # by priority, in order of arrival
+        self._parked: dict[bytes, Pull] = {}  # until the store is asked for room again
         self._under_way: dict[bytes, Pull] = {}
         self._bytes_under_way = 0
-        self._loads: Counter[bytes] = Counter()  # ranges by source
-        self._nodes: dict[bytes, None] = {}  # alive, and where they serve is known
-        self._dead: dict[bytes, str] = {}
         self._next_range_id = 1
         self._done_total = 0
         self._failed_total = 0
@@ -126,8 +85,7 @@ class PullPlanner:
                 for pull in [p for p in self._pulls.values() if p.owner_id == owner_id]:
                     self._fail(pull, "lost", f"The object's owner died: {why}", now_s, out)
             case NodeSeen(node_id):
-                if node_id not in self._dead:
-                    self._nodes[node_id] = None
+                if self._sources.seen(node_id):
                     self._fetch_all(now_s, out)
             case NodeGone(node_id, why):
                 self._bury(node_id, why, now_s, out)
@@ -141,21 +99,17 @@ class PullPlanner:
             case CopySealed() | CopyDropped():
                 self._close(event, now_s, out)
             case TimePassed():
+                self._unpark(now_s)
                 self._stop_stalled(now_s, out)
                 self._fetch_all(now_s, out)
             case _:
                 assert_never(event)
-        self._admit(now_s, out)
+        self._admit(out)
         return out
 
     def next_wakeup(self, now_s: float) -> tuple[float, str] | None:
         """When ``TimePassed`` is due, and why; None when time alone changes nothing."""
-        times = [
-            (pull.retry_at_s, "the store was full")
-            for queue in self._queues.values()
-            for pull in queue.values()
-            if pull.retry_at_s > now_s
-        ]
+        times = [(pull.retry_at_s, "the store was full") for pull in self._parked.values()]
         for pull in self._under_way.values():
             if pull.stage is not Stage.FETCHING:
                 continue
@@ -165,17 +119,15 @@ class PullPlanner:
                 if not part.stop_reason
             ]
             if pull.missing and not pull.is_unwanted:
-                times += [
-                    (at_s, "a source may be tried again")
-                    for node_id, source in pull.sources.items()
-                    if now_s < (at_s := self._usable_at_s(pull, node_id, source)) < math.inf
-                ]
+                at_s = self._sources.next_s(pull, now_s)
+                if at_s < math.inf:
+                    times.append((at_s, "a source may be tried again"))
         return min(times, default=None)
 
     def statistics(self) -> PullStatistics:
         """O(1)."""
         return PullStatistics(
-            queued=sum(map(len, self._queues.values())),
+            queued=sum(map(len, self._queues.values())) + len(self._parked),
             under_way=len(self._under_way),
             bytes_under_way=self._bytes_under_way,
             done_total=self._done_total,
@@ -192,15 +144,13 @@ class PullPlanner:
         if pull is None:
             pull = Pull(event.object_id, event.size_bytes, event.owner_id)
             self._pulls[event.object_id] = pull
-        elif pull.stage is Stage.QUEUED:
-            self._leave_queue(pull)
         elif pull.stage is Stage.MAKING_ROOM:
             pull.is_unwanted = False
         pull.waiters[waiter] = event.priority
         self._of_waiter[waiter] = pull
         self._of_process.setdefault(event.process_id, {})[event.pull_id] = None
         pull.add_sources(event.node_ids, now_s)
-        self._lose_dead(pull)
+        self._sources.lose_dead(pull)
         if pull.stage is Stage.QUEUED:
             if self._has_hope(pull):
                 self._enqueue(pull)
@@ -216,13 +166,12 @@ class PullPlanner:
 
     def _forget_waiter(self, waiter: Waiter, now_s: float, out: list[PullCommand]) -> None:
         pull = self._of_waiter[waiter]
-        if pull.stage is Stage.QUEUED:
-            self._leave_queue(pull)
         self._drop_waiter(pull, waiter)
         if pull.stage is Stage.QUEUED:
             if pull.waiters:
                 self._enqueue(pull)
             else:
+                self._leave_queue(pull)
                 del self._pulls[pull.object_id]
         elif not pull.waiters:
             self._abandon(pull, "nobody waits for it any more", out)
@@ -263,24 +212,33 @@ class PullPlanner:
     # ---- order ----
 
     def _enqueue(self, pull: Pull) -> None:
-        self._queues.setdefault(pull.priority, {})[pull.object_id] = pull
+        """Stand in the queue of the pull's priority; one that stands there keeps its place."""
+        queue = self._queues.setdefault(pull.priority, {})
+        if pull.object_id not in queue and pull.object_id not in self._parked:
+            self._leave_queue(pull)
+            queue[pull.object_id] = pull
 
     def _leave_queue(self, pull: Pull) -> None:
+        self._parked.pop(pull.object_id, None)
         for queue in self._queues.values():
             queue.pop(pull.object_id, None)
 
-    def _admit(self, now_s: float, out: list[PullCommand]) -> None:
+    def _unpark(self, now_s: float) -> None:
+        for pull in [one for one in self._parked.values() if one.retry_at_s <= now_s]:
+            del self._parked[pull.object_id]
+            self._enqueue(pull)
+
+    def _admit(self, out: list[PullCommand]) -> None:
         """Start what may start. What is urgent and too large for now holds back what is behind."""
-        for priority in sorted(self._queues):
-            for pull in list(self._queues[priority].values()):
-                if pull.retry_at_s > now_s:
-                    continue
+        for _, queue in sorted(self._queues.items()):
+            while queue:
+                pull = next(iter(queue.values()))
                 if len(self._under_way) >= self._config.transfers_max:
                     return
                 total_bytes = self._bytes_under_way + pull.size_bytes
                 if self._under_way and total_bytes > self._config.bytes_max:
                     return
-                del self._queues[priority][pull.object_id]
+                del queue[pull.object_id]
                 pull.stage = Stage.MAKING_ROOM
                 self._under_way[pull.object_id] = pull
                 self._bytes_under_way += pull.size_bytes
@@ -291,15 +249,22 @@ class PullPlanner:
         del self._under_way[pull.object_id]
         self._bytes_under_way -= pull.size_bytes
 
-    def _requeue_or_forget(self, pull: Pull, retry_at_s: float = 0.0) -> None:
+    def _finish(self, pull: Pull) -> None:
+        """The transfer is over; whoever came too late for it gets a new one."""
         self._step_aside(pull)
         pull.stage = Stage.QUEUED
         pull.is_unwanted = False
-        pull.retry_at_s = retry_at_s
         if pull.waiters:
             self._enqueue(pull)
         else:
             del self._pulls[pull.object_id]
+
+    def _park(self, pull: Pull, now_s: float) -> None:
+        """Hold nothing for a while, then stand in the queue again."""
+        self._step_aside(pull)
+        pull.stage = Stage.QUEUED
+        pull.retry_at_s = now_s + self._config.retry_pause_s
+        self._parked[pull.object_id] = pull
 
     # ---- room ----
 
@@ -318,21 +283,20 @@ class PullPlanner:
         if event.reason is RoomRefusal.SEALED:
             self._done_total += 1
             self._tell_waiters(pull, "", "", (), out)
-            self._requeue_or_forget(pull)
-            return
-        is_final = event.reason in (RoomRefusal.TOO_LARGE, RoomRefusal.FAILED)
+        is_final = event.reason in {RoomRefusal.TOO_LARGE, RoomRefusal.FAILED}
         if pull.room_deadline_s is None:
             pull.room_deadline_s = now_s + self._config.room_wait_s
-        if is_final or now_s >= pull.room_deadline_s:
+        if pull.waiters and (is_final or now_s >= pull.room_deadline_s):
             self._failed_total += 1
             self._tell_waiters(pull, "full", event.message, (), out)
-            self._requeue_or_forget(pull)
+        if pull.waiters:
+            self._park(pull, now_s)
         else:
-            self._requeue_or_forget(pull, now_s + self._config.retry_pause_s)
+            self._finish(pull)
 
     def _start_fetching(self, pull: Pull) -> None:
-        holders = [s for node_id, s in pull.sources.items() if node_id in self._nodes]
-        is_split = pull.size_bytes >= self._config.split_bytes and len(holders) > 1
+        holders = self._sources.holders(pull)
+        is_split = pull.size_bytes >= self._config.split_bytes and holders > 1
         pull.cut(self._config.piece_bytes if is_split else max(1, pull.size_bytes))
 
     # ---- sources ----
@@ -340,16 +304,6 @@ class PullPlanner:
     def _has_hope(self, pull: Pull) -> bool:
         """Whether a source is left. This node itself counts: the store says whether it has it."""
         return any(not source.is_lost for source in pull.sources.values())
-
-    def _usable_at_s(self, pull: Pull, node_id: bytes, source: Source) -> float:
-        """When the source can be asked, or given up as unknown; infinite while others must act."""
-        if source.is_lost or pull.is_sent_by(node_id):
-            return math.inf
-        if node_id not in self._nodes:
-            return source.named_at_s + self._config.unknown_node_s
-        if self._loads[node_id] >= self._config.ranges_per_source_max:
-            return math.inf
-        return source.not_before_s
 
     def _fetch_all(self, now_s: float, out: list[PullCommand]) -> None:
         for pull in list(self._under_way.values()):
@@ -360,21 +314,16 @@ class PullPlanner:
         """Give missing parts to idle sources; end the transfer when nothing is left to do."""
         if pull.is_unwanted:
             return
-        self._give_up_unknown(pull, now_s)
+        self._sources.lose_unknown(pull, now_s)
         while pull.missing and len(pull.ranges) < self._config.sources_per_object:
-            usable = [
-                (self._loads[node_id], source.failures, node_id)
-                for node_id, source in pull.sources.items()
-                if self._usable_at_s(pull, node_id, source) <= now_s
-            ]
-            if not usable:
+            node_id = self._sources.choose(pull, now_s)
+            if node_id is None:
                 break
-            _, _, node_id = min(usable, key=lambda choice: choice[:2])
             offset, length = pull.missing.pop()
             range_id = self._next_range_id
             self._next_range_id += 1
             pull.ranges[range_id] = Range(node_id, offset, length, now_s)
-            self._loads[node_id] += 1
+            self._sources.begin(node_id)
             out.append(
                 FetchRange(pull.object_id, range_id, node_id, offset, length, pull.size_bytes)
             )
@@ -386,26 +335,12 @@ class PullPlanner:
         elif not self._has_hope(pull):
             self._fail(pull, "lost", pull.why_lost(), now_s, out)
 
-    def _give_up_unknown(self, pull: Pull, now_s: float) -> None:
-        pull.lose_source(self._node_id, "it is this node, whose store does not have it")
-        for node_id, source in pull.sources.items():
-            deadline_s = source.named_at_s + self._config.unknown_node_s
-            if node_id not in self._nodes and now_s >= deadline_s:
-                pull.lose_source(node_id, "it is not a node of this cluster")
-
-    def _lose_dead(self, pull: Pull) -> None:
-        for node_id in pull.sources:
-            if node_id in self._dead:
-                pull.lose_source(node_id, self._dead[node_id])
-
     def _end_range(
         self, event: RangeFetched | RangeFailed, now_s: float, out: list[PullCommand]
     ) -> None:
         pull = self._pulls[event.object_id]
         part = pull.ranges.pop(event.range_id)
-        self._loads[part.node_id] -= 1
-        if not self._loads[part.node_id]:
-            del self._loads[part.node_id]
+        self._sources.end(part.node_id)
         source = pull.sources[part.node_id]
         if isinstance(event, RangeFetched):
             source.failures = 0
@@ -427,12 +362,8 @@ class PullPlanner:
         self._fetch_all(now_s, out)  # the source may be what others waited for
 
     def _bury(self, node_id: bytes, why: str, now_s: float, out: list[PullCommand]) -> None:
-        if node_id in self._dead:
+        if not self._sources.gone(node_id, why):
             return
-        self._dead[node_id] = why
-        while len(self._dead) > NODES_DEAD_MAX:
-            del self._dead[next(iter(self._dead))]
-        self._nodes.pop(node_id, None)
         for pull in list(self._pulls.values()):
             if node_id not in pull.sources:
                 continue
@@ -491,8 +422,8 @@ class PullPlanner:
             pull.missing.clear()
             pull.room_deadline_s = None
             pull.forgive_sources(now_s)
-            self._lose_dead(pull)
-        self._requeue_or_forget(pull)
+            self._sources.lose_dead(pull)
+        self._finish(pull)
 
     # ---- checks ----
 
@@ -505,6 +436,7 @@ class PullPlanner:
         }
         assert under_way == set(self._under_way)
         queued = [object_id for queue in self._queues.values() for object_id in queue]
+        queued += self._parked
         assert len(queued) == len(set(queued))
         assert set(queued) == set(self._pulls) - under_way
         bytes_under_way = sum(pull.size_bytes for pull in self._under_way.values())
@@ -522,4 +454,4 @@ class PullPlanner:
                 Stage.DROPPING,
             }
             loads.update(part.node_id for part in pull.ranges.values())
-        assert loads == self._loads
+        assert loads == self._sources.loads

@@ -29,7 +29,7 @@ from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
 from skate_raylet.machine.lease_machine import LeaseConfig
 from skate_raylet.machine.node_machine import NodeMachine, NodeStatistics
-from skate_raylet.machine.pull_planner import PullConfig
+from skate_raylet.machine.pull_config import PullConfig
 from skate_raylet.machine.worker_pool_machine import PoolConfig
 from skate_raylet.service.actor_directory import ActorDirectory
 from skate_raylet.service.actor_host import ActorHost

@@ -20,7 +20,8 @@ import msgspec
 
 from skate_object_store import FullReason, ObjectExistsError, StoreError, StoreFullError
 from skate_raylet.machine import pull_events as on
-from skate_raylet.machine.pull_planner import PullConfig, PullPlanner, PullStatistics
+from skate_raylet.machine.pull_config import PullConfig, PullStatistics
+from skate_raylet.machine.pull_planner import PullPlanner
 from skate_raylet.service.transfer.daemon_threads import DaemonThreads
 from skate_raylet.service.transfer.object_listener import ObjectListener
 from skate_raylet.service.transfer.object_server import ObjectServer
