@@ -305,6 +305,15 @@ def test_source_that_was_lost_gets_another_chance_in_the_next_transfer() -> None
     assert fetch.node_id == b"a"
 
 
+def test_object_made_anew_with_another_size_is_fetched_with_that_size() -> None:
+    desk = Desk()
+    desk.fetching(b"x", b"a")
+    ended, _ = desk.tell(on.RangeFailed(b"x", 1, 0, "absent", is_absent=True))
+    assert ended.kind == "lost"
+    desk.ask(b"x", b"b", size=7)
+    assert desk.tell(on.CopyDropped(b"x")) == [on.MakeRoom(b"x", 7, OWNER)]
+
+
 def test_death_of_the_owner_ends_its_pulls() -> None:
     desk = Desk(transfers_max=1)
     desk.fetching(b"x", b"a")

@@ -70,6 +70,7 @@ class Pull:
     missing: list[tuple[int, int]] = field(default_factory=list)  # (offset, length), last first
     ranges: dict[int, Range] = field(default_factory=dict)
     is_unwanted: bool = False  # the transfer is to end; those who wait now get a new one
+    successor: tuple[int, bytes] | None = None  # size and owner that those have named
 
     @property
     def priority(self) -> int:

@@ -146,6 +146,8 @@ class PullPlanner:
             self._pulls[event.object_id] = pull
         elif pull.stage is Stage.MAKING_ROOM:
             pull.is_unwanted = False
+        if pull.is_unwanted or pull.stage is Stage.DROPPING:
+            pull.successor = (event.size_bytes, event.owner_id)  # a task run again may differ
         pull.waiters[waiter] = event.priority
         self._of_waiter[waiter] = pull
         self._of_process.setdefault(event.process_id, {})[event.pull_id] = None
@@ -254,6 +256,9 @@ class PullPlanner:
         self._step_aside(pull)
         pull.stage = Stage.QUEUED
         pull.is_unwanted = False
+        if pull.successor is not None:
+            pull.size_bytes, pull.owner_id = pull.successor
+            pull.successor = None
         if pull.waiters:
             self._enqueue(pull)
         else:

@@ -14,8 +14,6 @@ import time
 from skate_object_store import StoreError
 from skate_raylet.service.transfer.daemon_threads import DaemonThreads
 from skate_raylet.service.transfer.sockets import (
-    PeerClosedError,
-    PeerSilentError,
     prepare,
     receive_exactly,
     send_all,
@@ -116,7 +114,7 @@ class ObjectServer:
                 request = unpack_request(head)
                 object_id = peer.receive(request.id_bytes, SILENT_S)
                 self._answer(peer, object_id, request.offset, request.length)
-        except (PeerClosedError, PeerSilentError) as error:
+        except ConnectionError as error:
             _log.debug("event=object_peer_left why=%r", str(error))
         except (OSError, MalformedError) as error:
             _log.warning("event=object_peer_failed error=%r", str(error))
