@@ -6,7 +6,7 @@ treats all alike:
 
 - *plain copy*: one connection between the same two namespaces; a process sends the payload with
   ``send``, the other takes it with ``recv_into`` into memory that was touched before;
-- *pull, warm*: the raylet of one node pulls a numpy array from the other's store into memory that
+- *pull, warm*: the raylet of one node pulls an object from the other's store into memory that
   its store has used before; from the request to the answer;
 - *pull, cold*: the first of them, for which the store has to get its memory from the machine.
 
@@ -26,8 +26,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-
-import numpy as np
 
 from skate_node import RunningNode
 from tests.namespaces import Network, why_not
@@ -74,7 +72,7 @@ def report_pulls(size_bytes: int, rounds: int) -> None:
     rows: dict[str, list[float]] = {"plain copy": [], "pull, warm": []}
     with Network(2) as network, _nodes(network, 2, size_bytes) as (nodes, processes):
         source, sink = processes
-        object_id = source.put(_array(size_bytes))
+        object_id = source.put(_payload(size_bytes))
         cold_s = _pull(sink, object_id, size_bytes, nodes[0].node_id)
         for _ in range(rounds):
             rows["plain copy"].append(plain_copy_s(network, size_bytes))
@@ -93,7 +91,7 @@ def report_broadcast(count: int, size_bytes: int, rounds: int) -> None:
     """How long it takes until ``count`` nodes have what one had."""
     with Network(count + 1) as network, _nodes(network, count + 1, size_bytes) as made:
         nodes, processes = made
-        object_id = processes[0].put(_array(size_bytes))
+        object_id = processes[0].put(_payload(size_bytes))
         seconds = [broadcast_s(nodes, processes, object_id, size_bytes) for _ in range(rounds + 1)]
     print(f"{size_bytes / 1e6:g} MB from one node to {count}, each in a network namespace")
     print(
@@ -170,8 +168,9 @@ def _nodes(
         yield nodes, processes
 
 
-def _array(size_bytes: int) -> memoryview:
-    return memoryview(np.random.default_rng(0).integers(0, 255, size_bytes, np.uint8))
+def _payload(size_bytes: int) -> memoryview:
+    """What a numpy array of this size is to the store, which sees buffers."""
+    return memoryview(os.urandom(1 << 20) * (size_bytes // (1 << 20) + 1))[:size_bytes]
 
 
 def _pull(sink: RawProcess, object_id: bytes, size_bytes: int, node_id: str) -> float:
@@ -189,7 +188,7 @@ def _forget(process: RawProcess, object_id: bytes) -> None:
 
 
 def _plain_send(address: str, size_bytes: int) -> int:
-    payload = memoryview(bytearray(os.urandom(1 << 20) * (size_bytes // (1 << 20) + 1)))
+    payload = _payload(size_bytes)
     with socket.create_server((address, PORT)) as server:
         print("ready", flush=True)
         peer, _ = server.accept()

@@ -366,7 +366,6 @@ class Raylet:
         """Tell all who may hold something of it, and give back what it kept in the store."""
         self._transfers.process_ended(process.worker_id)
         self._tell_of_death(process.worker_id, death, process.job_id)
-        self._store_calls.submit(self._release_owner, process.worker_id)
         info = gcs_pb2.WorkerInfo(
             worker_id=process.worker_id,
             node_id=self._config.node_id,
@@ -389,6 +388,7 @@ class Raylet:
         while len(self._dead) > DEAD_REMEMBERED_MAX:
             self._dead.popitem(last=False)
         self._transfers.owner_died(worker_id, death.message)
+        self._store_calls.submit(self._release_owner, worker_id)  # what it owns may lie here
         message = node.WorkerDied(worker_id, death)
         is_job_over = self._jobs.get(job_id).is_finished
         for process in self._processes:
