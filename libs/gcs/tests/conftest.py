@@ -20,6 +20,7 @@ from skate_gcs.machine.commands import (
     ForgetNode,
     KillActorOnNode,
     Persist,
+    ProbeNode,
     Publish,
     Reply,
     StartActorOnNode,
@@ -69,6 +70,7 @@ class World:
         self.published: list[Announced] = []
         self.starts: list[StartActorOnNode] = []
         self.kills: list[KillActorOnNode] = []
+        self.probes: list[ProbeNode] = []
         self.forgotten: list[bytes] = []
         self.commits = 0
         self.beats: dict[bytes, int] = {}  # nodes that report while time passes, with the version
@@ -146,6 +148,8 @@ class World:
                     self.starts.append(command)
                 case KillActorOnNode():
                     self.kills.append(command)
+                case ProbeNode():
+                    self.probes.append(command)
                 case ForgetNode(node_id):
                     self.forgotten.append(node_id)
         if urgent:

@@ -121,6 +121,14 @@ def every_reading() -> Iterator[Reading]:
         evicted_total=2,
         evicted_bytes_total=80,
     )
+    yield from readings.transfer_readings(
+        queued=3,
+        under_way=2,
+        done_total=9,
+        failed_total=1,
+        pulled_bytes_total=4096,
+        served_bytes_total=1024,
+    )
     yield from readings.gcs_readings(
         nodes={"ALIVE": 2, "DEAD": 1},
         actors={"ALIVE": 5, "PENDING_CREATION": 0},

@@ -104,6 +104,28 @@ def test_refused_actor_waits_with_a_reason_and_then_starts(harness, run):
     run(main())
 
 
+def test_node_whose_process_is_gone_dies_when_its_subscription_breaks(harness, run):
+    async def main():
+        # By silence alone it would live for a minute, which is longer than this test may last.
+        async with harness(limits=GcsLimits(node_probe_s=60.0, node_dead_s=120.0)) as gcs:
+            raylet = await gcs.add_raylet()
+            other = await gcs.add_raylet()
+            events = gcs.client.events.subscribe(["node"], raylet.node_id)
+            while not (await anext(events)).snapshot_end:
+                pass
+            await raylet.server.stop(0)
+            await events.aclose()
+
+            async def is_dead():
+                states = {n.node_id: n.state for n in await gcs.client.nodes.list()}
+                return states[raylet.node_id] == gcs_pb2.NodeInfo.STATE_DEAD and states
+
+            states = await gcs.until(is_dead)
+            assert states[other.node_id] == gcs_pb2.NodeInfo.STATE_ALIVE
+
+    run(main())
+
+
 def test_silent_node_dies_and_is_fenced(harness, run):
     async def main():
         limits = GcsLimits(node_suspect_s=0.1, node_dead_s=0.3)

@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 
 from skate_gcs.machine.answers import NodeAccepted, RefusalKind, Refused
-from skate_gcs.machine.events import ListNodes, NodeRegistered, NodeUnregistered, Tick
+from skate_gcs.machine.commands import ProbeNode
+from skate_gcs.machine.events import (
+    ListNodes,
+    NodeProbed,
+    NodeRegistered,
+    NodeUnregistered,
+    SubscriberLeft,
+    Tick,
+)
 from skate_gcs.machine.limits import GcsLimits
 from skate_gcs.machine.records import DeathCause, DeathKind, NodeRecord
 
@@ -64,6 +72,53 @@ def test_suspect_node_that_reports_gets_actors_again(world):
     assert world.starts == []
     world.report(node, 1)
     assert len(world.starts) == 1
+
+
+def test_silent_node_is_looked_at_and_again_while_it_is_silent(world):
+    node = world.add_node(beats=False, raylet_endpoint="a:1")
+    world.advance(1.9)
+    assert world.probes == []
+    world.advance(0.2)
+    assert world.probes == [ProbeNode(node, "a:1")]
+    world.handle(NodeProbed(node, "a:1", is_refused=False))
+    world.advance(1.8)
+    assert len(world.probes) == 1
+    world.advance(0.2)
+    assert len(world.probes) == 2
+    assert nodes(world)[node].is_alive
+
+
+def test_reporting_node_is_not_looked_at(world):
+    node = world.add_node(beats=False, raylet_endpoint="a:1")
+    for version in range(1, 10):
+        world.advance(1.5)
+        world.report(node, version)
+    assert world.probes == []
+
+
+def test_node_that_refuses_connections_is_dead_at_once(world):
+    node = world.add_node(beats=False, raylet_endpoint="a:1")
+    world.handle(SubscriberLeft(node))
+    assert world.probes == [ProbeNode(node, "a:1")]
+    world.handle(NodeProbed(node, "a:1", is_refused=True))
+    cause = nodes(world)[node].death_cause
+    assert cause.kind is DeathKind.NODE_DIED
+    assert "Nothing listens at a:1" in cause.message
+    world.handle(NodeProbed(node, "a:1", is_refused=True))
+    assert world.forgotten == [node]
+
+
+def test_node_that_moved_meanwhile_is_not_dead_for_its_old_endpoint(world):
+    node = world.add_node(beats=False, raylet_endpoint="a:1")
+    world.handle(SubscriberLeft(node))
+    world.add_node(node_id=node, raylet_endpoint="a:2")
+    world.handle(NodeProbed(node, "a:1", is_refused=True))
+    assert nodes(world)[node].is_alive
+
+
+def test_subscriber_that_is_no_node_is_not_looked_at(world):
+    world.handle(SubscriberLeft(world.id(28)))
+    assert world.probes == []
 
 
 def test_reporting_node_lives(world):
@@ -160,7 +215,7 @@ def test_next_wakeup_names_its_timer(world):
     assert world.machine.next_wakeup() is None
     world.add_node()
     wakeup = world.machine.next_wakeup()
-    assert wakeup.at_s == pytest.approx(world.now_s + 4.0)
+    assert wakeup.at_s == pytest.approx(world.now_s + 2.0)
     assert wakeup.why == "a node is silent"
 
 

@@ -86,6 +86,15 @@ def _raylet(raylet: Raylet) -> Iterator[Reading]:
         evicted_total=store.evicted_total,
         evicted_bytes_total=store.evicted_bytes_total,
     )
+    transfers = counts.transfers
+    yield from readings.transfer_readings(
+        queued=transfers.pulls.queued,
+        under_way=transfers.pulls.under_way,
+        done_total=transfers.pulls.done_total,
+        failed_total=transfers.pulls.failed_total,
+        pulled_bytes_total=transfers.pulled_bytes_total,
+        served_bytes_total=transfers.served_bytes_total,
+    )
 
 
 def _gcs(gcs: GcsServer) -> Iterator[Reading]:

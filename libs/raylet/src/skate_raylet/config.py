@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +11,8 @@ from dataclasses import dataclass, field
 from skate_object_store import SpillConfig
 from skate_scheduler import UNITS
 
+PULL_BYTES_MAX_DEFAULT = 2 << 30
+PULL_SHARE_OF_STORE = 0.3
 WORKERS_MAX_DEFAULT = 1024
 STARTS_MIN = 4
 STARTS_PER_CPU = 2
@@ -48,6 +52,10 @@ class RayletConfig:
     infeasible_grace_s: float | None = 10.0
     # Where the object store spills to when memory is short; the default: nowhere.
     spill: SpillConfig = field(default_factory=SpillConfig)
+    # Where other nodes fetch objects: "unix:/path" or "tcp:ip:port"; empty: by the node's address.
+    object_endpoint: str = ""
+    # Sizes of the objects under way to this node; None: 2 GiB, or 30 % of a smaller store.
+    pull_bytes_max: int | None = None
     # Bytes of exported functions kept at the node, least recently used dropped first.
     function_cache_bytes: int = 256 << 20
 
@@ -64,3 +72,21 @@ class RayletConfig:
         if self.starts_max is not None:
             return self.starts_max
         return max(STARTS_MIN, STARTS_PER_CPU * self.resources.get("CPU", 0) // UNITS)
+
+    @property
+    def object_listen_endpoint(self) -> str:
+        """``object_endpoint`` or its default: a Unix socket where no other machine can be met."""
+        if self.object_endpoint:
+            return self.object_endpoint
+        address = ipaddress.ip_address(self.ip_address)
+        if address.is_loopback:
+            return f"unix:{os.path.join(self.session_dir, 'sockets', 'objects.sock')}"
+        host = f"[{address}]" if address.version == 6 else str(address)
+        return f"tcp:{host}:0"
+
+    @property
+    def pull_limit_bytes(self) -> int:
+        """``pull_bytes_max`` or its default."""
+        if self.pull_bytes_max is not None:
+            return self.pull_bytes_max
+        return min(PULL_BYTES_MAX_DEFAULT, int(PULL_SHARE_OF_STORE * self.store_capacity_bytes))

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from libs.raylet.tests.integration.transfer_nodes import MakeNode, nodes
 from skate_raylet import Raylet, RayletConfig
 from skate_raylet.zygote_process import ZygoteProcess
 from skate_rpc import node_protocol as node
@@ -297,6 +298,20 @@ def play(short_folder: Path) -> Play:
         async def main() -> None:
             async with start_cluster(short_folder, **options) as cluster:
                 await test(cluster)
+
+        asyncio.run(asyncio.wait_for(main(), 50))
+
+    return run
+
+
+@pytest.fixture
+def play_nodes(short_folder: Path) -> Callable[[Callable[[MakeNode], Awaitable[None]]], None]:
+    """Runs ``async def test(make_node)``."""
+
+    def run(test: Callable[[MakeNode], Awaitable[None]]) -> None:
+        async def main() -> None:
+            async with nodes(short_folder) as make:
+                await test(make)
 
         asyncio.run(asyncio.wait_for(main(), 50))
 

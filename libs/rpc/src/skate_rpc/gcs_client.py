@@ -357,16 +357,19 @@ class EventClient:
         self._caller = caller
         self._stub = gcs_pb2_grpc.EventServiceStub(caller.channel)
 
-    def subscribe(self, channels: Iterable[str]) -> AsyncGenerator[gcs_pb2.Event, None]:
+    def subscribe(
+        self, channels: Iterable[str], node_id: bytes = b""
+    ) -> AsyncGenerator[gcs_pb2.Event, None]:
         """Follow tables: their present rows, an event with ``snapshot_end``, then every change.
 
         The channels are ``"actor"``, ``"node"``, ``"job"`` and ``"worker"``. The stream lasts until
         it breaks with an error. After an ``RpcUnavailableError`` (the GCS is away) or the code
         ``"RESOURCE_EXHAUSTED"`` (this reader was too slow), subscribe again and take the new
-        snapshot for the truth.
+        snapshot for the truth. ``node_id``: the subscriber is this node's raylet; when its stream
+        breaks, the GCS looks at once whether the node lives.
         """
         return self._caller.stream(
             "EventService.Subscribe",
             self._stub.Subscribe,
-            gcs_pb2.SubscribeRequest(channels=channels),
+            gcs_pb2.SubscribeRequest(channels=channels, node_id=node_id),
         )

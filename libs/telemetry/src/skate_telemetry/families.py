@@ -156,6 +156,27 @@ STORE_EVICTED_BYTES: Final = _counter(
     "skate_object_store_evicted_bytes_total", Unit.BYTES, "Bytes of copies dropped to make room."
 )
 
+# ---- objects between nodes ----
+
+OBJECT_PULLS: Final = _gauge(
+    "skate_object_pulls",
+    Unit.NONE,
+    "Objects on their way to this node: queued, or under way.",
+    "state",
+)
+OBJECT_PULLS_ENDED: Final = _counter(
+    "skate_object_pulls_ended_total",
+    Unit.NONE,
+    "Transfers to this node that ended: done or failed.",
+    "outcome",
+)
+OBJECT_PULLED_BYTES: Final = _counter(
+    "skate_object_pulled_bytes_total", Unit.BYTES, "Bytes of objects received from other nodes."
+)
+OBJECT_SERVED_BYTES: Final = _counter(
+    "skate_object_served_bytes_total", Unit.BYTES, "Bytes of objects sent to other nodes."
+)
+
 # ---- the cluster, on the head node ----
 
 NODES: Final = _gauge("skate_nodes", Unit.NONE, "Nodes of the cluster: alive or dead.", "state")
@@ -235,6 +256,10 @@ FAMILIES: Final[tuple[Family, ...]] = (
     STORE_CREATED,
     STORE_EVICTED,
     STORE_EVICTED_BYTES,
+    OBJECT_PULLS,
+    OBJECT_PULLS_ENDED,
+    OBJECT_PULLED_BYTES,
+    OBJECT_SERVED_BYTES,
     NODES,
     ACTORS,
     JOBS,

@@ -182,6 +182,24 @@ def store_readings(
     yield Reading(f.STORE_EVICTED_BYTES, evicted_bytes_total)
 
 
+def transfer_readings(
+    *,
+    queued: int,
+    under_way: int,
+    done_total: int,
+    failed_total: int,
+    pulled_bytes_total: int,
+    served_bytes_total: int,
+) -> Iterator[Reading]:
+    """Objects that travel between this node and others."""
+    yield Reading(f.OBJECT_PULLS, queued, ("queued",))
+    yield Reading(f.OBJECT_PULLS, under_way, ("under_way",))
+    yield Reading(f.OBJECT_PULLS_ENDED, done_total, ("done",))
+    yield Reading(f.OBJECT_PULLS_ENDED, failed_total, ("failed",))
+    yield Reading(f.OBJECT_PULLED_BYTES, pulled_bytes_total)
+    yield Reading(f.OBJECT_SERVED_BYTES, served_bytes_total)
+
+
 def gcs_readings(
     *,
     nodes: Mapping[str, int],

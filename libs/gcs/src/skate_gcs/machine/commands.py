@@ -76,10 +76,17 @@ class KillActorOnNode(msgspec.Struct, frozen=True):
     cause: DeathCause
 
 
+class ProbeNode(msgspec.Struct, frozen=True):
+    """See whether anything listens at a node's endpoint. Answered by ``NodeProbed``."""
+
+    node_id: bytes
+    endpoint: str
+
+
 class ForgetNode(msgspec.Struct, frozen=True):
     """The node is dead: drop the connection to it. Not answered; open calls end unanswered."""
 
     node_id: bytes
 
 
-Command = Persist | Publish | Reply | StartActorOnNode | KillActorOnNode | ForgetNode
+Command = Persist | Publish | Reply | StartActorOnNode | KillActorOnNode | ProbeNode | ForgetNode

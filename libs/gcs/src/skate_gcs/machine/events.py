@@ -247,6 +247,20 @@ class KillAnswered(msgspec.Struct, frozen=True):
     is_done: bool
 
 
+class NodeProbed(msgspec.Struct, frozen=True):
+    """Whether a node's endpoint refuses connections: its process is gone."""
+
+    node_id: bytes
+    endpoint: str
+    is_refused: bool
+
+
+class SubscriberLeft(msgspec.Struct, frozen=True):
+    """A node's subscription ended, by whatever cause."""
+
+    node_id: bytes
+
+
 class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
@@ -277,5 +291,5 @@ Change = (
     | KvPut
     | KvDelete
 )
-Fact = StartAnswered | StartUnanswered | KillAnswered | Tick
+Fact = StartAnswered | StartUnanswered | KillAnswered | NodeProbed | SubscriberLeft | Tick
 Event = Question | Change | Fact

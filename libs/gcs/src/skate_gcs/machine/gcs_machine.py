@@ -213,6 +213,12 @@ class GcsMachine:
                 self._actors.starts.unanswered(event, now, out)
             case events.KillAnswered(node_id, actor_id, incarnation, is_done):
                 self._kills.answered((node_id, actor_id, incarnation), is_done, now, out)
+            case events.SubscriberLeft(node_id):
+                self._nodes.probe(node_id, now, out)
+            case events.NodeProbed(node_id, endpoint, is_refused):
+                if is_refused and self._nodes.listens_at(node_id, endpoint):
+                    message = f"Nothing listens at {endpoint} any more: its process is gone."
+                    self._bury(node_id, DeathCause(DeathKind.NODE_DIED, message), now, out)
             case events.Tick():
                 self._tick(now, out)
             case _:

@@ -13,6 +13,11 @@ class GcsLimits:
     """Silence after which a node gets no new actors. Below half of ``node_dead_s``, so that work
     stops going there well before its actors are declared lost."""
 
+    node_probe_s: float = 2.0
+    """Silence after which it is looked whether anything still listens at the node's endpoint, and
+    the pause until the next look. A refused connection proves that the node's process is gone,
+    well before ``node_dead_s``; no answer at all proves nothing."""
+
     node_dead_s: float = 10.0
     """Silence after which a node is dead and fenced."""
 
@@ -52,6 +57,8 @@ class GcsLimits:
     def __post_init__(self) -> None:
         if not 0 < self.node_suspect_s * 2 <= self.node_dead_s:
             raise ValueError("node_suspect_s must be positive and at most half of node_dead_s.")
+        if not self.node_probe_s > 0:
+            raise ValueError("node_probe_s must be positive.")
         if not 0 < self.retry_first_s <= self.retry_max_s:
             raise ValueError("retry_first_s must be positive and at most retry_max_s.")
 

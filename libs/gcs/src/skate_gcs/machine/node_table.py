@@ -1,9 +1,10 @@
 """The node table: who belongs to the cluster, who is silent, who is dead.
 
-A node is *alive* until it unregisters, is silent for ``node_dead_s``, or another process registers
-at its endpoint; *suspect* while silent for ``node_suspect_s`` (it gets no new actors); then *dead*
-for ever: a node that returns is fenced (its heartbeats are answered "unknown", so that it exits)
-and comes back under a new id.
+A node is *alive* until it unregisters, is silent for ``node_dead_s``, another process registers at
+its endpoint, or its endpoint refuses connections (which is looked at when it falls silent, and when
+its subscription breaks); *suspect* while silent for ``node_suspect_s`` (it gets no new actors);
+then *dead* for ever: a node that returns is fenced (its heartbeats are answered "unknown", so that
+it exits) and comes back under a new id.
 
 Cost: O(1) per heartbeat; O(alive nodes) to list candidates.
 
@@ -22,7 +23,15 @@ from msgspec.structs import replace
 from skate_core_ids import NodeID
 from skate_gcs.machine.answers import NodeAccepted, RefusalKind, Refused
 from skate_gcs.machine.clock import Now, Timers, Wakeup
-from skate_gcs.machine.commands import Command, ForgetNode, Persist, Publish, Reply, Table
+from skate_gcs.machine.commands import (
+    Command,
+    ForgetNode,
+    Persist,
+    ProbeNode,
+    Publish,
+    Reply,
+    Table,
+)
 from skate_gcs.machine.events import NodeRegistered, ResourcesReported
 from skate_gcs.machine.limits import GcsLimits
 from skate_gcs.machine.records import DeathCause, DeathKind, NodeRecord
@@ -48,6 +57,16 @@ class _LiveNode(msgspec.Struct):
     version: int = 0  # of the last report
     is_suspect: bool = False
     announced_s: float = float("-inf")
+    probed_s: float = float("-inf")  # when it was last looked whether its endpoint still listens
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether that was since it was heard."""
+        return self.probed_s >= self.heard_s
+
+    def probe_due_s(self, node_probe_s: float) -> float:
+        """When to look, or to look again."""
+        return max(self.heard_s, self.probed_s) + node_probe_s
 
 
 class NodeTable:
@@ -170,6 +189,11 @@ class NodeTable:
         silent: list[tuple[bytes, DeathCause]] = []
         for node_id, live in self._live.items():
             # The same sums as in next_wakeup: a difference could round to just below the limit.
+            if now.now_s < live.heard_s + self._limits.node_probe_s:
+                break  # as below
+            if now.now_s >= live.probe_due_s(self._limits.node_probe_s):
+                self.probe(node_id, now, out)
+        for node_id, live in self._live.items():
             if now.now_s < live.heard_s + self._limits.node_suspect_s:
                 break  # the others were heard later
             live.is_suspect = True
@@ -180,15 +204,32 @@ class NodeTable:
             self._announce(due_id, now, out)
         return silent
 
+    def probe(self, node_id: bytes, now: Now, out: list[Command]) -> None:
+        """Have it looked whether an alive node's endpoint still listens."""
+        live = self._live.get(node_id)
+        if live is not None:
+            live.probed_s = now.now_s
+            endpoint = self._records[node_id].raylet_endpoint
+            if endpoint:
+                out.append(ProbeNode(node_id, endpoint))
+
+    def listens_at(self, node_id: bytes, endpoint: str) -> bool:
+        """Whether this is an alive node's endpoint."""
+        return node_id in self._live and self._records[node_id].raylet_endpoint == endpoint
+
     def next_wakeup(self) -> Wakeup | None:
-        """When a node becomes suspect or dead, or an announcement is due. O(suspect nodes)."""
+        """When a node becomes suspect or dead, or a look or an announcement is due.
+
+        O(silent nodes).
+        """
         wakeup: Wakeup | None = None
         for live in self._live.values():
             limit_s = self._limits.node_dead_s if live.is_suspect else self._limits.node_suspect_s
-            at_s = live.heard_s + limit_s
+            probe_s = live.probe_due_s(self._limits.node_probe_s)
+            at_s = min(live.heard_s + limit_s, probe_s)
             if wakeup is None or at_s < wakeup.at_s:
                 wakeup = Wakeup(at_s, "a node is silent")
-            if not live.is_suspect:
+            if not live.is_suspect and not live.is_probed:
                 break
         announcement_s = self._announcements.next_s()
         if announcement_s is not None and (wakeup is None or announcement_s < wakeup.at_s):

@@ -81,6 +81,7 @@ class NodeRecord(msgspec.Struct, frozen=True):
     start_time_s: float = 0.0  # Unix time
     end_time_s: float = 0.0  # Unix time, 0 while alive
     session_dir: str = ""
+    object_endpoint: str = ""
 
     @property
     def is_alive(self) -> bool:

@@ -84,6 +84,7 @@ def node_from(message: gcs_pb2.NodeInfo) -> NodeRecord:
         available=resources_from(message.available),
         labels=dict(message.labels),
         session_dir=message.session_dir,
+        object_endpoint=message.object_endpoint,
     )
 
 
@@ -109,6 +110,7 @@ def node_to(node: NodeRecord) -> gcs_pb2.NodeInfo:
         start_time_s=node.start_time_s,
         end_time_s=node.end_time_s,
         session_dir=node.session_dir,
+        object_endpoint=node.object_endpoint,
     )
 
 

@@ -7,6 +7,7 @@ machine's decision.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -14,14 +15,25 @@ from dataclasses import dataclass, field
 import grpc.aio
 
 from skate_gcs.config import GcsConfig
-from skate_gcs.machine.commands import KillActorOnNode, StartActorOnNode
-from skate_gcs.machine.events import Fact, KillAnswered, StartAnswered, StartUnanswered
+from skate_gcs.machine.commands import KillActorOnNode, ProbeNode, StartActorOnNode
+from skate_gcs.machine.events import (
+    Fact,
+    KillAnswered,
+    NodeProbed,
+    StartAnswered,
+    StartUnanswered,
+)
 from skate_gcs.service.convert import cause_to, spec_to
 from skate_rpc.errors import RpcError
 from skate_rpc.grpc_channel import open_channel
 from skate_rpc.raylet_client import RayletClient
 
 _log = logging.getLogger(__name__)
+
+PROBES = 3
+"""Connections tried in one look: a process that is being killed closes its sockets one by one."""
+PROBE_PAUSE_S = 0.1
+PROBE_TIMEOUT_S = 1.0
 
 
 @dataclass(slots=True)
@@ -55,6 +67,10 @@ class NodeCalls:
     def kill_actor(self, order: KillActorOnNode) -> None:
         """Order a node to end an actor; told back as KillAnswered."""
         self._spawn(self._kill_actor(order))
+
+    def probe(self, order: ProbeNode) -> None:
+        """See whether a node's endpoint refuses connections; told back as NodeProbed."""
+        self._spawn(self._probe(order))
 
     def forget(self, node_id: bytes) -> None:
         """Close the line to a dead node; its open calls end unanswered."""
@@ -105,6 +121,16 @@ class NodeCalls:
             is_done = True
         self._tell(KillAnswered(order.node_id, order.actor_id, order.incarnation, is_done))
 
+    async def _probe(self, order: ProbeNode) -> None:
+        is_refused = False
+        for attempt in range(PROBES):
+            if attempt:
+                await asyncio.sleep(PROBE_PAUSE_S)
+            is_refused = await _is_refused(order.endpoint)
+            if is_refused:
+                break
+        self._tell(NodeProbed(order.node_id, order.endpoint, is_refused))
+
     def _line(self, node_id: bytes, endpoint: str) -> _Line:
         line = self._lines.get(node_id)
         if line is not None and line.endpoint != endpoint:
@@ -124,6 +150,26 @@ class NodeCalls:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _is_refused(endpoint: str) -> bool:
+    """Whether it is certain that nobody listens there; no answer at all proves nothing."""
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            if endpoint.startswith("unix:"):
+                _, writer = await asyncio.open_unix_connection(endpoint.removeprefix("unix:"))
+            else:
+                host, _, port = endpoint.rpartition(":")
+                _, writer = await asyncio.open_connection(host.strip("[]"), port)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+    except (OSError, TimeoutError) as error:
+        _log.warning("a node could not be looked at", extra={"endpoint": endpoint, "why": error})
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):  # that it breaks now is no news
+        await writer.wait_closed()
+    return False
 
 
 def _problem(order: str, error: Exception) -> str:

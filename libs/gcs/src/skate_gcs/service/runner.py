@@ -35,6 +35,7 @@ from skate_gcs.machine.commands import (
     ForgetNode,
     KillActorOnNode,
     Persist,
+    ProbeNode,
     Publish,
     Reply,
     StartActorOnNode,
@@ -165,7 +166,7 @@ class Runner:
         return await answer
 
     def tell(self, fact: Fact) -> None:
-        """Have a fact handled. Facts answer orders, so that the orders bound their number."""
+        """Have a fact handled. Orders and subscriptions, which they answer or end, bound them."""
         self._push(_Item(fact))
 
     def statistics(self) -> MachineStatistics:
@@ -333,6 +334,8 @@ class Runner:
                 self._node_calls.start_actor(command)
             case KillActorOnNode():
                 self._node_calls.kill_actor(command)
+            case ProbeNode():
+                self._node_calls.probe(command)
             case ForgetNode(node_id):
                 self._node_calls.forget(node_id)
             case _:

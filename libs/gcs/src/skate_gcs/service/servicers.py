@@ -299,3 +299,5 @@ class EventServicer(gcs_pb2_grpc.EventServiceServicer):
             await _abort(context, grpc.StatusCode.UNAVAILABLE, error)
         finally:
             self._hub.drop(subscription)
+            if request.node_id:
+                self._runner.tell(events.SubscriberLeft(request.node_id))

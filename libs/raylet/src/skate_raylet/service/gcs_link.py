@@ -154,7 +154,8 @@ class GcsLink:
         pause_s = RETRY_FIRST_S
         while True:
             try:
-                async with aclosing(self.client.events.subscribe(CHANNELS)) as events:
+                subscription = self.client.events.subscribe(CHANNELS, self._node_id)
+                async with aclosing(subscription) as events:
                     async for event in events:
                         pause_s = RETRY_FIRST_S
                         self._on_event(event)

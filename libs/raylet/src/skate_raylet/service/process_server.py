@@ -23,6 +23,7 @@ from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
 from skate_raylet.service.job_book import SYS_PATH_KEY, Job, JobBook
 from skate_raylet.service.local_process import Connection, LocalProcess, LocalProcesses
+from skate_raylet.service.transfer.object_transfers import ObjectTransfers
 from skate_raylet.service.worker_processes import WorkerProcess, WorkerProcesses
 from skate_rpc import node_protocol as node
 from skate_rpc.errors import RpcError
@@ -52,6 +53,7 @@ class ProcessServer:
         gateway: Gateway,
         link: GcsLink,
         jobs: JobBook,
+        transfers: ObjectTransfers,
         on_driver_gone: Callable[[LocalProcess, str], None],
         on_task_events: Callable[[list[node.TaskEvent]], None] | None,
     ) -> None:
@@ -65,6 +67,7 @@ class ProcessServer:
         self._gateway = gateway
         self._link = link
         self._jobs = jobs
+        self._transfers = transfers
         self._on_driver_gone = on_driver_gone
         self._on_task_events = on_task_events
         self._loop = asyncio.get_running_loop()
@@ -87,6 +90,8 @@ class ProcessServer:
             node.TaskEvents: self._on_events,
             node.SubscribeActor: self._on_subscribe,
             node.UnsubscribeActor: self._on_unsubscribe,
+            node.PullObject: self._on_pull,
+            node.CancelPull: self._on_cancel_pull,
         }
 
     def start(self) -> str:
@@ -311,3 +316,9 @@ class ProcessServer:
 
     def _on_unsubscribe(self, process: LocalProcess, message: node.UnsubscribeActor) -> None:
         self._directory.unsubscribe(process, message.actor_id)
+
+    def _on_pull(self, process: LocalProcess, message: node.PullObject) -> None:
+        self._transfers.pull(process.worker_id, message)
+
+    def _on_cancel_pull(self, process: LocalProcess, message: node.CancelPull) -> None:
+        self._transfers.cancel(process.worker_id, message)

@@ -29,6 +29,7 @@ from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
 from skate_raylet.machine.lease_machine import LeaseConfig
 from skate_raylet.machine.node_machine import NodeMachine, NodeStatistics
+from skate_raylet.machine.pull_config import PullConfig
 from skate_raylet.machine.worker_pool_machine import PoolConfig
 from skate_raylet.service.actor_directory import ActorDirectory
 from skate_raylet.service.actor_host import ActorHost
@@ -47,6 +48,7 @@ from skate_raylet.service.node_runner import NodeRunner
 from skate_raylet.service.process_server import ProcessServer
 from skate_raylet.service.reaper import Reaper
 from skate_raylet.service.servicer import RayletServicer
+from skate_raylet.service.transfer.object_transfers import ObjectTransfers, TransferStatistics
 from skate_raylet.service.worker_processes import WorkerEvents, WorkerProcess, WorkerProcesses
 from skate_raylet.service.zygote import ForkRequest, Zygote, ZygoteBoot, ZygoteEvents
 from skate_raylet.zygote_process import MARK_VARIABLE, ZygoteProcess
@@ -78,6 +80,7 @@ class RayletStatistics(msgspec.Struct, frozen=True):
     is_zygote_ready: bool  # whether workers can be forked at this moment
     worker_deaths: int  # since the start, whatever the cause
     unsent_reports: int  # that wait for the GCS
+    transfers: TransferStatistics
 
 
 class Raylet:
@@ -102,6 +105,7 @@ class Raylet:
         self.grpc_endpoint = ""
         self.stream_endpoint = ""
         self.store_endpoint = ""
+        self.object_endpoint = ""
         total = ResourceSet(config.resources)
         self._machine = NodeMachine(
             LeaseConfig(total, config.node_id[:8], config.infeasible_grace_s),
@@ -111,6 +115,7 @@ class Raylet:
         self._jobs = JobBook()
         self._deaths: dict[bytes, node.Death] = {}  # of workers whose end is being handled
         self._dead: OrderedDict[bytes, None] = OrderedDict()  # deaths that were told already
+        self._dead_nodes: OrderedDict[bytes, None] = OrderedDict()  # as for processes
         self._death_count = 0
         self._stopped: asyncio.Future[str] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -136,6 +141,13 @@ class Raylet:
         )
         self._store.start()
         self.store_endpoint = self._store.endpoint
+        self._transfers = ObjectTransfers(
+            config.node_id,
+            token,
+            self.store_endpoint,
+            PullConfig(config.pull_limit_bytes),
+            self._send,
+        )
         self._start_processes()
         self._channel: grpc.aio.Channel = open_channel(config.gcs_endpoint, config.token)
         client = GcsClient(self._channel, config.gcs_endpoint)
@@ -159,6 +171,7 @@ class Raylet:
             gateway=self._gateway,
             link=self._link,
             jobs=self._jobs,
+            transfers=self._transfers,
             on_driver_gone=self._driver_gone,
             on_task_events=self._task_events,
         )
@@ -174,6 +187,7 @@ class Raylet:
         )
         self._grpc.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, servicer)
         self.grpc_endpoint = await self._grpc.start(config.grpc_endpoint)
+        self.object_endpoint = self._transfers.start(config.object_listen_endpoint)
         self.stream_endpoint = self._server.start()
         await client.nodes.register(self._node_info())
         self._link.start()
@@ -240,6 +254,7 @@ class Raylet:
         _log.info("event=raylet_stopping reason=%r", reason)
         ends_at_s = self._loop.time() + grace_s
         self._server.stop_listening()
+        self._transfers.stop_serving()
         self._runner.close()
         await self._workers.end_all(reason, grace_s / 2)
         self._runner.stop()
@@ -257,6 +272,7 @@ class Raylet:
         self._reaper.close()
         await self._grpc.stop(0.0)
         await self._channel.close()
+        await self._transfers.close()
         self._store_calls.shutdown(wait=True)
         self._store.close()
         assert self._stopped is not None
@@ -349,8 +365,8 @@ class Raylet:
 
     def _process_ended(self, process: LocalProcess, death: node.Death) -> None:
         """Tell all who may hold something of it, and give back what it kept in the store."""
+        self._transfers.process_ended(process.worker_id)
         self._tell_of_death(process.worker_id, death, process.job_id)
-        self._store_calls.submit(self._release_owner, process.worker_id)
         info = gcs_pb2.WorkerInfo(
             worker_id=process.worker_id,
             node_id=self._config.node_id,
@@ -372,6 +388,8 @@ class Raylet:
         self._dead[worker_id] = None
         while len(self._dead) > DEAD_REMEMBERED_MAX:
             self._dead.popitem(last=False)
+        self._transfers.owner_died(worker_id, death.message)
+        self._store_calls.submit(self._release_owner, worker_id)  # what it owns may lie here
         message = node.WorkerDied(worker_id, death)
         is_job_over = self._jobs.get(job_id).is_finished
         for process in self._processes:
@@ -404,11 +422,24 @@ class Raylet:
                 cause = death_from_proto(worker.death_cause)
                 self._tell_of_death(worker.worker_id, cause, worker.job_id)
             case "node":
-                is_dead = event.node.state == gcs_pb2.NodeInfo.STATE_DEAD
-                if is_dead and event.node.node_id == self._config.node_id:
-                    self._fenced("The GCS holds this node for dead.")
+                self._on_node(event.node)
             case "snapshot_end" | None:
                 pass  # rows and news are taken alike
+
+    def _on_node(self, info: gcs_pb2.NodeInfo) -> None:
+        node_id = info.node_id
+        if info.state != gcs_pb2.NodeInfo.STATE_DEAD:
+            self._transfers.node_seen(node_id, info.object_endpoint)
+        elif node_id == self._config.node_id:
+            self._fenced("The GCS holds this node for dead.")
+        elif node_id not in self._dead_nodes:
+            self._dead_nodes[node_id] = None
+            while len(self._dead_nodes) > DEAD_REMEMBERED_MAX:
+                self._dead_nodes.popitem(last=False)
+            cause = death_from_proto(info.death_cause)
+            self._transfers.node_died(node_id, f"it died: {cause.message}")
+            for process in self._processes:
+                process.post(node.NodeDied(node_id, cause))
 
     def _ask_for_actor(self, actor_id: bytes) -> None:
         async def ask() -> None:
@@ -434,6 +465,7 @@ class Raylet:
             raylet_endpoint=self.grpc_endpoint,
             stream_endpoint=self.stream_endpoint,
             store_endpoint=self.store_endpoint,
+            object_endpoint=self.object_endpoint,
             metrics_endpoint=config.metrics_endpoint,
             pid=os.getpid(),
             is_head=config.is_head,
@@ -486,6 +518,7 @@ class Raylet:
             is_zygote_ready=self._zygote.is_ready,
             worker_deaths=self._death_count,
             unsent_reports=self._link.unsent_reports(),
+            transfers=self._transfers.statistics(),
         )
 
     def _fill_status(self, reply: raylet_pb2.NodeStatusReply) -> None:

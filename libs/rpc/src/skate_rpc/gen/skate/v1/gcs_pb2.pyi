@@ -105,6 +105,7 @@ class NodeInfo(_message.Message):
     START_TIME_S_FIELD_NUMBER: _builtins.int
     END_TIME_S_FIELD_NUMBER: _builtins.int
     SESSION_DIR_FIELD_NUMBER: _builtins.int
+    OBJECT_ENDPOINT_FIELD_NUMBER: _builtins.int
     node_id: _builtins.bytes
     node_name: _builtins.str
     hostname: _builtins.str
@@ -125,6 +126,8 @@ class NodeInfo(_message.Message):
     end_time_s: _builtins.float
     """Unix time, 0 while alive"""
     session_dir: _builtins.str
+    object_endpoint: _builtins.str
+    """where other nodes fetch objects: "unix:/path" or "tcp:ip:port" """
     @_builtins.property
     def total(self) -> _common_pb2.ResourceSet: ...
     @_builtins.property
@@ -154,10 +157,11 @@ class NodeInfo(_message.Message):
         start_time_s: _builtins.float = ...,
         end_time_s: _builtins.float = ...,
         session_dir: _builtins.str = ...,
+        object_endpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "death_cause", b"death_cause", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "death_cause", b"death_cause", "end_time_s", b"end_time_s", "hostname", b"hostname", "ip_address", b"ip_address", "is_head", b"is_head", "labels", b"labels", "metrics_endpoint", b"metrics_endpoint", "node_id", b"node_id", "node_name", b"node_name", "pid", b"pid", "raylet_endpoint", b"raylet_endpoint", "session_dir", b"session_dir", "start_time_s", b"start_time_s", "state", b"state", "store_endpoint", b"store_endpoint", "stream_endpoint", b"stream_endpoint", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "death_cause", b"death_cause", "end_time_s", b"end_time_s", "hostname", b"hostname", "ip_address", b"ip_address", "is_head", b"is_head", "labels", b"labels", "metrics_endpoint", b"metrics_endpoint", "node_id", b"node_id", "node_name", b"node_name", "object_endpoint", b"object_endpoint", "pid", b"pid", "raylet_endpoint", b"raylet_endpoint", "session_dir", b"session_dir", "start_time_s", b"start_time_s", "state", b"state", "store_endpoint", b"store_endpoint", "stream_endpoint", b"stream_endpoint", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1302,6 +1306,9 @@ class SubscribeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CHANNELS_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.bytes
+    """of the raylet that subscribes: when the stream breaks, it is looked whether it lives"""
     @_builtins.property
     def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """"actor", "node", "job", "worker" """
@@ -1310,10 +1317,11 @@ class SubscribeRequest(_message.Message):
         self,
         *,
         channels: _abc.Iterable[_builtins.str] | None = ...,
+        node_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "node_id", b"node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

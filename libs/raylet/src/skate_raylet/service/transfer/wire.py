@@ -1,0 +1,82 @@
+"""What two nodes say to each other when one fetches an object from the other.
+
+A connection carries requests one after the other; the handshake of the stream
+(``skate_rpc.handshake``) comes before the first. Numbers are in network order::
+
+    request   kind 1 | id length 1 | 0 2 | offset 8 | length 8 | id
+    reply     status 1 | 0 7 | size of the object 8 | the bytes asked for, if status is OK
+
+``WAIT`` says that the source is bringing the object back from its disk; another reply follows.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+_REQUEST = struct.Struct("!BBxxQQ")
+_REPLY = struct.Struct("!B7xQ")
+_FETCH = 1
+
+REQUEST_BYTES = _REQUEST.size
+REPLY_BYTES = _REPLY.size
+ID_BYTES_MAX = 255
+"""What the one byte of its length can say; also the store's limit."""
+OBJECT_BYTES_MAX = 1 << 62
+"""Offsets and lengths beyond this are malformed, so that their sums stay numbers of 8 bytes."""
+
+
+class Status(IntEnum):
+    """What a source answers."""
+
+    OK = 0
+    ABSENT = 1  # it does not have the object
+    OUT_OF_RANGE = 2  # the object is shorter than the range
+    WAIT = 3
+    FAILED = 4  # its store does not answer
+
+
+class MalformedError(Exception):
+    """The peer does not speak this protocol; the connection is of no more use."""
+
+
+class Request(NamedTuple):
+    """The fixed part of a request; ``id_bytes`` of id follow it."""
+
+    id_bytes: int
+    offset: int
+    length: int
+
+
+def pack_request(object_id: bytes, offset: int, length: int) -> bytes:
+    """A whole request. Raises ``ValueError`` for an id that is empty or too long."""
+    if not 0 < len(object_id) <= ID_BYTES_MAX:
+        raise ValueError(f"an object id has 1 to {ID_BYTES_MAX} bytes, got {len(object_id)}")
+    return _REQUEST.pack(_FETCH, len(object_id), offset, length) + object_id
+
+
+def unpack_request(data: bytes) -> Request:
+    """The fixed part. Raises :class:`MalformedError`."""
+    kind, id_bytes, offset, length = _REQUEST.unpack(data)
+    if kind != _FETCH:
+        raise MalformedError(f"unknown request {kind}")
+    if not id_bytes:
+        raise MalformedError("an empty object id")
+    if offset > OBJECT_BYTES_MAX or length > OBJECT_BYTES_MAX:
+        raise MalformedError(f"a range of {length} bytes at {offset}")
+    return Request(id_bytes, offset, length)
+
+
+def pack_reply(status: Status, size_bytes: int = 0) -> bytes:
+    """The fixed part; with OK, the range's bytes follow."""
+    return _REPLY.pack(status, size_bytes)
+
+
+def unpack_reply(data: bytes) -> tuple[Status, int]:
+    """(status, size of the object). Raises :class:`MalformedError`."""
+    status, size_bytes = _REPLY.unpack(data)
+    try:
+        return Status(status), size_bytes
+    except ValueError:
+        raise MalformedError(f"unknown status {status}") from None
