@@ -202,6 +202,7 @@ class Raylet:
             config.session_dir,
             list(config.preload),
             -1 if config.worker_umask is None else config.worker_umask,
+            config.ip_address,
         )
         zygote = self._zygote = Zygote(
             config.zygote_command,
