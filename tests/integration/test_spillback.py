@@ -15,6 +15,7 @@ import pytest
 
 import skate
 from skate.cluster_utils import Cluster
+from skate.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 WAIT_S = 30.0
 
@@ -239,3 +240,61 @@ def test_worker_that_dies_on_another_node_tells_its_true_cause(nodes: Cluster) -
 
     with pytest.raises(skate.exceptions.WorkerCrashedError, match="SIGSEGV"):
         skate.get(die.remote(), timeout=WAIT_S)
+
+
+def bound_to(node: Any, *, soft: bool) -> Any:
+    return where.options(
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=soft)
+    )
+
+
+def test_task_bound_to_a_node_runs_there_and_waits_while_it_is_busy(
+    nodes: Cluster, tmp_path: Path
+) -> None:
+    nodes.add_node(num_cpus=4)
+    other = nodes.add_node(num_cpus=1, resources={"disk": 1})
+    nodes.connect()
+    held = note_and_wait.remote(str(tmp_path), "t0")
+    wait_for(lambda: list(tmp_path.glob("t*")), "the other node is busy")
+
+    refs = [bound_to(other, soft=soft).remote() for soft in (False, True) for _ in range(3)]
+    assert skate.wait(refs, num_returns=1, timeout=0.5)[0] == []
+    (tmp_path / "go").touch()
+
+    assert set(skate.get(refs, timeout=WAIT_S)) == {other.node_id}
+    assert skate.get(held, timeout=WAIT_S) == other.node_id
+
+
+def test_task_bound_to_its_owners_node_never_leaves_it(nodes: Cluster) -> None:
+    head = nodes.add_node(num_cpus=1)
+    nodes.add_node(num_cpus=4)
+    nodes.connect()
+
+    refs = [bound_to(head, soft=False).remote() for _ in range(10)]
+
+    assert set(skate.get(refs, timeout=WAIT_S)) == {head.node_id}
+
+
+def test_task_bound_to_a_dead_node_fails_or_goes_elsewhere(nodes: Cluster) -> None:
+    head = nodes.add_node(num_cpus=1)
+    other = nodes.add_node(num_cpus=1)
+    nodes.connect()
+    assert skate.get(bound_to(other, soft=False).remote(), timeout=WAIT_S) == other.node_id
+    nodes.remove_node(other)
+    nodes.wait_for_nodes()
+
+    assert skate.get(bound_to(other, soft=True).remote(), timeout=WAIT_S) == head.node_id
+    with pytest.raises(skate.exceptions.TaskUnschedulableError, match=other.node_id):
+        skate.get(bound_to(other, soft=False).remote(), timeout=WAIT_S)
+
+
+def test_spread_tasks_use_every_node(nodes: Cluster, tmp_path: Path) -> None:
+    started = [nodes.add_node(num_cpus=4) for _ in range(3)]
+    nodes.connect()
+
+    spread = meet.options(scheduling_strategy="SPREAD")
+    places = skate.get(
+        [spread.remote(str(tmp_path), str(number), 3) for number in range(3)], timeout=WAIT_S
+    )
+
+    assert sorted(places) == sorted(node.node_id for node in started)

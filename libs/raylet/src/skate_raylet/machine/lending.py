@@ -34,6 +34,16 @@ class _Loan(msgspec.Struct):
     lease_id: bytes = b""  # once it was said to be granted
 
 
+class LoanOver(msgspec.Struct, frozen=True):
+    """A loan that is to end, by :meth:`Lending.finish`. ``kind`` not empty: its worker too."""
+
+    node_id: bytes
+    ask_id: int
+    kind: str = ""
+    message: str = ""
+    discard: bool = False
+
+
 class _Borrower(msgspec.Struct):
     """``floor``: asks below it that are not in ``loans`` are over."""
 
@@ -43,7 +53,11 @@ class _Borrower(msgspec.Struct):
 
 
 class Lending:
-    """The loans of one node. ``leases`` is asked, never told: what to tell it is returned."""
+    """The loans of one node. ``leases`` is asked, never told: what to tell it is returned.
+
+    Loans that are to end are ended one by one, each when the leases have done with the last: what
+    one gives back may be granted to the next, which is then no request any more but a lease.
+    """
 
     def __init__(self, leases: LeaseMachine) -> None:
         self._leases = leases
@@ -61,22 +75,23 @@ class Lending:
 
     def heard(
         self, node_id: bytes, message: loans.ToLender, now_s: float
-    ) -> tuple[_Events, _Commands]:
-        """An order; returns what the leases are to be told, and what is to be answered."""
+    ) -> tuple[list[LoanOver], _Events, _Commands]:
+        """An order; returns what ends, what the leases are to be told, and what is answered."""
         borrower = self._borrowers.setdefault(node_id, _Borrower())
         match message:
             case loans.Sync():
-                return self._sync(node_id, borrower, message)
+                over, answers = self._sync(node_id, borrower, message)
+                return over, [], answers
             case loans.Ask():
-                return self._ask(node_id, borrower, message, now_s)
+                return [], *self._ask(node_id, borrower, message, now_s)
             case loans.Drop(ask_id, kind, text, discard):
                 borrower.floor = max(borrower.floor, ask_id + 1)
-                return self._drop(node_id, borrower, ask_id, kind, text, discard), []
+                return [LoanOver(node_id, ask_id, kind, text, discard)], [], []
             case loans.Kill(ask_id, text):
                 lease = self._lease(borrower, ask_id)
                 if lease is None or not isinstance(lease.state, Granted):
-                    return [], []
-                return [on.WorkerUnfit(lease.state.startup_id, "killed_by_user", text)], []
+                    return [], [], []
+                return [], [on.WorkerUnfit(lease.state.startup_id, "killed_by_user", text)], []
             case _:
                 assert_never(message)
 
@@ -86,41 +101,54 @@ class Lending:
         if borrower is not None and borrower.broken_since_s is None:
             borrower.broken_since_s = now_s
 
-    def lose_node(self, node_id: bytes, message: str) -> _Events:
+    def lose_node(self, node_id: bytes, message: str) -> list[LoanOver]:
         """The borrower is dead, or as good as dead: its loans are over."""
-        borrower = self._borrowers.pop(node_id, None)
-        if borrower is None:
-            return []
-        events: _Events = []
-        for ask_id in list(borrower.loans):
-            events += self._drop(node_id, borrower, ask_id, "owner_died", message, False)
-        return events
+        borrower = self._borrowers.get(node_id)
+        asks = [] if borrower is None else list(borrower.loans)
+        return [LoanOver(node_id, ask_id, "owner_died", message) for ask_id in asks]
 
-    def tick(self, now_s: float) -> tuple[_Events, _Commands]:
-        """End what waited too long, and the loans of borrowers whose line stays broken."""
-        events: _Events = []
+    def forget_node(self, node_id: bytes) -> None:
+        """The borrower will not come back under this id, and its loans have ended."""
+        self._borrowers.pop(node_id, None)
+
+    def tick(self, now_s: float) -> list[LoanOver]:
+        """The loans of borrowers whose line stays broken are over."""
+        over: list[LoanOver] = []
         for node_id, borrower in list(self._borrowers.items()):
             since_s = borrower.broken_since_s
             if since_s is not None and now_s >= since_s + LINE_GRACE_S:
-                text = f"Node {node_id.hex()}, where its owner is, was not heard of."
-                events += self.lose_node(node_id, f"{text[:-1]} for {LINE_GRACE_S:g} s.")
-        ended, commands = self.end_late(now_s)
-        return events + ended, commands
+                borrower.broken_since_s = None
+                text = f"its owner's node {node_id.hex()} was not heard of for {LINE_GRACE_S:g} s"
+                over += self.lose_node(node_id, f"Given up: {text}.")
+        return over
 
-    def end_late(self, now_s: float) -> tuple[_Events, _Commands]:
-        """End the asks that have no resources and have waited as long as they may."""
-        events: _Events = []
-        commands: _Commands = []
+    def first_late(self, now_s: float) -> LoanOver | None:
+        """An ask that has no resources and has waited as long as it may."""
         for node_id, ask_id in list(self._waiting):
-            borrower = self._borrowers[node_id]
-            one = borrower.loans[ask_id]
+            one = self._borrowers[node_id].loans[ask_id]
             if not self._leases.is_waiting(TaskRequest(one.holder_id, ask_id)):
                 del self._waiting[node_id, ask_id]
             elif now_s >= one.due_s:
-                events += self._drop(node_id, borrower, ask_id, "", "", False)
-                cause = loans.Cause("busy", "Nothing is free here.")
-                commands.append(_answer(node_id, ask_id, cause))
-        return events, commands
+                return LoanOver(node_id, ask_id)
+        return None
+
+    def finish(self, over: LoanOver) -> _Events:
+        """End a loan; returns what the leases are to be told. Nothing when it has ended."""
+        borrower = self._borrowers.get(over.node_id)
+        one = None if borrower is None else borrower.loans.get(over.ask_id)
+        if one is None:
+            return []
+        self._forget(over.node_id, over.ask_id)
+        if over.kind:
+            return [on.LeaseRevoked(one.holder_id, over.ask_id, over.kind, over.message)]
+        events: _Events = [on.LeaseRequestCancelled(one.holder_id, over.ask_id)]
+        if one.lease_id:
+            events.append(on.LeaseReturned(one.holder_id, one.lease_id, over.discard))
+        return events
+
+    def refuse(self, over: LoanOver) -> loan.TellBorrower:
+        """The answer to an ask that ended because nothing is free."""
+        return _answer(over.node_id, over.ask_id, loans.Cause("busy", "Nothing is free here."))
 
     def next_wakeup(self) -> tuple[float, str] | None:
         """When :meth:`tick` is due. O(borrowers + waiting asks)."""
@@ -186,22 +214,23 @@ class Lending:
 
     def _sync(
         self, node_id: bytes, borrower: _Borrower, sync: loans.Sync
-    ) -> tuple[_Events, _Commands]:
+    ) -> tuple[list[LoanOver], _Commands]:
         borrower.broken_since_s = None
         borrower.floor = max(borrower.floor, sync.next_ask_id)
         live = dict.fromkeys(sync.live)
-        events: _Events = []
-        for ask_id in list(borrower.loans):
-            if ask_id < sync.next_ask_id and ask_id not in live:
-                text = "Its owner's node no longer knows the lease."
-                events += self._drop(node_id, borrower, ask_id, "owner_died", text, False)
+        text = "Its owner's node no longer knows the lease."
+        over = [
+            LoanOver(node_id, ask_id, "owner_died", text)
+            for ask_id in borrower.loans
+            if ask_id < sync.next_ask_id and ask_id not in live
+        ]
         commands: _Commands = []
         for ask_id in live:
             if ask_id in borrower.loans:
                 commands += self._repeat(node_id, borrower, ask_id)
             else:
                 commands.append(_answer(node_id, ask_id, _UNKNOWN))
-        return events, commands
+        return over, commands
 
     def _repeat(self, node_id: bytes, borrower: _Borrower, ask_id: int) -> _Commands:
         """Say again what was said of an ask."""
@@ -216,34 +245,12 @@ class Lending:
             commands.append(loan.TellBorrower(node_id, loans.Reclaimed(ask_id)))
         return commands
 
-    def _drop(
-        self,
-        node_id: bytes,
-        borrower: _Borrower,
-        ask_id: int,
-        kind: str,
-        message: str,
-        discard: bool,
-    ) -> _Events:
-        one = borrower.loans.get(ask_id)
-        if one is None:
-            return []
-        self._forget_in(node_id, borrower, ask_id)
-        if kind:
-            return [on.LeaseRevoked(one.holder_id, ask_id, kind, message)]
-        events: _Events = [on.LeaseRequestCancelled(one.holder_id, ask_id)]
-        if one.lease_id:
-            events.append(on.LeaseReturned(one.holder_id, one.lease_id, discard))
-        return events
-
     def _lease(self, borrower: _Borrower, ask_id: int) -> Lease | None:
         one = borrower.loans.get(ask_id)
         return None if one is None else self._leases.table.get(one.lease_id)
 
     def _forget(self, node_id: bytes, ask_id: int) -> None:
-        self._forget_in(node_id, self._borrowers[node_id], ask_id)
-
-    def _forget_in(self, node_id: bytes, borrower: _Borrower, ask_id: int) -> None:
+        borrower = self._borrowers[node_id]
         one = borrower.loans.pop(ask_id)
         del self._by_request[one.holder_id, ask_id]
         self._waiting.pop((node_id, ask_id), None)

@@ -26,8 +26,8 @@ from skate_raylet.machine.lease_table import (
     Request,
     TaskRequest,
 )
-from skate_raylet.machine.lending import Lending
-from skate_raylet.machine.loans import Cause
+from skate_raylet.machine.lending import Lending, LoanOver
+from skate_raylet.machine.loans import Cause, ToLender
 from skate_raylet.machine.neighbours import Neighbours
 from skate_raylet.machine.worker_pool_machine import (
     Idle,
@@ -129,7 +129,8 @@ class NodeMachine:
                 out += self._borrowing.lose_holder(holder_id, "owner_died", text)
             case on.TimePassed():
                 self._dispatch(event, now_s, out)
-                self._lend(self._lending.tick(now_s), now_s, out)
+                self._end_loans(self._lending.tick(now_s), now_s, out)
+                self._end_late_asks(now_s, out)
                 self._take_back(self._borrowing.tick(now_s), now_s, out)
                 self._move_waiting(now_s, out)
             case (
@@ -244,8 +245,7 @@ class NodeMachine:
                 self._move_waiting(now_s, out)
             case loan.BorrowerSaid(node_id, message):
                 if not self._neighbours.is_dead(node_id):
-                    self._lend(self._lending.heard(node_id, message, now_s), now_s, out)
-                    self._lend(self._lending.end_late(now_s), now_s, out)
+                    self._lend(node_id, message, now_s, out)
             case loan.BorrowerLost(node_id):
                 self._lending.disconnected(node_id, now_s)
             case loan.BorrowedKilled(holder_id, lease_id, text):
@@ -256,24 +256,33 @@ class NodeMachine:
     def _lose_node(self, node_id: bytes, cause: Cause, now_s: float, out: list[Command]) -> None:
         self._neighbours.forget(node_id)
         text = f"Node {node_id.hex()}, where its owner was, died."
-        self._lend((self._lending.lose_node(node_id, text), []), now_s, out)
+        self._end_loans(self._lending.lose_node(node_id, text), now_s, out)
+        self._lending.forget_node(node_id)
         self._take_back(self._borrowing.lose_node(node_id, cause), now_s, out)
         for request, item in list(self._leases.movable()):
             if request.strategy.node_id == node_id:
                 self._leases.withdraw(TaskRequest(request.holder_id, request.request_id))
                 self._place(replace(request, since_s=item.since_s), now_s, out)
+        self._dispatch(on.TimePassed(), now_s, out)  # what it alone could hold has no home now
         out.append(loan.HangUp(node_id))
 
-    def _lend(
-        self,
-        answer: tuple[Sequence[on.NodeEvent], Sequence[Command]],
-        now_s: float,
-        out: list[Command],
-    ) -> None:
-        events, commands = answer
+    def _lend(self, node_id: bytes, message: ToLender, now_s: float, out: list[Command]) -> None:
+        over, events, answers = self._lending.heard(node_id, message, now_s)
+        self._end_loans(over, now_s, out)
         for event in events:
             self._dispatch(event, now_s, out)
-        out += commands
+        out += answers
+        self._end_late_asks(now_s, out)
+
+    def _end_loans(self, over: Sequence[LoanOver], now_s: float, out: list[Command]) -> None:
+        for one in over:
+            for event in self._lending.finish(one):
+                self._dispatch(event, now_s, out)
+
+    def _end_late_asks(self, now_s: float, out: list[Command]) -> None:
+        while (late := self._lending.first_late(now_s)) is not None:
+            self._end_loans([late], now_s, out)
+            out.append(self._lending.refuse(late))
 
     def _take_back(
         self,

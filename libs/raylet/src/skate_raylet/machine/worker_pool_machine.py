@@ -188,8 +188,8 @@ class WorkerPoolMachine:
         for since_s in self._starting.values():
             times.append((since_s + START_TIMEOUT_S, "a start is given up"))
             break  # the first started is the first to be late
-        # One that is due already counts too: an event that does not come here, between the moment and
-        # the wake-up for it, must not have the wake-up forgotten.
+        # One that is due already counts too: an event that does not come here, between the moment
+        # and the wake-up for it, must not have the wake-up forgotten.
         can_start = len(self._starting) < self._config.starts_max and self.has_room()
         times.extend(
             (max(line.retry_at_s, now_s), "a failed start is tried again")
