@@ -123,7 +123,8 @@ class World:
                 ended = loans.Ended(ask_id, loans.Cause("signaled", "killed"))
                 self.say_to_borrower(node, borrower_id, ended)
             case _:
-                assert isinstance(command, (do.AskLeaseBack, loan.HangUp)), command
+                quiet = (do.AskLeaseBack, do.TellOthersWait, loan.HangUp)
+                assert isinstance(command, quiet), command
 
     def grant(
         self, node: Node, holder_id: bytes, request_id: int, lease_id: bytes, worker_id: bytes

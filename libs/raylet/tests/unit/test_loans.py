@@ -397,7 +397,7 @@ def test_ask_is_granted_to_the_borrower_and_repeated_when_asked_again(desk: Desk
     assert desk.machine.available == amounts(CPU=1)
 
 
-def test_ask_without_room_ends_at_once_and_is_not_passed_on(desk: Desk) -> None:
+def test_ask_without_room_ends_at_once_and_disturbs_nobody(desk: Desk) -> None:
     desk.fill()
     desk.see(THIRD, {"CPU": 9}, CPU=9)
 
@@ -409,8 +409,8 @@ def test_ask_without_room_ends_at_once_and_is_not_passed_on(desk: Desk) -> None:
 
 def test_ask_that_may_wait_is_granted_when_room_comes_or_ends_in_time(desk: Desk) -> None:
     grants = desk.fill()
-    assert desk.tell(ask_of(1, wait_s=2.0)) == []
-    assert desk.tell(ask_of(2, wait_s=2.0)) == []
+    said = desk.tell(ask_of(1, wait_s=2.0)) + desk.tell(ask_of(2, wait_s=2.0))
+    assert said == [do.TellOthersWait(DRIVER, grant.lease_id) for grant in grants]
 
     said = desk.tell(on.LeaseReturned(DRIVER, grants[0].lease_id), after_s=1.0)
     (lend,) = only(loan.Lend, said)
@@ -501,14 +501,24 @@ def test_sync_keeps_what_is_listed_ends_what_is_not_and_names_what_is_unknown(de
     assert only(do.EndWorker, desk.tell(on.TimePassed(), after_s=LINE_GRACE_S)) == []
 
 
-def test_loan_is_asked_back_when_others_wait(desk: Desk) -> None:
+def test_borrower_is_told_when_others_wait_and_later_asked_back(desk: Desk) -> None:
     desk.start(desk.tell(ask_of(1)))
     desk.start(desk.tell(ask_of(2)))
-    desk.request(1)
 
+    said = only(loan.TellBorrower, desk.request(1))
+    assert [command.message for command in said] == [
+        loans.Reclaimed(1, when_idle=True),
+        loans.Reclaimed(2, when_idle=True),
+    ]
     said = desk.wake()
     while not said:
         said = desk.wake()
+    assert not told(said).when_idle
 
-    reclaimed = told(said)
-    assert isinstance(reclaimed, loans.Reclaimed)
+
+def test_holder_is_told_that_others_wait_at_the_lender(desk: Desk) -> None:
+    granted = desk.borrow()
+
+    said = desk.tell(loan.LenderSaid(THERE, loans.Reclaimed(granted.ask_id, when_idle=True)))
+
+    assert said == [do.TellOthersWait(DRIVER, b"lease")]

@@ -149,7 +149,10 @@ class Borrowing:
             case loans.Reclaimed():
                 if not borrowed.lease_id:
                     return [], []
-                return [do.AskLeaseBack(borrowed.request.holder_id, borrowed.lease_id)], []
+                holder_id = borrowed.request.holder_id
+                if message.when_idle:
+                    return [do.TellOthersWait(holder_id, borrowed.lease_id)], []
+                return [do.AskLeaseBack(holder_id, borrowed.lease_id)], []
             case _:
                 assert_never(message)
 

@@ -181,10 +181,11 @@ class Lending:
                 if place is not None:
                     self._forget(*place)
                     return loan.ReportLoss(*place, worker_id)
-            case do.AskLeaseBack(_, lease_id):
+            case do.AskLeaseBack(_, lease_id) | do.TellOthersWait(_, lease_id):
                 place = self._by_lease.get(lease_id)
                 if place is not None:
-                    return loan.TellBorrower(place[0], loans.Reclaimed(place[1]))
+                    when_idle = isinstance(command, do.TellOthersWait)
+                    return loan.TellBorrower(place[0], loans.Reclaimed(place[1], when_idle))
             case _:
                 pass
         return command
@@ -196,6 +197,10 @@ class Lending:
             return [], self._repeat(node_id, borrower, ask.ask_id)
         if ask.ask_id < borrower.floor:
             return [], [_answer(node_id, ask.ask_id, _UNKNOWN)]
+        if ask.wait_s <= 0 and not self._leases.supply().fits(ask.resources):
+            # Not even for a moment is it one of those that wait: others would make room for it.
+            borrower.floor = max(borrower.floor, ask.ask_id + 1)
+            return [], [self.refuse(LoanOver(node_id, ask.ask_id))]
         due_s = now_s + min(ask.wait_s, WAIT_MAX_S)
         borrower.loans[ask.ask_id] = _Loan(ask.holder_id, due_s)
         self._by_request[ask.holder_id, ask.ask_id] = node_id

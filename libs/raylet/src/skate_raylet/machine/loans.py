@@ -104,9 +104,10 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class Reclaimed(msgspec.Struct, frozen=True):
-    """Others wait at the lender."""
+    """Others wait at the lender. ``when_idle``: the lease is to be returned at its first pause."""
 
     ask_id: int
+    when_idle: bool = False
 
 
 ToBorrower = Granted | Ended | Reclaimed

@@ -84,8 +84,9 @@ def news_to_proto(message: loans.ToBorrower, node_id: bytes) -> raylet_pb2.LoanN
             death = death_to_proto(death_of(cause))
             ended = raylet_pb2.LoanEnded(ask_id=ask_id, kind=cause.kind, cause=death)
             return raylet_pb2.LoanNewsItem(ended=ended)
-        case loans.Reclaimed(ask_id):
-            return raylet_pb2.LoanNewsItem(reclaimed=raylet_pb2.LoanReclaimed(ask_id=ask_id))
+        case loans.Reclaimed(ask_id, when_idle):
+            reclaimed = raylet_pb2.LoanReclaimed(ask_id=ask_id, when_idle=when_idle)
+            return raylet_pb2.LoanNewsItem(reclaimed=reclaimed)
         case _:
             assert_never(message)
 
@@ -120,7 +121,7 @@ def news_from_proto(item: raylet_pb2.LoanNewsItem) -> loans.ToBorrower | None:
                 ),
             )
         case "reclaimed":
-            return loans.Reclaimed(item.reclaimed.ask_id)
+            return loans.Reclaimed(item.reclaimed.ask_id, item.reclaimed.when_idle)
         case _:
             return None
 

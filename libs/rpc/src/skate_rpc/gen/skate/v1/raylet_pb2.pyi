@@ -639,15 +639,19 @@ class LoanReclaimed(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ASK_ID_FIELD_NUMBER: _builtins.int
+    WHEN_IDLE_FIELD_NUMBER: _builtins.int
     ask_id: _builtins.int
+    when_idle: _builtins.bool
+    """it is to be returned at its first pause"""
     def __init__(
         self,
         *,
         ask_id: _builtins.int = ...,
+        when_idle: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_id", b"ask_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_id", b"ask_id", "when_idle", b"when_idle"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
