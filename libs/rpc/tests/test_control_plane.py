@@ -818,6 +818,7 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
         KillActor=raylet_pb2.KillActorOnNodeReply(),
         Status=raylet_pb2.NodeStatusReply(workers_idle=4),
         Shutdown=raylet_pb2.ShutdownNodeReply(),
+        Borrow=raylet_pb2.LoanNews(),  # tested below: it is no call with one answer
     )
 
     async def test() -> None:
@@ -837,5 +838,86 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
             raylet_pb2.NodeStatusRequest(),
             raylet_pb2.ShutdownNodeRequest(grace_s=5.0, reason="told to"),
         ]
+
+    run(test)
+
+
+class Lender(raylet_pb2_grpc.RayletServiceServicer):
+    """Welcomes a borrower and answers each of its asks."""
+
+    def __init__(self) -> None:
+        self.orders: list[Any] = []
+        self.open = 0
+
+    async def Borrow(  # noqa: N802
+        self, request_iterator: Any, context: Any
+    ) -> AsyncIterator[raylet_pb2.LoanNews]:
+        self.open += 1
+        try:
+            yield raylet_pb2.LoanNews()
+            async for batch in request_iterator:
+                self.orders += batch.orders
+                for order in batch.orders:
+                    ended = raylet_pb2.LoanEnded(ask_id=order.ask.ask_id, kind="busy")
+                    yield raylet_pb2.LoanNews(items=[raylet_pb2.LoanNewsItem(ended=ended)])
+        finally:
+            self.open -= 1
+
+
+async def two_asks(rest: asyncio.Event) -> AsyncIterator[raylet_pb2.LoanOrders]:
+    for ask_id in (1, 2):
+        ask = raylet_pb2.LoanAsk(ask_id=ask_id)
+        yield raylet_pb2.LoanOrders(orders=[raylet_pb2.LoanOrder(ask=ask)])
+    await rest.wait()
+
+
+async def collect(news: AsyncIterator[Any]) -> list[Any]:
+    return [batch async for batch in news]
+
+
+def test_borrow_line_carries_orders_there_and_news_back(endpoint: str) -> None:
+    async def test() -> None:
+        lender = Lender()
+        part = (raylet_pb2_grpc.add_RayletServiceServicer_to_server, lender)
+        async with serving(endpoint, part) as server:
+            channel = open_channel(server.endpoint, TOKEN)
+            orders = two_asks(asyncio.Event())
+            async with contextlib.aclosing(RayletClient(channel).borrow(orders)) as news:
+                assert (await anext(news)).items == []
+                answers = [(await anext(news)).items[0].ended.ask_id for _ in range(2)]
+                assert answers == [1, 2]
+                assert lender.open == 1
+            await until(lambda: lender.open == 0)
+            await channel.close()
+
+    run(test)
+
+
+def test_borrow_line_wrong_token_is_refused_before_any_order(unix_endpoint: str) -> None:
+    async def test() -> None:
+        lender = Lender()
+        part = (raylet_pb2_grpc.add_RayletServiceServicer_to_server, lender)
+        async with serving(unix_endpoint, part):
+            channel = open_channel(unix_endpoint, OTHER_TOKEN)
+            with pytest.raises(RpcAuthenticationError):
+                await anext(RayletClient(channel).borrow(two_asks(asyncio.Event())))
+            await channel.close()
+        assert lender.orders == []
+        assert lender.open == 0
+
+    run(test)
+
+
+def test_borrow_line_of_a_dead_lender_raises_unavailable(unix_endpoint: str) -> None:
+    async def test() -> None:
+        server = SecureServer(TOKEN)
+        server.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, Lender())
+        channel = open_channel(await server.start(unix_endpoint), TOKEN)
+        news = RayletClient(channel).borrow(two_asks(asyncio.Event()))
+        await anext(news)
+        await server.stop(0)
+        with pytest.raises(RpcUnavailableError):
+            await collect(news)
+        await channel.close()
 
     run(test)

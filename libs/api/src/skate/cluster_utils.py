@@ -192,6 +192,7 @@ class Cluster:
             raylet_endpoint=head.stream_endpoint,
             token=head.token,
             entrypoint="skate.cluster_utils.Cluster.wait_for_nodes",
+            ip_address=head.ip_address,
         )
         try:
             _poll(core, expected, timeout_s)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from skate.runtime_env import check_runtime_env
 from skate_scheduler import CPU, GPU, MEMORY, request_units
+
+if TYPE_CHECKING:
+    from skate_worker.specs import Strategy
 
 Options = dict[str, Any]
 Check = Callable[[str, Any], None]
@@ -123,6 +126,15 @@ def _only(*allowed: Any) -> Check:
     return check
 
 
+def _strategy(name: str, value: Any) -> None:
+    if value == "DEFAULT":
+        return
+    # Late: decorating a function must not load what few programs use.
+    from skate.util.scheduling_strategies import check_strategy  # noqa: PLC0415
+
+    check_strategy(name, value)
+
+
 def _not_for_tasks(name: str, _value: Any) -> None:
     raise ValueError(f"{name} can not be requested for a task; use memory for its heap.")
 
@@ -151,6 +163,7 @@ TASK_OPTIONS: Final[dict[str, Check]] = _SHARED | {
     "max_retries": _count(-1, " (-1: without end)"),
     "num_returns": _num_returns,
     "retry_exceptions": _retry_exceptions,
+    "scheduling_strategy": _strategy,
 }
 ACTOR_OPTIONS: Final[dict[str, Check]] = _SHARED | {
     "allow_out_of_order_execution": _only(),
@@ -240,6 +253,16 @@ def _checked(subject: str, checks: Mapping[str, Check], options: Options) -> Opt
 
 
 # ---- what the runtime needs ----
+
+
+def strategy_of(options: Options) -> Strategy | None:
+    """``scheduling_strategy`` as the runtime takes it; None for the default policy."""
+    value = options.get("scheduling_strategy", "DEFAULT")
+    if value == "DEFAULT":
+        return None
+    from skate.util.scheduling_strategies import to_runtime  # noqa: PLC0415 - see `_strategy`
+
+    return to_runtime(value)
 
 
 def resources_of(options: Options, default_cpus: float) -> Amounts:

@@ -17,6 +17,7 @@ from skate.options import (
     check_task_options,
     resources_of,
     retry_rule,
+    strategy_of,
 )
 from skate.runtime_env import check_runtime_env, merge
 from skate.session import base_env_vars, require_session
@@ -184,4 +185,5 @@ def _task_options(name: str, options: Options) -> TaskOptions:
         retry_exceptions=retry_rule(options),
         env_vars=merge(base_env_vars(), check_runtime_env(options.get("runtime_env"))),
         max_calls=max_calls,
+        strategy=strategy_of(options),
     )

@@ -52,6 +52,7 @@ class _Session:
                 entrypoint=" ".join(sys.argv),
                 sys_path=[os.path.abspath(entry) for entry in sys.path],
                 on_raylet_lost=self._note_lost,
+                ip_address=facts["ip_address"],
                 # '' stands for the folder that this process is in, which a worker may not be.
             )
             self.context = _make_context(self.core, facts)
@@ -318,6 +319,7 @@ def _facts(node: Any) -> dict[str, str]:
         "object_store_address": node.store_endpoint,
         "metrics_endpoint": node.metrics_endpoint,
         "session_dir": node.session_dir,
+        "ip_address": node.ip_address,
     }
 
 

@@ -15,7 +15,10 @@ from skate.options import (
     check_method_options,
     check_task_options,
     resources_of,
+    strategy_of,
 )
+from skate.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from skate_worker.specs import Strategy
 
 
 class NotAnError:
@@ -51,14 +54,15 @@ WRONG_FOR_BOTH: list[tuple[str, Any, type[Exception]]] = [
     ("runtime_env", {"env_vars": {"A": 1}}, TypeError),
     ("runtime_env", {"env_vars": ["A"]}, TypeError),
     ("runtime_env", {"env_vars": {"A=B": "1"}}, ValueError),
-    ("scheduling_strategy", "SPREAD", ValueError),
-    ("scheduling_strategy", 3, ValueError),
     ("placement_group", object(), ValueError),
     ("label_selector", {"a": "b"}, ValueError),
     ("fallback_strategy", [{}], ValueError),
     ("enable_task_events", False, ValueError),
 ]
 WRONG_FOR_TASKS: list[tuple[str, Any, type[Exception]]] = [
+    ("scheduling_strategy", "spread", ValueError),
+    ("scheduling_strategy", 3, TypeError),
+    ("scheduling_strategy", ["SPREAD"], TypeError),
     ("max_retries", 1.0, TypeError),
     ("max_retries", -2, ValueError),
     ("max_retries", True, TypeError),
@@ -140,6 +144,8 @@ def test_actor_option_with_wrong_value_is_refused(
         {"runtime_env": {"env_vars": {"A": "1"}}},
         {"runtime_env": {}},
         {"scheduling_strategy": "DEFAULT"},
+        {"scheduling_strategy": "SPREAD"},
+        {"scheduling_strategy": NodeAffinitySchedulingStrategy("ab" * 28, soft=True)},
         {"placement_group": "default"},
         {"enable_task_events": True},
     ],
@@ -203,3 +209,34 @@ def test_resources_become_exact_units(options: dict[str, Any], amounts: Any) -> 
 def test_zero_cpus_count_as_asking_for_resources() -> None:
     assert asks_for_resources({"num_cpus": 0})
     assert not asks_for_resources({"name": "a"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"node_id": "zz" * 28, "soft": False}, ValueError),
+        ({"node_id": "ab", "soft": False}, ValueError),
+        ({"node_id": "ff" * 28, "soft": False}, ValueError),
+        ({"node_id": b"x" * 28, "soft": False}, TypeError),
+        ({"node_id": "ab" * 28, "soft": 1}, TypeError),
+        ({"node_id": "ab" * 28, "soft": False, "_spill_on_unavailable": True}, ValueError),
+        ({"node_id": "ab" * 28, "soft": True, "_fail_on_unavailable": True}, ValueError),
+        ({"node_id": "ab" * 28, "soft": True, "_spill_on_unavailable": True}, ValueError),
+    ],
+)
+def test_node_affinity_with_wrong_value_is_refused(
+    arguments: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error) as caught:
+        NodeAffinitySchedulingStrategy(**arguments)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_strategy_is_handed_to_the_runtime_and_absent_by_default() -> None:
+    bound = NodeAffinitySchedulingStrategy("ab" * 28, soft=False)
+
+    assert strategy_of({}) is None
+    assert strategy_of({"scheduling_strategy": "DEFAULT"}) is None
+    assert strategy_of({"scheduling_strategy": "SPREAD"}) == Strategy(is_spread=True)
+    assert strategy_of({"scheduling_strategy": bound}) == Strategy(node_id=b"\xab" * 28)

@@ -64,6 +64,7 @@ def facts(address: str) -> SimpleNamespace:
         store_endpoint="unix:/store",
         metrics_endpoint="http://127.0.0.1:8080/metrics",
         session_dir="/sessions/s",
+        ip_address="10.0.0.7",
         token="secret",
         token_path="/sessions/s/token",
     )
@@ -304,6 +305,12 @@ def test_context_is_a_mapping_and_ends_the_session(world: World) -> None:
     skate.init()
     context.disconnect()
     assert skate.is_initialized()
+
+
+def test_driver_joins_at_the_address_of_its_node(world: World) -> None:
+    skate.init()
+
+    assert world.cores[0].arguments["ip_address"] == "10.0.0.7"
 
 
 def test_session_environment_reaches_tasks_and_not_this_process(world: World) -> None:

@@ -177,6 +177,7 @@ class NodeService:
             raylet_endpoint=record.raylet_endpoint,
             metrics_endpoint=record.metrics_endpoint,
             token=token,
+            ip_address=record.ip_address,
         )
 
     async def wait(self, asked: asyncio.Future[str]) -> tuple[str, int]:

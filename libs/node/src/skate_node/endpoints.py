@@ -57,11 +57,20 @@ def reachable_from_here(bound: str) -> str:
 def _own_address(host: str | None, gcs: str) -> str:
     """The address by which others know this node."""
     if host and host not in _WILDCARDS:
-        return _LOOPBACK if host in LOOPBACK_HOSTS else host
+        return _LOOPBACK if host in LOOPBACK_HOSTS else _numeric(host)
     gcs_host = gcs.rpartition(":")[0].strip("[]")
     if gcs_host in LOOPBACK_HOSTS:
         return _LOOPBACK
     return _outgoing_address(_DOCUMENTATION_ADDRESS if gcs_host in _WILDCARDS else gcs_host)
+
+
+def _numeric(host: str) -> str:
+    """The address that a name stands for: peers compare addresses. A name of nothing stays."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return host  # what listens there says better what is wrong
+    return str(found[0][4][0])
 
 
 def _outgoing_address(peer: str) -> str:

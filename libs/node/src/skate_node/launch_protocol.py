@@ -54,6 +54,7 @@ class ReadyNode:
     raylet_endpoint: str
     metrics_endpoint: str
     token: str
+    ip_address: str
 
 
 class ReadyWriter:

@@ -40,6 +40,7 @@ class RunningNode:
         self.raylet_endpoint = ready.raylet_endpoint
         self.metrics_endpoint = ready.metrics_endpoint
         self.token = ready.token
+        self.ip_address = ready.ip_address
         self.pid = process.pid
         self._process = process
         self._keep_logs = keep_logs

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from skate_node.endpoints import plan_endpoints, reachable_from_here
@@ -40,6 +42,19 @@ def test_endpoints_of_a_node_joining_a_unix_gcs_are_unix_sockets() -> None:
 def test_endpoints_ipv6_head_is_bracketed() -> None:
     plan = plan_endpoints(NodeOptions(host="::1", port=6379), "/s")
     assert plan.gcs == "[::1]:6379"
+
+
+def test_endpoints_address_of_a_named_host_is_what_the_name_stands_for() -> None:
+    name = "node.skate.test"
+
+    def resolve(host: str, *_: Any, **__: Any) -> list[Any]:
+        assert host == name
+        return [(2, 1, 6, "", ("10.1.2.3", 0))]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("socket.getaddrinfo", resolve)
+        plan = plan_endpoints(NodeOptions(host=name, port=6379), "/s")
+    assert plan.ip_address == "10.1.2.3"
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -26,6 +26,15 @@ from skate_rpc.methods import DEFAULT_DEADLINE_S, METHODS, Method, Repeat
 
 _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")
+_Reply_co = TypeVar("_Reply_co", covariant=True)
+
+
+class _Messages(Protocol[_Reply_co]):
+    """A call under way that answers with a stream."""
+
+    def __aiter__(self) -> AsyncIterator[_Reply_co]: ...
+
+    def cancel(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +115,12 @@ class Caller:
     async def stream(
         self,
         name: str,
-        call: grpc.aio.UnaryStreamMultiCallable[_Request, _Reply],
+        call: Callable[[_Request], _Messages[_Reply]],
         request: _Request,
     ) -> AsyncGenerator[_Reply, None]:
         """Messages of a server stream until it breaks; it does not end without an error.
+
+        ``request`` is one message or, for a stream in both directions, an asynchronous iterator.
 
         Close the iterator (``contextlib.aclosing``) to end the call. Raises as :meth:`unary`,
         without retries: only the caller knows what a new stream means to it.

@@ -5,7 +5,7 @@ Each call carries the cluster's token and, where a trace context is set, its W3C
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import grpc
@@ -39,7 +39,7 @@ def open_channel(target: str, token: str | None) -> grpc.aio.Channel:
         target,
         options=CHANNEL_OPTIONS,
         # gRPC sorts an interceptor into one list by its class, so each kind of call needs its own.
-        interceptors=[_UnaryMetadata(entries), _StreamMetadata(entries)],
+        interceptors=[_UnaryMetadata(entries), _StreamMetadata(entries), _BothMetadata(entries)],
     )
 
 
@@ -73,6 +73,23 @@ class _StreamMetadata(grpc.aio.UnaryStreamClientInterceptor):
         request: _Request,
     ) -> AsyncIterator[_Reply] | grpc.aio.UnaryStreamCall[_Request, _Reply]:
         return await continuation(_with_metadata(client_call_details, self._entries), request)
+
+
+class _BothMetadata(grpc.aio.StreamStreamClientInterceptor):
+    def __init__(self, entries: tuple[tuple[str, str], ...]) -> None:
+        self._entries = entries
+
+    async def intercept_stream_stream(
+        self,
+        continuation: Callable[
+            [grpc.aio.ClientCallDetails, AsyncIterable[_Request] | Iterable[_Request]],
+            Awaitable[grpc.aio.StreamStreamCall[_Request, _Reply]],
+        ],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request_iterator: AsyncIterable[_Request] | Iterable[_Request],
+    ) -> AsyncIterator[_Reply] | grpc.aio.StreamStreamCall[_Request, _Reply]:
+        details = _with_metadata(client_call_details, self._entries)
+        return await continuation(details, request_iterator)
 
 
 def _with_metadata(

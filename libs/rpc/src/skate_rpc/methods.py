@@ -76,6 +76,7 @@ _TABLE = (
     Method("RayletService", "KillActor", _IDEMPOTENT, "actor_id and incarnation"),
     Method("RayletService", "Status", _READ, ""),
     Method("RayletService", "Shutdown", _IDEMPOTENT, "the node"),
+    Method("RayletService", "Borrow", _IDEMPOTENT, "the borrower and its ask_id", deadline_s=None),
 )
 
 METHODS: Mapping[str, Method] = {method.full_name: method for method in _TABLE}

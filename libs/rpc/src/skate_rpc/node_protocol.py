@@ -48,6 +48,9 @@ class RequestLease(NodeMessage, tag=2):
     env_vars: dict[str, str] = {}
     backlog: int = 0  # tasks that wait behind this request, for demand reports
     trace_parent: str = ""
+    is_spread: bool = False  # the nodes take turns
+    node_id: bytes = b""  # this node, if it is not empty
+    is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
 
 
 class CancelLeaseRequest(NodeMessage, tag=3):

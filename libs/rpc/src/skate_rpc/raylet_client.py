@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator
+
 import grpc.aio
 
 from skate_rpc.calls import Caller, RetryPolicy
@@ -46,6 +48,16 @@ class RayletClient:
             ),
             timeout_s,
         )
+
+    def borrow(
+        self, orders: AsyncIterator[raylet_pb2.LoanOrders]
+    ) -> AsyncGenerator[raylet_pb2.LoanNews, None]:
+        """The line on which a node asks this one for leases: ``orders`` there, news back.
+
+        The first of ``orders`` says hello; the first news, an empty one, says that the line is
+        open. It lasts until it breaks with an error, or ``orders`` ends.
+        """
+        return self._caller.stream("RayletService.Borrow", self._stub.Borrow, orders)
 
     async def status(self, *, timeout_s: float | None = None) -> raylet_pb2.NodeStatusReply:
         """Leases, workers and store of the node at this moment."""

@@ -38,6 +38,7 @@ from skate_rpc.handshake import (
     ServerHandshake,
     run_client_handshake,
 )
+from skate_rpc.process_endpoints import tcp_endpoint
 
 FRAME_BYTES_MAX = 64 << 20
 BATCH_MESSAGES_MAX = 512
@@ -47,6 +48,9 @@ BLOCKED_MESSAGES_MAX = 16
 READ_BYTES = 256 << 10
 UNAUTHENTICATED_MAX = 64
 SOCKET_BUFFER_BYTES = 1 << 20
+TCP_SILENCE_S = 10  # a machine that vanished says nothing; this long after it is noticed
+_TCP_IDLE_S = 3  # without traffic, after this long the peer is asked whether it is there
+_TCP_ASK_AGAIN_S = 2
 LAST_WORDS_S = 1.0  # how long reading goes on after a write failed
 _BACKLOG = 256
 _LENGTH = struct.Struct("<I")
@@ -397,13 +401,19 @@ def make_decoder(incoming: Any) -> msgspec.msgpack.Decoder[list[Any]]:
 
 
 def parse_endpoint(endpoint: str) -> tuple[socket.AddressFamily, Any]:
-    """Split ``"unix:/path"`` or ``"tcp:host:port"``. Raises ``ValueError`` for anything else."""
+    """Split ``"unix:/path"``, ``"tcp:host:port"`` or ``"tcp:[ipv6]:port"``.
+
+    Raises ``ValueError`` for anything else.
+    """
     scheme, _, rest = endpoint.partition(":")
     if scheme == "unix" and rest.startswith("/"):
         return socket.AF_UNIX, rest
     host, _, port = rest.rpartition(":")
-    if scheme == "tcp" and host and port.isdigit():
-        return socket.AF_INET, (host, int(port))
+    if scheme == "tcp" and port.isdigit():
+        if host.startswith("[") and host.endswith("]"):
+            return socket.AF_INET6, (host[1:-1], int(port))
+        if host and ":" not in host and "[" not in host:
+            return socket.AF_INET, (host, int(port))
     raise ValueError(f"{endpoint!r} is not an endpoint; write 'unix:/path' or 'tcp:host:port'.")
 
 
@@ -412,8 +422,24 @@ def _tune(sock: socket.socket) -> None:
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         with contextlib.suppress(OSError):  # a smaller buffer is slower, not wrong
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
-    if sock.family == socket.AF_INET:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if sock.family != socket.AF_UNIX:
+        _tune_tcp(sock)
+
+
+def _tune_tcp(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # The end of a process closes its connections, the end of a machine or of the way to it closes
+    # none: what was sent is acknowledged in this time, and an idle peer answers the kernel's probe.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", _TCP_IDLE_S),
+        ("TCP_KEEPINTVL", _TCP_ASK_AGAIN_S),
+        ("TCP_KEEPCNT", (TCP_SILENCE_S - _TCP_IDLE_S) // _TCP_ASK_AGAIN_S),
+        ("TCP_USER_TIMEOUT", TCP_SILENCE_S * 1000),
+    ):
+        option = getattr(socket, name, None)  # not every system has every one
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def connect_stream(
@@ -617,8 +643,7 @@ class StreamListener:
             raise
         self.endpoint = endpoint
         if self._path is None:
-            host, port = self._sock.getsockname()[:2]
-            self.endpoint = f"tcp:{host}:{port}"
+            self.endpoint = tcp_endpoint(*self._sock.getsockname()[:2])
         loop.add_reader(self._sock.fileno(), self._on_acceptable)
 
     def _bind_private(self, path: str) -> None:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from skate_scheduler.errors import ResourceTypeError, ResourceValueError
     from skate_scheduler.lease_queue import LeaseQueue, LeaseQueueConfig, LeaseSupply, QueuedLease
     from skate_scheduler.node_view import NodeView
-    from skate_scheduler.policy import Fit, HybridConfig, Placement, choose_node
+    from skate_scheduler.policy import Fit, HybridConfig, Placement, choose_node, choose_spread
     from skate_scheduler.random_source import RandomSource
     from skate_scheduler.reasons import Missing, WaitKind, WaitReason, find_missing
     from skate_scheduler.resources import (
@@ -47,6 +47,7 @@ __all__ = [
     "WaitKind",
     "WaitReason",
     "choose_node",
+    "choose_spread",
     "find_missing",
     "format_units",
     "from_units",
@@ -77,6 +78,7 @@ _MODULES = {
     "WaitKind": "reasons",
     "WaitReason": "reasons",
     "choose_node": "policy",
+    "choose_spread": "policy",
     "find_missing": "reasons",
     "format_units": "resources",
     "from_units": "resources",

@@ -22,6 +22,7 @@ from skate_object_store import StoreClient
 from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
 from skate_rpc.handshake import ClientHandshake
+from skate_rpc.process_endpoints import LOOPBACK
 from skate_worker.actor_submitter import ActorSubmitter
 from skate_worker.context import TaskContext, running_task
 from skate_worker.errors import (
@@ -70,9 +71,10 @@ class Membership(ABC):
         token: str,
         is_driver: bool,
         on_raylet_lost: Callable[[str], None],
+        ip_address: str = LOOPBACK,
     ) -> None:
         self.pid = os.getpid()
-        self.ip = "127.0.0.1"
+        self.ip = ip_address
         self.worker_id = WorkerID.from_random()
         self.is_closed = False
         self.is_driver = is_driver
@@ -109,9 +111,13 @@ class Membership(ABC):
         metadata: dict[str, str] | None = None,
         sys_path: list[str] | None = None,
         on_raylet_lost: Callable[[str], None] = _nothing_lost,
+        ip_address: str = LOOPBACK,
     ) -> Self:
-        """Join as a driver: a new job. Raises what :meth:`NodeClient.register` raises."""
-        core = cls(raylet_endpoint, token, True, on_raylet_lost)
+        """Join as a driver: a new job. Raises what :meth:`NodeClient.register` raises.
+
+        ``ip_address``: the node's. Unless it is loopback, this process listens on TCP there too.
+        """
+        core = cls(raylet_endpoint, token, True, on_raylet_lost, ip_address)
         core._join(
             node.RegisterProcess(
                 b"", os.getpid(), "", True, 0, namespace, entrypoint, metadata or {}, sys_path or []
@@ -127,9 +133,10 @@ class Membership(ABC):
         token: str,
         startup_id: int,
         on_raylet_lost: Callable[[str], None],
+        ip_address: str = LOOPBACK,
     ) -> Self:
-        """Join as a worker that the raylet forked."""
-        core = cls(raylet_endpoint, token, False, on_raylet_lost)
+        """Join as a worker that the raylet forked. ``ip_address``: the node's."""
+        core = cls(raylet_endpoint, token, False, on_raylet_lost, ip_address)
         core._join(node.RegisterProcess(b"", os.getpid(), "", False, startup_id))
         return core
 
@@ -166,6 +173,7 @@ class Membership(ABC):
             self._loop,
             self._on_peer_messages,
             self._on_peer_lost,
+            self.ip,
         )
         self.ownership.peers = self.peers
 
@@ -179,7 +187,10 @@ class Membership(ABC):
         self._loop.call_soon_threadsafe(listen)
         ready.wait()
         if failure:
-            raise SkateSystemError(f"Could not listen at {self.endpoint}: {failure[0]}")
+            where = f"{self.endpoint} and {self.ip}"
+            raise SkateSystemError(f"Could not listen at {where}: {failure[0]}")
+        self.endpoint = self.peers.endpoint
+        self.as_owner = Owner(bytes(self.worker_id), self.endpoint)
         self.completion = Completion(self.ownership, self.pid, self.ip)
         self.tasks = TaskSubmitter(
             self.ownership, self.completion, self.peers, self.raylet, self._loop

@@ -11,6 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from skate_rpc.event_loop import IoThread
+from skate_rpc.process_endpoints import (
+    LOOPBACK,
+    choose_endpoint,
+    listens_on_tcp,
+    tcp_endpoint,
+    with_tcp,
+)
 from skate_rpc.stream import StreamConnection, StreamListener, open_stream
 from skate_worker.task_protocol import AnyMessage, Hello
 
@@ -41,8 +48,11 @@ class Peers:
         loop: IoThread,
         on_messages: Callable[[Peer, list[Any]], None],
         on_lost: Callable[[Peer, str], None],
+        ip_address: str = LOOPBACK,
     ) -> None:
+        """``endpoint``: the Unix socket; with an ``ip_address`` that others can call, TCP too."""
         self.endpoint = endpoint
+        self._ip_address = ip_address
         self._worker_id = worker_id
         self._token = token
         self._loop = loop
@@ -51,13 +61,22 @@ class Peers:
         self._peers: dict[bytes, Peer] = {}
         self._connections: dict[Connection, None] = {}
         self._lock = threading.Lock()
-        self._listener: StreamListener | None = None
+        self._listeners: list[StreamListener] = []
         self._is_closed = False
 
     def listen(self) -> None:
-        """Start to accept. On the loop's thread."""
-        self._listener = StreamListener(
-            self.endpoint,
+        """Start to accept; ``endpoint`` is whole afterwards. On the loop's thread.
+
+        Raises ``OSError`` when it can not listen.
+        """
+        self._accept_at(self.endpoint)
+        if listens_on_tcp(self._ip_address):
+            bound = self._accept_at(tcp_endpoint(self._ip_address, 0))
+            self.endpoint = with_tcp(self.endpoint, bound)
+
+    def _accept_at(self, endpoint: str) -> str:
+        listener = StreamListener(
+            endpoint,
             self._token,
             self._loop,
             incoming=AnyMessage,
@@ -65,6 +84,8 @@ class Peers:
             on_messages=self._on_messages,
             on_close=self._on_close,
         )
+        self._listeners.append(listener)
+        return listener.endpoint
 
     def get(self, worker_id: bytes, endpoint: str) -> Peer:
         """The peer, connecting in the background if there is no connection yet."""
@@ -73,7 +94,7 @@ class Peers:
             if peer is not None and not peer.connection.is_closed:
                 return peer
             connection: Connection = open_stream(
-                endpoint,
+                choose_endpoint(endpoint, self._ip_address),
                 self._token,
                 self._loop,
                 incoming=AnyMessage,
@@ -94,8 +115,8 @@ class Peers:
     def close(self) -> None:
         """Close everything. On the loop's thread."""
         self._is_closed = True
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         for connection in list(self._connections):
             connection.close()
 

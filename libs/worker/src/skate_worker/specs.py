@@ -15,6 +15,15 @@ RetryRule = bool | tuple[type[BaseException], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Strategy:
+    """Where work may run, when that is not left to the default policy."""
+
+    is_spread: bool = False  # the nodes take turns
+    node_id: bytes = b""  # this node
+    is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
+
+
+@dataclass(frozen=True, slots=True)
 class TaskOptions:
     """Options of a plain task. ``max_retries`` -1: without end; counts deaths of the worker or
     node.
@@ -27,11 +36,12 @@ class TaskOptions:
     retry_exceptions: RetryRule = False
     env_vars: Pairs = ()
     max_calls: int = 0
+    strategy: Strategy | None = None
 
     @property
-    def scheduling_key(self) -> tuple[Amounts, Pairs]:
+    def scheduling_key(self) -> tuple[Amounts, Pairs, Strategy | None]:
         """Tasks of one key may share a leased worker."""
-        return (self.resources, self.env_vars)
+        return (self.resources, self.env_vars, self.strategy)
 
 
 @dataclass(frozen=True, slots=True)

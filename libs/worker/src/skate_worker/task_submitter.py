@@ -32,7 +32,7 @@ from skate_worker.node_client import NodeClient
 from skate_worker.ownership import Ownership
 from skate_worker.peers import Peer, Peers
 from skate_worker.results import Completion
-from skate_worker.specs import TaskOptions
+from skate_worker.specs import Strategy, TaskOptions
 from skate_worker.submission import DependencyFailed, Submission
 from skate_worker.task_protocol import (
     Cancel,
@@ -65,6 +65,7 @@ class TaskSubmitter:
         self._pool: LeasePool[Submission] = LeasePool()
         self._env_vars: dict[Any, dict[str, str]] = {}
         self._resources: dict[Any, dict[str, int]] = {}
+        self._strategies: dict[Any, Strategy] = {}  # of the keys that have one
         self._is_linger_set = False
         self._is_short_linger_set = False
         self.tracer: Tracer | None = None
@@ -81,6 +82,8 @@ class TaskSubmitter:
             queue = self._pool.queue_of(key)
             self._resources.setdefault(key, dict(options.resources))
             self._env_vars.setdefault(key, dict(options.env_vars))
+            if options.strategy is not None:
+                self._strategies[key] = options.strategy
             return queue
 
     def submit(self, submission: Submission) -> None:
@@ -127,14 +130,18 @@ class TaskSubmitter:
         for number in numbers:
             if self.tracer is not None:
                 self._asked_s[number] = time.time()
-            self._raylet.post(
-                node.RequestLease(
-                    number,
-                    self._resources[queue.key],
-                    self._env_vars[queue.key],
-                    backlog=len(queue.pending),
-                )
+            request = node.RequestLease(
+                number,
+                self._resources[queue.key],
+                self._env_vars[queue.key],
+                backlog=len(queue.pending),
             )
+            strategy = self._strategies.get(queue.key)
+            if strategy is not None:
+                request.is_spread = strategy.is_spread
+                request.node_id = strategy.node_id
+                request.is_soft = strategy.is_soft
+            self._raylet.post(request)
 
     # ---- leases; on the loop's thread ----
 

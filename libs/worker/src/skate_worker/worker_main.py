@@ -13,6 +13,7 @@ import os
 import sys
 from dataclasses import dataclass
 
+from skate_rpc.process_endpoints import LOOPBACK
 from skate_worker import actor_host  # noqa: F401 - imported before the fork, so that workers share it
 from skate_worker.core import CoreWorker
 from skate_worker.current import set_current_core
@@ -32,6 +33,7 @@ class WorkerConfig:
     job_id: bytes
     startup_id: int
     sys_path: tuple[str, ...] = ()
+    ip_address: str = LOOPBACK
 
 
 def run_worker(config: WorkerConfig) -> int:
@@ -41,6 +43,7 @@ def run_worker(config: WorkerConfig) -> int:
         raylet_endpoint=config.raylet_endpoint,
         token=config.token,
         startup_id=config.startup_id,
+        ip_address=config.ip_address,
         on_raylet_lost=_die_with_the_raylet,
     )
     for path in reversed(config.sys_path):

@@ -48,6 +48,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from skate_rpc import node_protocol
+from skate_rpc.process_endpoints import LOOPBACK
 from skate_rpc.stream import make_decoder
 from skate_worker import task_protocol
 from skate_worker.worker_main import WorkerConfig, run_worker
@@ -78,6 +79,7 @@ class ZygoteBoot(msgspec.Struct, array_like=True):
     session_dir: str
     preload: list[str] = []
     umask: int = -1  # of user code; -1: as inherited
+    ip_address: str = LOOPBACK  # where workers listen on TCP, unless it is loopback
 
 
 class ForkRequest(msgspec.Struct, array_like=True):
@@ -210,6 +212,7 @@ class Zygote:
                 job_id=request.job_id,
                 startup_id=request.startup_id,
                 sys_path=tuple(request.sys_path),
+                ip_address=boot.ip_address,
             )
         )
 

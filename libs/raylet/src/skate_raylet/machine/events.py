@@ -10,6 +10,19 @@ EnvVars = tuple[tuple[str, str], ...]
 """Environment variables of a worker, sorted by name, so that equal environments are equal keys."""
 
 
+class Strategy(msgspec.Struct, frozen=True):
+    """Where a request may be served. The default: here until the node is half used, then the best
+    node.
+    """
+
+    is_spread: bool = False  # the nodes take turns
+    node_id: bytes = b""  # this node
+    is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
+
+
+DEFAULT_STRATEGY = Strategy()
+
+
 class LeaseRequested(msgspec.Struct, frozen=True):
     """A process asks for a worker. Repeating a known ``request_id`` changes nothing."""
 
@@ -19,6 +32,9 @@ class LeaseRequested(msgspec.Struct, frozen=True):
     resources: ResourceSet
     env_vars: EnvVars = ()
     backlog: int = 0  # tasks that wait behind this request
+    strategy: Strategy = DEFAULT_STRATEGY
+    since_s: float | None = None  # when it was first asked for; None: now
+    is_foreign: bool = False  # of another node's holder: served here or not at all
 
 
 class LeaseRequestCancelled(msgspec.Struct, frozen=True):
@@ -34,6 +50,15 @@ class LeaseReturned(msgspec.Struct, frozen=True):
     holder_id: bytes
     lease_id: bytes
     discard: bool = False
+
+
+class LeaseRevoked(msgspec.Struct, frozen=True):
+    """A request or its lease is over for its holder, who is past hearing of it; a worker ends."""
+
+    holder_id: bytes
+    request_id: int
+    kind: str
+    message: str
 
 
 class ActorRequested(msgspec.Struct, frozen=True):
@@ -145,6 +170,7 @@ NodeEvent = (
     LeaseRequested
     | LeaseRequestCancelled
     | LeaseReturned
+    | LeaseRevoked
     | ActorRequested
     | ActorEnded
     | WorkerBlocked
@@ -164,6 +190,7 @@ LeaseEvent = (
     LeaseRequested
     | LeaseRequestCancelled
     | LeaseReturned
+    | LeaseRevoked
     | ActorRequested
     | ActorEnded
     | WorkerBlocked

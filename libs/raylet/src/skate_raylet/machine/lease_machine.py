@@ -25,7 +25,8 @@ Comes after the stream's dispatch in the shell; next is ``worker_pool_machine``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import assert_never
 
 import msgspec
@@ -45,6 +46,7 @@ from skate_raylet.machine.lease_table import (
     Request,
     TaskRequest,
 )
+from skate_raylet.machine.neighbours import Neighbours
 from skate_raylet.machine.reclaim import choose_leases_to_ask_back
 from skate_scheduler import (
     DEVICE_RESOURCES,
@@ -70,6 +72,7 @@ class LeaseConfig(msgspec.Struct, frozen=True):
     id_prefix: bytes
     # A request that this node can never hold is refused after this long; None: it waits for ever.
     infeasible_grace_s: float | None = 10.0
+    node_id: bytes = b""
     queue: LeaseQueueConfig = msgspec.field(default_factory=LeaseQueueConfig)
 
 
@@ -80,15 +83,18 @@ class _Waiting(msgspec.Struct, frozen=True):
     job_id: bytes
     env_vars: on.EnvVars
     backlog: int = 0
+    origin: on.LeaseRequested | None = None  # of a task's
 
 
 class LeaseMachine:
-    """The leases of one node."""
+    """The leases of one node. ``neighbours``: the others, who may hold what this one can not."""
 
-    def __init__(self, config: LeaseConfig) -> None:
+    def __init__(self, config: LeaseConfig, neighbours: Neighbours | None = None) -> None:
         self.table = LeaseTable(config.total)
         self.queue = LeaseQueue(config.queue)
         self._config = config
+        self._neighbours = neighbours
+        self._homeless_since_s: dict[Request, float] = {}  # no live node can ever hold these
         self._waiting: dict[Request, _Waiting] = {}
         self._infeasible: dict[Request, QueuedLease] = {}  # in order of arrival; not in the queue
         self._requests_of: dict[bytes, int] = {}  # waiting requests by holder
@@ -109,6 +115,8 @@ class LeaseMachine:
                 self._cancel(TaskRequest(holder_id, request_id), commands)
             case on.LeaseReturned(holder_id, lease_id, discard):
                 self._take_back(holder_id, lease_id, discard, commands)
+            case on.LeaseRevoked():
+                self._revoke(event, commands)
             case on.ActorRequested():
                 self._request_actor(event, now_s, commands)
             case on.ActorEnded():
@@ -150,9 +158,8 @@ class LeaseMachine:
             times.append((change_s, "a waiting request begins or stops to be saved up for"))
         if self._reclaim_next_s is not None and self.queue:
             times.append((self._reclaim_next_s, "a lease can be asked back"))
-        if self._infeasible and self._config.infeasible_grace_s is not None:
-            first = next(iter(self._infeasible.values()))
-            due_s = first.since_s + self._config.infeasible_grace_s
+        if self._homeless_since_s and self._config.infeasible_grace_s is not None:
+            due_s = min(self._homeless_since_s.values()) + self._config.infeasible_grace_s
             times.append((due_s, "an impossible request is refused"))
         return min(times, default=None)
 
@@ -187,6 +194,32 @@ class LeaseMachine:
         """Whether the request has no resources yet."""
         return request in self._waiting
 
+    def movable(self) -> Iterator[tuple[on.LeaseRequested, QueuedLease]]:
+        """The waiting requests of this node's own holders, which another node may serve."""
+        for item in chain(self.queue, self._infeasible.values()):
+            request: Request = item.key  # type: ignore[assignment]  # see _enqueue
+            origin = self._waiting[request].origin
+            if origin is not None and not origin.is_foreign:
+                yield origin, item
+
+    def has_movable(self) -> bool:
+        """Whether any request waits that another node may serve."""
+        return next(self.movable(), None) is not None
+
+    def knows(self, request: Request) -> bool:
+        """Whether the request waits here or has become a lease here."""
+        return request in self._waiting or self.table.of_request(request) is not None
+
+    def withdraw(self, request: Request) -> None:
+        """The request is served elsewhere; it no longer waits here."""
+        self._forget(request)
+
+    def problem_with(self, event: on.LeaseRequested) -> str:
+        """Why the request is invalid; empty when it is not."""
+        if self._requests_of.get(event.holder_id, 0) >= REQUESTS_PER_HOLDER_MAX:
+            return f"More than {REQUESTS_PER_HOLDER_MAX} lease requests of one process wait."
+        return _problem_with(event.resources)
+
     def infeasible_count(self) -> int:
         """Requests that this node can never hold."""
         return len(self._infeasible)
@@ -199,14 +232,13 @@ class LeaseMachine:
         request = TaskRequest(event.holder_id, event.request_id)
         if request in self._waiting or self.table.of_request(request) is not None:
             return  # said twice
-        problem = _problem_with(event.resources)
-        if self._requests_of.get(event.holder_id, 0) >= REQUESTS_PER_HOLDER_MAX:
-            problem = f"More than {REQUESTS_PER_HOLDER_MAX} lease requests of one process wait."
+        problem = self.problem_with(event)
         if problem:
             commands.append(_refusal(request, "invalid", problem))
             return
-        entry = _Waiting(request, event.job_id, event.env_vars, event.backlog)
-        self._enqueue(entry, event.holder_id, event.resources, now_s)
+        entry = _Waiting(request, event.job_id, event.env_vars, event.backlog, event)
+        since_s = now_s if event.since_s is None else event.since_s
+        self._enqueue(entry, event.holder_id, event.resources, since_s)
 
     def _request_actor(
         self, event: on.ActorRequested, now_s: float, commands: list[do.LeaseCommand]
@@ -232,10 +264,14 @@ class LeaseMachine:
         self._waiting[entry.request] = entry
         if isinstance(entry.request, TaskRequest):
             self._requests_of[holder] = self._requests_of.get(holder, 0) + 1
-        if needs.fits_in(self.table.total):
+        if needs.fits_in(self.table.total) and self._may_run_here(entry.origin):
             self.queue.push(item)
         else:
             self._infeasible[entry.request] = item
+
+    def _may_run_here(self, origin: on.LeaseRequested | None) -> bool:
+        bound_to = b"" if origin is None else origin.strategy.node_id
+        return not bound_to or bound_to == self._config.node_id
 
     def _forget(self, request: Request) -> _Waiting | None:
         """The request no longer waits."""
@@ -247,6 +283,7 @@ class LeaseMachine:
             else:
                 del self._requests_of[request.holder_id]
         self._infeasible.pop(request, None)
+        self._homeless_since_s.pop(request, None)
         self.queue.discard(request)
         return entry
 
@@ -278,6 +315,13 @@ class LeaseMachine:
         self._idle_wanted.ended(lease)
         self.table.remove(lease)
         commands.append(do.ReleaseWorker(state.startup_id))
+
+    def _revoke(self, event: on.LeaseRevoked, commands: list[do.LeaseCommand]) -> None:
+        request = TaskRequest(event.holder_id, event.request_id)
+        self._cancel(request, commands)
+        lease = self.table.of_request(request)
+        if lease is not None:
+            self._end(lease, False, event.kind, event.message, 0.0, commands)
 
     def _end_actor(self, event: on.ActorEnded, commands: list[do.LeaseCommand]) -> None:
         request = ActorRequest(event.actor_id, event.incarnation)
@@ -386,14 +430,36 @@ class LeaseMachine:
         if grace_s is None:
             return
         for request, item in list(self._infeasible.items()):
-            if now_s < item.since_s + grace_s:
-                break  # in order of arrival
+            origin = self._waiting[request].origin
+            if origin is not None and not origin.is_foreign and self._has_home(origin):
+                self._homeless_since_s.pop(request, None)
+                continue
+            since_s = self._homeless_since_s.setdefault(request, now_s)
+            if now_s < since_s + grace_s:
+                continue
             self._forget(request)
-            short = item.needs.shortfall(self.table.total)
-            names = ", ".join(f"{name} {format_units(item.needs[name])}" for name in short)
-            totals = ", ".join(f"{name} {format_units(self.table.total[name])}" for name in short)
-            message = f"This node can never hold it: it needs {names} and the node has {totals}."
+            message = self._why_never(item.needs, origin)
             commands.append(_refusal(request, "unschedulable", message))
+
+    def _has_home(self, request: on.LeaseRequested) -> bool:
+        return self._neighbours is not None and self._neighbours.has_home(request)
+
+    def _why_never(self, needs: ResourceSet, origin: on.LeaseRequested | None) -> str:
+        if origin is not None and origin.strategy.node_id:
+            node = origin.strategy.node_id.hex()
+            return f"It is bound to node {node}, which is no live node that could hold {needs}."
+        others = [] if self._neighbours is None else self._neighbours.totals()
+        total = self.table.total
+        short = needs.shortfall(total)
+        names = ", ".join(f"{name} {format_units(needs[name])}" for name in short)
+        totals = ", ".join(f"{name} {format_units(total[name])}" for name in short)
+        if not others:
+            return f"This node can never hold it: it needs {names} and the node has {totals}."
+        wholes = [total, *others]
+        most = ", ".join(
+            f"{name} {format_units(max(whole[name] for whole in wholes))}" for name in needs
+        )
+        return f"No node can ever hold it: it needs {needs}; the most that any has is {most}."
 
     def _grant_ready(self, now_s: float, commands: list[do.LeaseCommand]) -> None:
         while self.queue:

@@ -12,11 +12,23 @@ from collections.abc import Sequence
 from typing import assert_never
 
 import msgspec
+from msgspec.structs import replace
 
 from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
+from skate_raylet.machine import loan_events as loan
+from skate_raylet.machine.borrowing import Borrowing
 from skate_raylet.machine.lease_machine import LeaseConfig, LeaseMachine
-from skate_raylet.machine.lease_table import ActorRequest, AwaitingWorker, Lease, Request
+from skate_raylet.machine.lease_table import (
+    ActorRequest,
+    AwaitingWorker,
+    Lease,
+    Request,
+    TaskRequest,
+)
+from skate_raylet.machine.lending import Lending, LoanOver
+from skate_raylet.machine.loans import Cause, ToLender
+from skate_raylet.machine.neighbours import Neighbours
 from skate_raylet.machine.worker_pool_machine import (
     Idle,
     Leased,
@@ -28,7 +40,9 @@ from skate_raylet.machine.worker_pool_machine import (
 from skate_scheduler import (
     DEVICE_RESOURCES,
     Missing,
+    NodeView,
     QueuedLease,
+    RandomSource,
     ResourceSet,
     WaitKind,
     WaitReason,
@@ -36,6 +50,11 @@ from skate_scheduler import (
 )
 
 BLOCKERS_MAX = 5  # holders that a reason names
+# How long a request that only another node can serve waits there before it looks for a third.
+ELSEWHERE_WAIT_S = 2.0
+
+Event = on.NodeEvent | loan.LoanEvent
+Command = do.NodeCommand | loan.LoanCommand
 
 
 class NodeStatistics(msgspec.Struct, frozen=True):
@@ -50,6 +69,9 @@ class NodeStatistics(msgspec.Struct, frozen=True):
     workers: int
     workers_idle: int
     workers_starting: int
+    asked_elsewhere: int = 0  # requests that another node is asked to serve
+    borrowed: int = 0  # leases of this node's holders at other nodes
+    lent: int = 0  # requests and leases of other nodes' holders here
 
 
 class WaitingRequest(msgspec.Struct, frozen=True):
@@ -73,13 +95,61 @@ class Demand(msgspec.Struct, frozen=True):
 class NodeMachine:
     """Everything that a node decides about leases and workers."""
 
-    def __init__(self, lease_config: LeaseConfig, pool_config: PoolConfig) -> None:
-        self._leases = LeaseMachine(lease_config)
-        self._pool = WorkerPoolMachine(pool_config, self._leases.is_holder)
+    def __init__(
+        self,
+        lease_config: LeaseConfig,
+        pool_config: PoolConfig,
+        random: RandomSource | None = None,
+    ) -> None:
+        """``random`` breaks ties between other nodes; None: the first."""
+        self._node_id = lease_config.node_id
+        self._neighbours = Neighbours(lease_config.node_id, random or _NoChance())
+        self._leases = LeaseMachine(lease_config, self._neighbours)
+        self._borrowing = Borrowing(self._neighbours)
+        self._lending = Lending(self._leases)
+        self._pool = WorkerPoolMachine(pool_config, self._is_holder)
 
-    def handle(self, event: on.NodeEvent, now_s: float) -> list[do.NodeCommand]:
+    def handle(self, event: Event, now_s: float) -> list[Command]:
         """Take one event; returns what the shell has to do, in this order."""
-        out: list[do.NodeCommand] = []
+        out: list[Command] = []
+        match event:
+            case on.LeaseRequested():
+                self._place(event, now_s, out)
+            case on.LeaseRequestCancelled(holder_id, request_id):
+                out += self._borrowing.cancel(holder_id, request_id)
+                self._dispatch(event, now_s, out)
+            case on.LeaseReturned(holder_id, lease_id, discard):
+                returned = self._borrowing.give_back(holder_id, lease_id, discard)
+                out += returned
+                if not returned:
+                    self._dispatch(event, now_s, out)
+            case on.HolderGone(holder_id) | on.WorkerGone(_, holder_id):
+                self._dispatch(event, now_s, out)
+                text = "The process that owned its tasks ended."
+                out += self._borrowing.lose_holder(holder_id, "owner_died", text)
+            case on.TimePassed():
+                self._dispatch(event, now_s, out)
+                self._end_loans(self._lending.tick(now_s), now_s, out)
+                self._end_late_asks(now_s, out)
+                self._take_back(self._borrowing.tick(now_s), now_s, out)
+                self._move_waiting(now_s, out)
+            case (
+                loan.NodeSeen()
+                | loan.NodeGone()
+                | loan.LenderConnected()
+                | loan.LenderLost()
+                | loan.LenderSaid()
+                | loan.BorrowerSaid()
+                | loan.BorrowerLost()
+                | loan.BorrowedKilled()
+            ):
+                self._handle_other_node(event, now_s, out)
+            case _:
+                self._dispatch(event, now_s, out)
+        return out
+
+    def _dispatch(self, event: on.NodeEvent, now_s: float, out: list[Command]) -> None:
+        """What concerns this node's leases and workers alone."""
         match event:
             case (
                 on.WorkerRegistered()
@@ -95,17 +165,156 @@ class NodeMachine:
                 self._settle(self._leases.handle(event, now_s), from_pool, now_s, out)
             case _:
                 self._settle(self._leases.handle(event, now_s), [], now_s, out)
-        return out
 
-    def close(self, now_s: float) -> list[do.NodeCommand]:
+    # ---- other nodes ----
+
+    def _place(self, request: on.LeaseRequested, now_s: float, out: list[Command]) -> None:
+        """Have a request served here or elsewhere."""
+        is_free = request.strategy is on.DEFAULT_STRATEGY and not self._neighbours
+        if is_free or request.is_foreign:
+            self._dispatch(request, now_s, out)
+            return
+        holder_id, request_id = request.holder_id, request.request_id
+        if self._borrowing.knows(holder_id, request_id):
+            return  # said twice
+        if self._leases.knows(TaskRequest(holder_id, request_id)) or self._leases.problem_with(
+            request
+        ):
+            self._dispatch(request, now_s, out)
+            return
+        if request.since_s is None:
+            request = replace(request, since_s=now_s)
+        local = self._local_view()
+        strategy = request.strategy
+        if strategy.is_soft and not self._neighbours.is_fit(strategy, request.resources, local):
+            request = replace(request, strategy=on.DEFAULT_STRATEGY)
+        elif strategy.node_id and self._neighbours.is_dead(strategy.node_id):
+            message = f"It is bound to node {strategy.node_id.hex()}, which is dead."
+            out.append(do.RefuseLease(holder_id, request_id, "unschedulable", message))
+            return
+        chosen = self._neighbours.choose(request, local, now_s)
+        if chosen is None or chosen == self._node_id:
+            self._dispatch(request, now_s, out)
+        else:
+            self._ask(chosen, request, local, now_s, out)
+
+    def _ask(
+        self,
+        node_id: bytes,
+        request: on.LeaseRequested,
+        local: NodeView,
+        now_s: float,
+        out: list[Command],
+    ) -> None:
+        # What could be served here too comes back at once if the other node is busy after all.
+        is_bound = bool(request.strategy.node_id) or not local.can_ever_hold(request.resources)
+        wait_s = ELSEWHERE_WAIT_S if is_bound else 0.0
+        out.append(self._borrowing.ask(node_id, request, wait_s, now_s))
+
+    def _move_waiting(self, now_s: float, out: list[Command]) -> None:
+        """Ask other nodes for what waits here and they have free. O(requests + shapes x nodes)."""
+        if not self._neighbours:
+            return
+        local = self._local_view()
+        hopeless: dict[tuple[ResourceSet, on.Strategy], None] = {}
+        for request, item in list(self._leases.movable()):
+            key = (request.resources, request.strategy)
+            if key in hopeless:
+                continue
+            node_id = self._neighbours.choose_other(request, local, now_s)
+            if node_id is None:
+                hopeless[key] = None
+                continue
+            self._leases.withdraw(TaskRequest(request.holder_id, request.request_id))
+            self._ask(node_id, replace(request, since_s=item.since_s), local, now_s, out)
+
+    def _handle_other_node(self, event: loan.LoanEvent, now_s: float, out: list[Command]) -> None:
+        match event:
+            case loan.NodeSeen(view):
+                self._neighbours.see(view)
+                self._move_waiting(now_s, out)
+            case loan.NodeGone(node_id, cause):
+                self._lose_node(node_id, cause, now_s, out)
+            case loan.LenderConnected(node_id):
+                out += self._borrowing.connected(node_id, now_s)
+            case loan.LenderLost(node_id):
+                self._take_back(([], self._borrowing.disconnected(node_id, now_s)), now_s, out)
+                self._move_waiting(now_s, out)
+            case loan.LenderSaid(node_id, message):
+                self._take_back(self._borrowing.heard(node_id, message, now_s), now_s, out)
+                self._move_waiting(now_s, out)
+            case loan.BorrowerSaid(node_id, message):
+                if not self._neighbours.is_dead(node_id):
+                    self._lend(node_id, message, now_s, out)
+            case loan.BorrowerLost(node_id):
+                self._lending.disconnected(node_id, now_s)
+            case loan.BorrowedKilled(holder_id, lease_id, text):
+                out += self._borrowing.kill(holder_id, lease_id, text)
+            case _:
+                assert_never(event)
+
+    def _lose_node(self, node_id: bytes, cause: Cause, now_s: float, out: list[Command]) -> None:
+        self._neighbours.forget(node_id)
+        text = f"Node {node_id.hex()}, where its owner was, died."
+        self._end_loans(self._lending.lose_node(node_id, text), now_s, out)
+        self._lending.forget_node(node_id)
+        self._take_back(self._borrowing.lose_node(node_id, cause), now_s, out)
+        for request, item in list(self._leases.movable()):
+            if request.strategy.node_id == node_id:
+                self._leases.withdraw(TaskRequest(request.holder_id, request.request_id))
+                self._place(replace(request, since_s=item.since_s), now_s, out)
+        self._dispatch(on.TimePassed(), now_s, out)  # what it alone could hold has no home now
+        out.append(loan.HangUp(node_id))
+
+    def _lend(self, node_id: bytes, message: ToLender, now_s: float, out: list[Command]) -> None:
+        over, events, answers = self._lending.heard(node_id, message, now_s)
+        self._end_loans(over, now_s, out)
+        for event in events:
+            self._dispatch(event, now_s, out)
+        out += answers
+        self._end_late_asks(now_s, out)
+
+    def _end_loans(self, over: Sequence[LoanOver], now_s: float, out: list[Command]) -> None:
+        for one in over:
+            for event in self._lending.finish(one):
+                self._dispatch(event, now_s, out)
+
+    def _end_late_asks(self, now_s: float, out: list[Command]) -> None:
+        while (late := self._lending.first_late(now_s)) is not None:
+            self._end_loans([late], now_s, out)
+            out.append(self._lending.refuse(late))
+
+    def _take_back(
+        self,
+        answer: tuple[Sequence[Command], Sequence[on.LeaseRequested]],
+        now_s: float,
+        out: list[Command],
+    ) -> None:
+        commands, requests = answer
+        out += commands
+        for request in requests:
+            self._place(request, now_s, out)
+
+    def _local_view(self) -> NodeView:
+        return NodeView(self._node_id, self.total, self.available)
+
+    def _is_holder(self, worker_id: bytes) -> bool:
+        return self._leases.is_holder(worker_id) or self._borrowing.is_holder(worker_id)
+
+    def close(self, now_s: float) -> list[Command]:
         """Start nothing any more; whoever waits for a worker is refused."""
-        out: list[do.NodeCommand] = []
+        out: list[Command] = []
         self._settle([], self._pool.close(), now_s, out)
         return out
 
     def next_wakeup(self, now_s: float) -> tuple[float, str] | None:
         """When ``TimePassed`` is due, and why; None when time alone changes nothing."""
         times = [self._leases.next_wakeup(now_s), self._pool.next_wakeup(now_s)]
+        if self._neighbours or self._lending:
+            times += [self._borrowing.next_wakeup(), self._lending.next_wakeup()]
+            change_s = self._neighbours.next_change_s(now_s)
+            if change_s is not None and self._leases.has_movable():
+                times.append((change_s, "a node may be asked again"))
         return min((time for time in times if time is not None), default=None)
 
     def _settle(
@@ -113,7 +322,7 @@ class NodeMachine:
         from_leases: Sequence[do.LeaseCommand],
         from_pool: Sequence[do.PoolCommand],
         now_s: float,
-        out: list[do.NodeCommand],
+        out: list[Command],
     ) -> None:
         """Carry messages between the parts until none is left; the rest is the shell's."""
         pending: deque[do.LeaseCommand | do.PoolCommand] = deque([*from_pool, *from_leases])
@@ -138,7 +347,7 @@ class NodeMachine:
                     | do.StartWorker()
                     | do.EndWorker()
                 ):
-                    out.append(command)
+                    out.append(self._lending.route(command) if self._lending else command)
                 case _:
                     assert_never(command)
 
@@ -190,6 +399,9 @@ class NodeMachine:
             workers=len(states),
             workers_idle=sum(isinstance(state, Idle) for state in states),
             workers_starting=sum(isinstance(state, Starting) for state in states),
+            asked_elsewhere=self._borrowing.count()[0],
+            borrowed=self._borrowing.count()[1],
+            lent=self._lending.count(),
         )
 
     def demands(self) -> list[Demand]:
@@ -261,6 +473,11 @@ class NodeMachine:
         """Raise ``AssertionError`` when the parts disagree. O(everything). For tests."""
         self._leases.check_invariants()
         self._pool.check_invariants()
+        self._borrowing.check_invariants()
+        self._lending.check_invariants()
+        for request, _ in self._leases.movable():
+            is_elsewhere = self._borrowing.knows(request.holder_id, request.request_id)
+            assert not is_elsewhere, "a request waits here and elsewhere"
         serving = {lease.worker_id: lease for lease in self._leases.table if lease.worker_id}
         leased = {}
         for worker in self._pool.workers():
@@ -268,3 +485,10 @@ class NodeMachine:
                 leased[worker.state.worker_id] = worker
         for worker_id in leased:
             assert worker_id in serving, "a worker is out on a lease that does not exist"
+
+
+class _NoChance:
+    """A source of randomness without any."""
+
+    def randrange(self, _stop: int, /) -> int:
+        return 0

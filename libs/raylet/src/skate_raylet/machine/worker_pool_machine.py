@@ -188,10 +188,13 @@ class WorkerPoolMachine:
         for since_s in self._starting.values():
             times.append((since_s + START_TIMEOUT_S, "a start is given up"))
             break  # the first started is the first to be late
+        # One that is due already counts too: an event that does not come here, between the moment
+        # and the wake-up for it, must not have the wake-up forgotten.
+        can_start = len(self._starting) < self._config.starts_max and self.has_room()
         times.extend(
-            (line.retry_at_s, "a failed start is tried again")
+            (max(line.retry_at_s, now_s), "a failed start is tried again")
             for line in self._lines.values()
-            if line.waiting and line.retry_at_s > now_s
+            if len(line.waiting) > line.starting and (can_start or line.retry_at_s > now_s)
         )
         first = next(self._retirable(), None)
         if first is not None and isinstance(first.state, Idle):

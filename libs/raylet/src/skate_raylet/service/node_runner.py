@@ -11,9 +11,8 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from skate_raylet.machine.commands import NodeCommand
-from skate_raylet.machine.events import NodeEvent, TimePassed
-from skate_raylet.machine.node_machine import NodeMachine
+from skate_raylet.machine.events import TimePassed
+from skate_raylet.machine.node_machine import Command, Event, NodeMachine
 
 _log = logging.getLogger(__name__)
 
@@ -23,17 +22,17 @@ WAKEUP_MIN_S = 0.001  # a machine that always wants to be woken at once must not
 class NodeRunner:
     """Runs on the event loop's thread alone; ``perform`` must not block."""
 
-    def __init__(self, machine: NodeMachine, perform: Callable[[NodeCommand], None]) -> None:
+    def __init__(self, machine: NodeMachine, perform: Callable[[Command], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._machine = machine
         self._perform = perform
-        self._events: deque[NodeEvent] = deque()
+        self._events: deque[Event] = deque()
         self._is_running = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_s = 0.0
         self._is_closed = False
 
-    def tell(self, event: NodeEvent) -> None:
+    def tell(self, event: Event) -> None:
         """Take an event; its commands are done when this returns, unless called by a command."""
         self._events.append(event)
         if self._is_running:

@@ -15,8 +15,9 @@ from typing import Any
 
 from skate_raylet.config import RayletConfig
 from skate_raylet.machine import events as on
+from skate_raylet.machine import loan_events as loan
 from skate_raylet.machine.lease_table import Granted
-from skate_raylet.machine.node_machine import NodeMachine
+from skate_raylet.machine.node_machine import Event, NodeMachine
 from skate_raylet.service.actor_directory import ActorDirectory
 from skate_raylet.service.actor_host import ActorHost
 from skate_raylet.service.gateway import Gateway
@@ -45,7 +46,7 @@ class ProcessServer:
         config: RayletConfig,
         *,
         machine: NodeMachine,
-        tell: Callable[[on.NodeEvent], None],
+        tell: Callable[[Event], None],
         processes: LocalProcesses,
         workers: WorkerProcesses,
         actors: ActorHost,
@@ -277,6 +278,7 @@ class ProcessServer:
                 ResourceSet(message.resources),
                 tuple(sorted(message.env_vars.items())),
                 max(0, message.backlog),
+                _strategy_of(message),
             )
         )
 
@@ -300,6 +302,9 @@ class ProcessServer:
             and isinstance(lease.state, Granted)
         ):
             self._tell(on.WorkerUnfit(lease.state.startup_id, "killed_by_user", message.reason))
+        elif lease is None:
+            killed = loan.BorrowedKilled(process.worker_id, message.lease_id, message.reason)
+            self._tell(killed)
 
     def _on_exiting(self, process: LocalProcess, message: node.Exiting) -> None:
         worker = self._workers.get(process.startup_id)
@@ -322,3 +327,9 @@ class ProcessServer:
 
     def _on_cancel_pull(self, process: LocalProcess, message: node.CancelPull) -> None:
         self._transfers.cancel(process.worker_id, message)
+
+
+def _strategy_of(message: node.RequestLease) -> on.Strategy:
+    if message.node_id or message.is_spread:
+        return on.Strategy(message.is_spread, message.node_id, message.is_soft)
+    return on.DEFAULT_STRATEGY

@@ -13,12 +13,12 @@ import asyncio
 import concurrent.futures
 import logging
 import os
+import random
 import resource
 import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import assert_never
 
 import grpc.aio
 import msgspec
@@ -28,7 +28,7 @@ from skate_raylet.config import RayletConfig
 from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
 from skate_raylet.machine.lease_machine import LeaseConfig
-from skate_raylet.machine.node_machine import NodeMachine, NodeStatistics
+from skate_raylet.machine.node_machine import Command, NodeMachine, NodeStatistics
 from skate_raylet.machine.pull_config import PullConfig
 from skate_raylet.machine.worker_pool_machine import PoolConfig
 from skate_raylet.service.actor_directory import ActorDirectory
@@ -43,6 +43,7 @@ from skate_raylet.service.function_cache import FunctionCache
 from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
 from skate_raylet.service.job_book import JobBook, job_of
+from skate_raylet.service.loan_office import LoanOffice
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
 from skate_raylet.service.node_runner import NodeRunner
 from skate_raylet.service.process_server import ProcessServer
@@ -108,8 +109,9 @@ class Raylet:
         self.object_endpoint = ""
         total = ResourceSet(config.resources)
         self._machine = NodeMachine(
-            LeaseConfig(total, config.node_id[:8], config.infeasible_grace_s),
+            LeaseConfig(total, config.node_id[:8], config.infeasible_grace_s, config.node_id),
             PoolConfig(config.soft_limit, config.start_limit, config.workers_max),
+            random.Random(config.node_id),
         )
         self._processes = LocalProcesses()
         self._jobs = JobBook()
@@ -160,6 +162,14 @@ class Raylet:
         self._actors = ActorHost(
             config.node_id, self._machine.total, self._link, self._processes, self._runner.tell
         )
+        self._loans = LoanOffice(
+            config.node_id,
+            config.token,
+            tell=self._runner.tell,
+            send=self._send,
+            processes=self._processes,
+            deaths=self._deaths,
+        )
         self._server = ProcessServer(
             config,
             machine=self._machine,
@@ -184,6 +194,7 @@ class Raylet:
             self._loop.time,
             self._fill_status,
             self._begin_stop,
+            self._loans.serve,
         )
         self._grpc.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, servicer)
         self.grpc_endpoint = await self._grpc.start(config.grpc_endpoint)
@@ -217,6 +228,7 @@ class Raylet:
             config.session_dir,
             list(config.preload),
             -1 if config.worker_umask is None else config.worker_umask,
+            config.ip_address,
         )
         zygote = self._zygote = Zygote(
             config.zygote_command,
@@ -258,6 +270,7 @@ class Raylet:
         self._runner.close()
         await self._workers.end_all(reason, grace_s / 2)
         self._runner.stop()
+        await self._loans.close()
         death = death_to_proto(node.Death("intended_exit", reason, os.getpid()))
         left_s = max(0.1, ends_at_s - self._loop.time())
         await self._link.close(left_s / 2)
@@ -284,7 +297,7 @@ class Raylet:
 
     # ---- commands of the machine ----
 
-    def _perform(self, command: do.NodeCommand) -> None:
+    def _perform(self, command: Command) -> None:
         match command:
             case do.StartWorker():
                 self._workers.start(command)
@@ -307,7 +320,7 @@ class Raylet:
             case do.LoseActor(_, _, worker_id):
                 self._actors.lose(command, self._deaths[worker_id])
             case _:
-                assert_never(command)
+                self._loans.perform(command)
         self._link.changed()
 
     def _grant(self, command: do.GrantLease) -> None:
@@ -428,6 +441,8 @@ class Raylet:
 
     def _on_node(self, info: gcs_pb2.NodeInfo) -> None:
         node_id = info.node_id
+        if node_id != self._config.node_id:
+            self._loans.take_news(info)
         if info.state != gcs_pb2.NodeInfo.STATE_DEAD:
             self._transfers.node_seen(node_id, info.object_endpoint)
         elif node_id == self._config.node_id:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
+import grpc
 import grpc.aio
 
 from skate_raylet.machine.lease_table import ActorRequest, Ending, Granted
@@ -28,6 +30,9 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         clock: Callable[[], float],
         fill_status: Callable[[raylet_pb2.NodeStatusReply], None],
         shut_down: Callable[[str, float], None],
+        serve_borrower: Callable[
+            [AsyncIterator[raylet_pb2.LoanOrders]], AsyncGenerator[raylet_pb2.LoanNews, None]
+        ],
     ) -> None:
         self._machine = machine
         self._actors = actors
@@ -35,6 +40,7 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         self._clock = clock
         self._fill_status = fill_status
         self._shut_down = shut_down
+        self._serve_borrower = serve_borrower
 
     async def StartActor(  # noqa: N802  gRPC's name
         self, request: raylet_pb2.StartActorRequest, context: Context
@@ -87,3 +93,15 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         """Begin to stop; answered before it has."""
         self._shut_down(request.reason or "It was asked to shut down.", request.grace_s)
         return raylet_pb2.ShutdownNodeReply()
+
+    async def Borrow(  # noqa: N802
+        self, request_iterator: AsyncIterator[raylet_pb2.LoanOrders], context: Context
+    ) -> AsyncIterator[raylet_pb2.LoanNews]:
+        """The line of a node that asks for leases here."""
+        is_welcome = False
+        async with aclosing(self._serve_borrower(request_iterator)) as news:
+            async for batch in news:
+                is_welcome = True
+                yield batch
+        if not is_welcome:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "The line is meant for another node.")

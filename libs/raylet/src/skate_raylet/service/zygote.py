@@ -46,6 +46,7 @@ class ZygoteBoot(msgspec.Struct, array_like=True):
     session_dir: str
     preload: list[str]
     umask: int  # -1: as inherited
+    ip_address: str
 
 
 class ForkRequest(msgspec.Struct, array_like=True):

@@ -273,3 +273,436 @@ class ShutdownNodeReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShutdownNodeReply: _TypeAlias = ShutdownNodeReply  # noqa: Y015
+
+@_typing.final
+class LoanHello(_message.Message):
+    """---- leases that a node's raylet (the borrower) asks of another's (the lender) for its own holders ----
+
+    An ask is one attempt, numbered by the borrower; the number names the lease that comes of it while it lives. Orders
+    and news may be repeated; what was said of an ask is said again when it is asked again or listed by LoanSync.
+
+    the first order of a line
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BORROWER_ID_FIELD_NUMBER: _builtins.int
+    LENDER_ID_FIELD_NUMBER: _builtins.int
+    borrower_id: _builtins.bytes
+    """node ids"""
+    lender_id: _builtins.bytes
+    """another node may have taken the endpoint over; it refuses with NOT_FOUND"""
+    def __init__(
+        self,
+        *,
+        borrower_id: _builtins.bytes = ...,
+        lender_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["borrower_id", b"borrower_id", "lender_id", b"lender_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoanHello: _TypeAlias = LoanHello  # noqa: Y015
+
+@_typing.final
+class LoanAsk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvVarsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ASK_ID_FIELD_NUMBER: _builtins.int
+    HOLDER_ID_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    ENV_VARS_FIELD_NUMBER: _builtins.int
+    BACKLOG_FIELD_NUMBER: _builtins.int
+    WAITED_S_FIELD_NUMBER: _builtins.int
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    ask_id: _builtins.int
+    holder_id: _builtins.bytes
+    job_id: _builtins.bytes
+    backlog: _builtins.int
+    waited_s: _builtins.float
+    """since the holder asked"""
+    wait_s: _builtins.float
+    """without resources after this long it ends as "busy" """
+    @_builtins.property
+    def resources(self) -> _common_pb2.ResourceSet: ...
+    @_builtins.property
+    def env_vars(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        ask_id: _builtins.int = ...,
+        holder_id: _builtins.bytes = ...,
+        job_id: _builtins.bytes = ...,
+        resources: _common_pb2.ResourceSet | None = ...,
+        env_vars: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        backlog: _builtins.int = ...,
+        waited_s: _builtins.float = ...,
+        wait_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_id", b"ask_id", "backlog", b"backlog", "env_vars", b"env_vars", "holder_id", b"holder_id", "job_id", b"job_id", "resources", b"resources", "wait_s", b"wait_s", "waited_s", b"waited_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoanAsk: _TypeAlias = LoanAsk  # noqa: Y015
+
+@_typing.final
+class LoanDrop(_message.Message):
+    """the ask, or its lease, is over"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASK_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DISCARD_FIELD_NUMBER: _builtins.int
+    ask_id: _builtins.int
+    kind: _builtins.str
+    """not empty: the worker is ended, with this cause"""
+    message: _builtins.str
+    discard: _builtins.bool
+    """the worker is not used again"""
+    def __init__(
+        self,
+        *,
+        ask_id: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        message: _builtins.str = ...,
+        discard: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_id", b"ask_id", "discard", b"discard", "kind", b"kind", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoanDrop: _TypeAlias = LoanDrop  # noqa: Y015
+
+@_typing.final
+class LoanKill(_message.Message):
+    """kill the lease's worker; LoanEnded follows"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASK_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    ask_id: _builtins.int
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        ask_id: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_id", b"ask_id", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoanKill: _TypeAlias = LoanKill  # noqa: Y015
+
+@_typing.final
+class LoanSync(_message.Message):
+    """of the asks below next_ask_id exactly these are not over"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEXT_ASK_ID_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    next_ask_id: _builtins.int
+    @_builtins.property
+    def live(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        next_ask_id: _builtins.int = ...,
+        live: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["live", b"live", "next_ask_id", b"next_ask_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoanSync: _TypeAlias = LoanSync  # noqa: Y015
+
+@_typing.final
+class LoanOrder(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HELLO_FIELD_NUMBER: _builtins.int
+    ASK_FIELD_NUMBER: _builtins.int
+    DROP_FIELD_NUMBER: _builtins.int
+    KILL_FIELD_NUMBER: _builtins.int
+    SYNC_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hello(self) -> Global___LoanHello: ...
+    @_builtins.property
+    def ask(self) -> Global___LoanAsk: ...
+    @_builtins.property
+    def drop(self) -> Global___LoanDrop: ...
+    @_builtins.property
+    def kill(self) -> Global___LoanKill: ...
+    @_builtins.property
+    def sync(self) -> Global___LoanSync: ...
+    def __init__(
+        self,
+        *,
+        hello: Global___LoanHello | None = ...,
+        ask: Global___LoanAsk | None = ...,
+        drop: Global___LoanDrop | None = ...,
+        kill: Global___LoanKill | None = ...,
+        sync: Global___LoanSync | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "drop", b"drop", "hello", b"hello", "kill", b"kill", "order", b"order", "sync", b"sync"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask", b"ask", "drop", b"drop", "hello", b"hello", "kill", b"kill", "order", b"order", "sync", b"sync"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_order: _TypeAlias = _typing.Literal["hello", "ask", "drop", "kill", "sync"]  # noqa: Y015
+    _WhichOneofArgType_order: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_order) -> _WhichOneofReturnType_order | None: ...
+
+Global___LoanOrder: _TypeAlias = LoanOrder  # noqa: Y015
+
+@_typing.final
+class LoanOrders(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoanOrder]: ...
+    def __init__(
+        self,
+        *,
+        orders: _abc.Iterable[Global___LoanOrder] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoanOrders: _TypeAlias = LoanOrders  # noqa: Y015
+
+@_typing.final
+class DeviceShare(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    units: _builtins.int
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        units: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceShare: _TypeAlias = DeviceShare  # noqa: Y015
+
+@_typing.final
+class DeviceShares(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceShare]: ...
+    def __init__(
+        self,
+        *,
+        shares: _abc.Iterable[Global___DeviceShare] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shares", b"shares"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceShares: _TypeAlias = DeviceShares  # noqa: Y015
+
+@_typing.final
+class LoanGranted(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class DevicesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___DeviceShares: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___DeviceShares | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ASK_ID_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    ask_id: _builtins.int
+    lease_id: _builtins.bytes
+    pid: _builtins.int
+    @_builtins.property
+    def worker(self) -> _common_pb2.Address: ...
+    @_builtins.property
+    def devices(self) -> _containers.MessageMap[_builtins.str, Global___DeviceShares]: ...
+    def __init__(
+        self,
+        *,
+        ask_id: _builtins.int = ...,
+        lease_id: _builtins.bytes = ...,
+        worker: _common_pb2.Address | None = ...,
+        pid: _builtins.int = ...,
+        devices: _abc.Mapping[_builtins.str, Global___DeviceShares] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_id", b"ask_id", "devices", b"devices", "lease_id", b"lease_id", "pid", b"pid", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoanGranted: _TypeAlias = LoanGranted  # noqa: Y015
+
+@_typing.final
+class LoanEnded(_message.Message):
+    """refused, or lost"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASK_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    ask_id: _builtins.int
+    kind: _builtins.str
+    """of a refusal: "busy", "worker_start_failed", "invalid", "unknown"; else as in DeathCause"""
+    @_builtins.property
+    def cause(self) -> _common_pb2.DeathCause: ...
+    def __init__(
+        self,
+        *,
+        ask_id: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        cause: _common_pb2.DeathCause | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_id", b"ask_id", "cause", b"cause", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoanEnded: _TypeAlias = LoanEnded  # noqa: Y015
+
+@_typing.final
+class LoanReclaimed(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASK_ID_FIELD_NUMBER: _builtins.int
+    WHEN_IDLE_FIELD_NUMBER: _builtins.int
+    ask_id: _builtins.int
+    when_idle: _builtins.bool
+    """it is to be returned at its first pause"""
+    def __init__(
+        self,
+        *,
+        ask_id: _builtins.int = ...,
+        when_idle: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_id", b"ask_id", "when_idle", b"when_idle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoanReclaimed: _TypeAlias = LoanReclaimed  # noqa: Y015
+
+@_typing.final
+class LoanNewsItem(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANTED_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    RECLAIMED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def granted(self) -> Global___LoanGranted: ...
+    @_builtins.property
+    def ended(self) -> Global___LoanEnded: ...
+    @_builtins.property
+    def reclaimed(self) -> Global___LoanReclaimed: ...
+    def __init__(
+        self,
+        *,
+        granted: Global___LoanGranted | None = ...,
+        ended: Global___LoanEnded | None = ...,
+        reclaimed: Global___LoanReclaimed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "granted", b"granted", "news", b"news", "reclaimed", b"reclaimed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "granted", b"granted", "news", b"news", "reclaimed", b"reclaimed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_news: _TypeAlias = _typing.Literal["granted", "ended", "reclaimed"]  # noqa: Y015
+    _WhichOneofArgType_news: _TypeAlias = _typing.Literal["news", b"news"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_news) -> _WhichOneofReturnType_news | None: ...
+
+Global___LoanNewsItem: _TypeAlias = LoanNewsItem  # noqa: Y015
+
+@_typing.final
+class LoanNews(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoanNewsItem]: ...
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___LoanNewsItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoanNews: _TypeAlias = LoanNews  # noqa: Y015

@@ -54,6 +54,11 @@ class RayletServiceStub:
                 request_serializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeReply.FromString,
                 _registered_method=True)
+        self.Borrow = channel.stream_stream(
+                '/skate.v1.RayletService/Borrow',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.LoanOrders.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.LoanNews.FromString,
+                _registered_method=True)
 
 
 class RayletServiceServicer:
@@ -87,6 +92,15 @@ class RayletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Borrow(self, request_iterator, context):
+        """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
+        the loans of a borrower that is not heard of for ten seconds end.
+        idempotent by ask_id
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RayletServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +123,11 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     servicer.Shutdown,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeReply.SerializeToString,
+            ),
+            'Borrow': grpc.stream_stream_rpc_method_handler(
+                    servicer.Borrow,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.LoanOrders.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.LoanNews.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +238,33 @@ class RayletService:
             '/skate.v1.RayletService/Shutdown',
             skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.SerializeToString,
             skate_dot_v1_dot_raylet__pb2.ShutdownNodeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Borrow(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/skate.v1.RayletService/Borrow',
+            skate_dot_v1_dot_raylet__pb2.LoanOrders.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.LoanNews.FromString,
             options,
             channel_credentials,
             insecure,

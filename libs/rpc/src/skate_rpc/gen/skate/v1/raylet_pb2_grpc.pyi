@@ -39,6 +39,11 @@ class RayletServiceStub:
     """read only"""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]
     """idempotent"""
+    Borrow: _grpc.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]
+    """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
+    the loans of a borrower that is not heard of for ten seconds end.
+    idempotent by ask_id
+    """
 
 @_typing.type_check_only
 class RayletServiceAsyncStub(RayletServiceStub):
@@ -51,6 +56,11 @@ class RayletServiceAsyncStub(RayletServiceStub):
     """read only"""
     Shutdown: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]  # type: ignore[assignment]
     """idempotent"""
+    Borrow: _aio.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]  # type: ignore[assignment]
+    """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
+    the loans of a borrower that is not heard of for ten seconds end.
+    idempotent by ask_id
+    """
 
 class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -84,5 +94,16 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_raylet_pb2.ShutdownNodeReply, _abc.Awaitable[_raylet_pb2.ShutdownNodeReply]]:
         """idempotent"""
+
+    @_abc_1.abstractmethod
+    def Borrow(
+        self,
+        request_iterator: _MaybeAsyncIterator[_raylet_pb2.LoanOrders],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_raylet_pb2.LoanNews], _abc.AsyncIterator[_raylet_pb2.LoanNews]]:
+        """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
+        the loans of a borrower that is not heard of for ten seconds end.
+        idempotent by ask_id
+        """
 
 def add_RayletServiceServicer_to_server(servicer: RayletServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
