@@ -100,12 +100,16 @@ class ObjectAccess(Membership):
 
     def wait_for_entry(self, entry: Entry) -> None:
         """Wait until the entry is settled."""
-        count = ReadyCount(1)
+        count = self.new_count()
         if self.ownership.watch(entry, count):
             try:
                 self._block(count, None)
             finally:
                 self.ownership.unwatch_all([entry], count)
+
+    def new_count(self) -> ReadyCount:
+        """What one thread waits at until it is called once."""
+        return ReadyCount(1)
 
     def wait_at(self, count: ReadyCount) -> None:
         """Wait until ``count`` opens; a worker that waits long lends its CPU."""

@@ -68,6 +68,13 @@ class OutcomeWriter:
             self._pins[task_id + index.to_bytes(4, "big")] = (peer.worker_id, pinned)
         return returned, bool(pinned)
 
+    def discard(self, object_id: bytes, returned: Returned) -> None:
+        """An item's owner is gone: nobody else will free it."""
+        self.free(object_id)
+        store = self._ownership.store
+        if returned.node_id and store is not None:
+            store.delete([object_id])
+
     def join(self, task_id: bytes, item_ids: list[bytes]) -> bool:
         """Hold the pins of items under their task's id. Returns whether there are any."""
         held = [pins for pins in (self._pins.pop(key, None) for key in item_ids) if pins]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from skate_rpc.stream import StreamClosedError
 from skate_worker.generator_returns import DYNAMIC, ITEMS_MAX, STATIC, decode_returns
-from skate_worker.machine.generator_stream import FIRST_ITEM
+from skate_worker.machine.generator_stream import FIRST_ITEM, item_id
 from skate_worker.machine.references import Entry
 from skate_worker.outcome import OutcomeWriter
 from skate_worker.peers import Peer
@@ -87,6 +87,7 @@ class _Production:
                 connection.post(item)
         except StreamClosedError:
             self.is_stopped = True  # the owner is gone, and its items with it
+            self._producers.outcomes.discard(item_id(message.task_id, item.index), value)
         self._sent_s = now_s
 
     def end(self, run_us: int) -> TaskReturned:
@@ -107,7 +108,7 @@ class _Production:
     def wait(self) -> None:
         """Wait until the owner has consumed enough, or wants no more."""
         while self._has_to_wait():
-            gate = ReadyCount(1)
+            gate = self._producers.new_gate()
             self._gates.append(gate)
             # Looked at again: what opens the gate may have come before there was one.
             if self._has_to_wait():
@@ -285,6 +286,10 @@ class Producers:
                 self.stop(task_id)
 
     # ---- for productions ----
+
+    def new_gate(self) -> ReadyCount:
+        """What a producer waits at; whoever calls it opens it."""
+        return self._core.new_count()
 
     def block(self, gate: ReadyCount) -> None:
         """Wait at a gate; a worker that waits long lends its CPU."""

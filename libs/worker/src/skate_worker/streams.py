@@ -35,6 +35,9 @@ from skate_worker.task_protocol import (
 if TYPE_CHECKING:
     from skate_worker.object_access import ObjectAccess
 
+UNREPORTED_MAX = 256
+"""Items that were stored when their producer died, and whose messages were still in it."""
+
 
 class Streams:
     """The owner's side of every stream of this process. Thread-safe where it says so."""
@@ -59,7 +62,7 @@ class Streams:
             return refs
         stream = GeneratorStream(table, task_id, count)
         self._running[task_id] = stream
-        submission.entries[0].waiters = [partial(self._completed, stream)]
+        submission.entries[0].waiters = [partial(self._completed, submission, stream)]
         return refs if kind == DYNAMIC else [ObjectRefGenerator(core, stream, refs[0])]
 
     # ---- the consumer; on any thread ----
@@ -152,7 +155,9 @@ class Streams:
         if held is None or held.state != STORED or held.node_id != unwanted.node_id:
             self._ownership.finish_released([unwanted])
 
-    def _completed(self, stream: GeneratorStream, completion: Entry) -> None:
+    def _completed(
+        self, submission: Submission, stream: GeneratorStream, completion: Entry
+    ) -> None:
         # The task has its outcome, whichever way: from the executor, or from the runtime.
         self._running.pop(stream.task_id, None)
         released: list[Entry] = []
@@ -163,7 +168,24 @@ class Streams:
                 waiters = stream.finish(released)
         if released:
             self._ownership.finish_released(released)
+        if completion.state == FAILED or submission.message.attempt:
+            self._delete_unreported(stream)
         wake(waiters)
+
+    def _delete_unreported(self, stream: GeneratorStream) -> None:
+        # A producer that died may have stored items and not lived to say so.
+        store = self._ownership.store
+        if store is None:
+            return
+        live = self._ownership.table.entries
+        unreported: dict[bytes, None] = {}
+        for first in (stream.arrived, stream.end or 0):
+            for index in range(max(0, first - 1), first + UNREPORTED_MAX):
+                object_id = item_id(stream.task_id, index)
+                entry = live.get(object_id)
+                if entry is None or entry.state != STORED:
+                    unreported[object_id] = None
+        store.delete(list(unreported))
 
     def _collect(self, stream: GeneratorStream, completion: Entry) -> Returned:
         # The value of a dynamic return: references to all items, which this process owns.

@@ -349,6 +349,25 @@ def test_stream_without_retries_left_ends_with_the_death(core: CoreWorker) -> No
         value(core, generator.completed())
 
 
+def test_item_that_a_dying_worker_stored_and_did_not_report_is_freed(
+    core: CoreWorker, raylet: MiniRaylet
+) -> None:
+    def die() -> Iterator[Any]:
+        from skate_worker.current import require_core
+
+        running = require_core()
+        assert running.executor is not None
+        production: Any = next(iter(running.executor.producers._running.values()))
+        production._send = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        yield np.zeros(20_000)
+
+    for retries in (0, 1):
+        with pytest.raises(WorkerCrashedError):
+            values(core, stream(core, die, max_retries=retries))
+    wait_until(lambda: raylet.store.statistics().objects == 0)
+    wait_until(lambda: entries(core) == 0)
+
+
 def test_listed_exception_restarts_the_stream(core: CoreWorker, tmp_path: Path) -> None:
     marker = tmp_path / "failed"
 

@@ -46,11 +46,11 @@ class GeneratorStream:
     """
 
     __slots__ = (
-        "_arrived",
         "_table",
         "_told",
         "_unread",
         "announced",
+        "arrived",
         "attempt",
         "consumed",
         "end",
@@ -72,7 +72,7 @@ class GeneratorStream:
         self.producer: Any = None  # the shell's: who yields
         self._table = table
         self._unread: dict[int, Entry] = {}
-        self._arrived = 0  # items of this attempt
+        self.arrived = 0  # items of this attempt
         self._told = 0  # how many taken items this attempt's producer knows of
         self.head = self._new_entry(0)
 
@@ -96,9 +96,9 @@ class GeneratorStream:
             return None
         if attempt > self.attempt:
             self.attempt = attempt
-            self._arrived = 0
+            self.arrived = 0
             self._told = 0
-        self._arrived = index + 1
+        self.arrived = index + 1
         if self.is_dropped or self.end is not None or index < self.consumed:
             return None
         if index == self.consumed:
@@ -171,7 +171,7 @@ class GeneratorStream:
         A producer runs on until ``limit`` items are unconsumed as far as it knows, so it needs to
         be told only once that many have arrived: about one message per ``limit`` items.
         """
-        if not self.limit or self.consumed <= self._told or self._arrived - self._told < self.limit:
+        if not self.limit or self.consumed <= self._told or self.arrived - self._told < self.limit:
             return None
         self._told = self.consumed
         return self.consumed
