@@ -178,6 +178,7 @@ def test_stream_of_a_restarting_actor_goes_on() -> None:
     assert got + get(generator) == list(range(100))
 
 
+@pytest.mark.timeout(900)
 def test_streams_with_a_random_kill_give_each_item_once(faults: int) -> None:
     rng = random.Random(faults)
     for number in range(faults):
@@ -193,6 +194,8 @@ def test_streams_with_a_random_kill_give_each_item_once(faults: int) -> None:
             index, pid, data = skate.get(ref, timeout=WAIT_S)
             assert int(data[-1]) == index
             got.append(index)
+            ahead = generator._stream.arrived - generator._stream.consumed
+            assert bound < 0 or ahead <= bound, f"stream {number} is {ahead} ahead"
             if len(got) == death_at:
                 kill(pid)
         assert got == list(range(size)), f"stream {number}"
