@@ -42,14 +42,20 @@ if TYPE_CHECKING:
     from skate_core_ids import UniqueID as UniqueID
     from skate_core_ids import WorkerID as WorkerID
     from skate_worker.object_ref import ObjectRef as ObjectRef
+    from skate_worker.object_ref_generator import (
+        DynamicObjectRefGenerator as DynamicObjectRefGenerator,
+    )
+    from skate_worker.object_ref_generator import ObjectRefGenerator as ObjectRefGenerator
 
 _IDS = "skate_core_ids"
 _MODULE_OF = {
     "ActorID": _IDS,
+    "DynamicObjectRefGenerator": "skate_worker.object_ref_generator",
     "JobID": _IDS,
     "NodeID": _IDS,
     "ObjectID": _IDS,
     "ObjectRef": "skate_worker.object_ref",
+    "ObjectRefGenerator": "skate_worker.object_ref_generator",
     "PlacementGroupID": _IDS,
     "TaskID": _IDS,
     "UniqueID": _IDS,

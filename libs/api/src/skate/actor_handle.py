@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from skate.actor_state import ActorState, MethodSpec, check_group, decode_state
-from skate.options import check_call_options
+from skate.options import check_call_options, is_single
 from skate_core_ids import ActorID
 from skate_worker.current import current_core, require_core
 from skate_worker.errors import ActorHandleNotFoundError
@@ -87,8 +87,9 @@ class ActorMethod:
         self._handle = handle
         self._spec = spec
 
-    def remote(self, *args: Any, **kwargs: Any) -> ObjectRef[Any]:
-        """Call the method; returns a reference to its result at once, as of tasks.
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method; returns a reference to its result at once, as of tasks, and an
+        ``ObjectRefGenerator`` for a method that yields.
 
         Raises:
             TypeError: the arguments do not fit the method, or can not be pickled.
@@ -103,12 +104,10 @@ class ActorMethod:
         if core is not current_core():
             core = handle._live_core()
         options = spec.options
-        if spec.is_generator and options.num_returns == 1:
-            self._refuse_streaming()
         refs = core.submit_actor_task(handle._actor_id, args, kwargs, options)
-        if options.num_returns == 1:
+        if options.num_returns == 1 or is_single(options.num_returns):
             return refs[0]
-        return refs or None  # type: ignore[return-value]  # A list by the caller's own wish.
+        return refs or None  # A list by the caller's own wish.
 
     def options(self, **options: Any) -> ActorMethod:
         """The same method with other options for the next call.
@@ -139,12 +138,6 @@ class ActorMethod:
 
     def __repr__(self) -> str:
         return f"ActorMethod({self._spec.options.name}, {self._handle._actor_id.hex()})"
-
-    def _refuse_streaming(self) -> NoReturn:
-        raise ValueError(
-            f"{self._spec.options.name} is a generator, and streaming returns are not supported"
-            " yet; give num_returns=n, or return a list."
-        )
 
 
 def _rebuild(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from skate.options import Options, retry_rule
+from skate.options import BACKPRESSURE, Options, retry_rule, returns_of, with_earlier
 from skate.signature import ANYTHING, CallSignature
 from skate_worker.serialization import deserialize, serialize
 from skate_worker.specs import CallOptions
@@ -32,14 +32,23 @@ class MethodSpec:
     options: CallOptions
     signature: CallSignature
     is_generator: bool = False
+    is_async: bool = False
+    """Whether the actor is async: all its calls run on one event loop."""
 
     def with_options(self, options: Options) -> MethodSpec:
         """The same method with other options for one call."""
         changed: dict[str, Any] = {
             name: options[name]
-            for name in ("name", "num_returns", "max_task_retries", "concurrency_group")
+            for name in ("name", "max_task_retries", "concurrency_group")
             if name in options
         }
+        if "num_returns" in options or BACKPRESSURE in options:
+            changed["num_returns"] = returns_of(
+                self.options.name,
+                with_earlier(options, self.options.num_returns),
+                is_generator=self.is_generator,
+                is_async=self.is_async,
+            )
         if "retry_exceptions" in options:
             changed["retry_exceptions"] = retry_rule(options)
         return replace(self, options=replace(self.options, **changed))
@@ -58,26 +67,31 @@ def describe_class(cls: type, options: Options) -> ActorState:
     """Collect the methods of a class, inherited ones too, with the defaults of these actor options.
 
     Raises:
-        ValueError: a method names a concurrency group that the class does not have.
+        ValueError: a method names a concurrency group that the class does not have, or asks for
+            a stream that it can not be.
     """
     groups = tuple(options.get("concurrency_groups", ()))
     retries: int = options.get("max_task_retries", 0)
+    is_async = is_async_class(cls)
     methods = dict(_built_in_methods(cls.__name__))
     for name, function, takes_self in _functions(cls):
         given: Options = getattr(function, METHOD_ATTRIBUTE, {})
         group = given.get("concurrency_group", "")
         check_group(cls.__name__, group, groups)
+        yields = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        full_name = f"{cls.__name__}.{name}"
         methods[name] = MethodSpec(
             CallOptions(
                 method=name,
-                name=f"{cls.__name__}.{name}",
-                num_returns=given.get("num_returns", 1),
+                name=full_name,
+                num_returns=returns_of(full_name, given, is_generator=yields, is_async=is_async),
                 max_task_retries=given.get("max_task_retries", retries),
                 retry_exceptions=retry_rule(given),
                 concurrency_group=group,
             ),
             CallSignature.of(function, skip_first=takes_self),
-            inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function),
+            yields,
+            is_async,
         )
     return ActorState(cls.__name__, methods, groups)
 
@@ -119,6 +133,7 @@ def encode_state(state: ActorState) -> bytes:
             spec.options.concurrency_group,
             spec.signature.to_tuple(),
             spec.is_generator,
+            spec.is_async,
         )
         for spec in state.methods.values()
     ]
@@ -137,8 +152,18 @@ def decode_state(data: bytes) -> ActorState:
                 CallOptions(name, f"{class_name}.{name}", returns, retries, rule, group),
                 CallSignature(*signature),
                 is_generator,
+                is_async,
             )
-            for name, returns, retries, rule, group, signature, is_generator in methods
+            for (
+                name,
+                returns,
+                retries,
+                rule,
+                group,
+                signature,
+                is_generator,
+                is_async,
+            ) in methods
         },
         groups,
     )

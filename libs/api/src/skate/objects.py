@@ -12,6 +12,7 @@ from skate.session import require_session
 from skate_worker.current import current_core, is_first_core
 from skate_worker.errors import UnknownOwnerError
 from skate_worker.object_ref import ObjectRef
+from skate_worker.object_ref_generator import ObjectRefGenerator
 
 if TYPE_CHECKING:
     from skate_worker.core import CoreWorker
@@ -22,6 +23,7 @@ T = TypeVar("T")
 
 # Lists of references are long: C loops check them, and Python ones only name a culprit.
 _ONLY_REFS = {ObjectRef}
+_WAITABLE = (ObjectRef, ObjectRefGenerator)
 _ENTRY = operator.attrgetter("_entry")
 _CORE = operator.attrgetter("_core")
 
@@ -47,11 +49,17 @@ def put(value: T, *, _owner: None = None, _tensor_transport: None = None) -> Obj
 @overload
 def get(object_refs: ObjectRef[T], *, timeout: float | None = None) -> T: ...
 @overload
+def get(
+    object_refs: ObjectRefGenerator[T], *, timeout: float | None = None
+) -> ObjectRefGenerator[T]: ...
+@overload
 def get(object_refs: list[ObjectRef[T]], *, timeout: float | None = None) -> list[T]: ...
 @overload
 def get(object_refs: list[Any], *, timeout: float | None = None) -> list[Any]: ...
 def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     """The value of a reference, or the values of a list in its order; waits for them.
+
+    A generator is returned as it is: its references are what has values.
 
     ``timeout`` in seconds; None and -1 wait without end, 0 looks once. The first error among them
     is raised as soon as it is known, also as an instance of the class that the task raised.
@@ -68,6 +76,8 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
         if object_refs._core is not core:
             core = _live_core([object_refs])
         return core.get((object_refs,), timeout)[0]
+    if isinstance(object_refs, ObjectRefGenerator):
+        return object_refs
     if not isinstance(object_refs, list):
         raise ValueError(
             f"get() takes an ObjectRef or a list of them, got {type(object_refs).__name__}."
@@ -82,14 +92,40 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     return _live_core(object_refs).get(object_refs, timeout) if object_refs else []
 
 
+@overload
 def wait(
     object_refs: list[ObjectRef[T]],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,
-) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
+) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]: ...
+@overload
+def wait(
+    object_refs: list[ObjectRefGenerator[T]],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
+) -> tuple[list[ObjectRefGenerator[T]], list[ObjectRefGenerator[T]]]: ...
+@overload
+def wait(
+    object_refs: list[Any],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
+) -> tuple[list[Any], list[Any]]: ...
+def wait(
+    object_refs: list[Any],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
+) -> tuple[list[Any], list[Any]]:
     """Split references into ready ones and the rest, each in the given order.
+
+    A generator among them is ready when its next reference is, or its end.
 
     Returns as soon as ``num_returns`` are ready (and then exactly so many as ready), or after
     ``timeout`` seconds (0 looks once, None waits without end). A failed task counts as ready.
@@ -108,7 +144,7 @@ def wait(
         # References to one object share what the runtime knows of it, which hashes in C.
         entries = set(map(_ENTRY, object_refs))
     except AttributeError:
-        item = next(item for item in object_refs if type(item) is not ObjectRef)
+        item = next(item for item in given_refs if not isinstance(item, _WAITABLE))
         raise TypeError(
             f"wait() takes a list of ObjectRefs, but the list has {type(item).__name__}."
             f"{_hint(item)}"
@@ -129,18 +165,20 @@ def wait(
     return _live_core(object_refs).wait(object_refs, num_returns, timeout, fetch_local)
 
 
-def cancel(ref: ObjectRef[Any], *, force: bool = False, recursive: bool = True) -> None:
+def cancel(
+    ref: ObjectRef[Any] | ObjectRefGenerator[Any], *, force: bool = False, recursive: bool = True
+) -> None:
     """Stop the task that makes ``ref``, as far as possible; it is never retried afterwards.
 
     A task that waits does not start; one that runs gets ``KeyboardInterrupt``, or its worker is
     killed with ``force``. Nothing happens when it has finished. ``recursive`` also stops what it
-    started.
+    started. A cancelled generator has the error as the value of its next reference, and then ends.
 
     Raises:
         TypeError: not a reference.
         ValueError: ``force`` for an actor's call, which would kill the actor.
     """
-    if not isinstance(ref, ObjectRef):
+    if not isinstance(ref, _WAITABLE):
         raise TypeError(f"cancel() takes an ObjectRef, got {type(ref).__name__}.{_hint(ref)}")
     if force and ref.task_id().is_actor_task():
         raise ValueError(

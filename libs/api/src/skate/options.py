@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from skate.runtime_env import check_runtime_env
 from skate_scheduler import CPU, GPU, MEMORY, request_units
+from skate_worker.generator_returns import (
+    DYNAMIC,
+    STATIC,
+    STREAMING,
+    decode_returns,
+    encode_returns,
+    references_of,
+)
 
 if TYPE_CHECKING:
     from skate_worker.specs import Strategy
@@ -91,11 +99,19 @@ def _retry_exceptions(name: str, value: Any) -> None:
 
 
 def _num_returns(name: str, value: Any) -> None:
-    if value in ("dynamic", "streaming"):
-        raise ValueError(
-            f"{name}={value!r} is not supported yet; give the number of values, or return a list."
-        )
+    if isinstance(value, str):
+        if value not in ("dynamic", "streaming"):
+            raise TypeError(
+                f"{name} must be a whole number, 'streaming' or 'dynamic', got {value!r}."
+            )
+        return
     _count(0)(name, value)
+
+
+def _backpressure(name: str, value: Any) -> None:
+    if value == 0:
+        raise ValueError(f"{name} must be at least 1, or -1 for no bound, got 0.")
+    _count(-1, " (-1: no bound)")(name, value)
 
 
 def _lifetime(name: str, value: Any) -> None:
@@ -158,7 +174,9 @@ _SHARED: Final[dict[str, Check]] = {
     "_labels": _only({}),
     "_metadata": _only({}),
 }
+BACKPRESSURE: Final = "_generator_backpressure_num_objects"
 TASK_OPTIONS: Final[dict[str, Check]] = _SHARED | {
+    BACKPRESSURE: _backpressure,
     "max_calls": _count(0),
     "max_retries": _count(-1, " (-1: without end)"),
     "num_returns": _num_returns,
@@ -184,6 +202,7 @@ METHOD_OPTIONS: Final[dict[str, Check]] = {
     "num_returns": _num_returns,
     "retry_exceptions": _retry_exceptions,
     "tensor_transport": _only(),
+    BACKPRESSURE: _backpressure,
 }
 CALL_OPTIONS: Final[dict[str, Check]] = METHOD_OPTIONS | {"name": _text}
 
@@ -292,3 +311,58 @@ def retry_rule(options: Options) -> bool | tuple[type[BaseException], ...]:
     """``retry_exceptions`` as the runtime takes it."""
     rule = options.get("retry_exceptions", False)
     return rule if isinstance(rule, bool) else tuple(rule)
+
+
+def returns_of(
+    subject: str,
+    options: Options,
+    *,
+    is_generator: bool,
+    is_async: bool = False,
+) -> int:
+    """``num_returns`` and the bound of a generator as the one number that the runtime takes.
+
+    ``subject`` names the function in an error. ``is_async``: it is a method of an async actor.
+
+    Raises:
+        ValueError: a stream of something that does not yield, or a bound that can not be kept.
+    """
+    given: str | int = options.get("num_returns", "streaming" if is_generator else 1)
+    bound: int = max(0, options.get(BACKPRESSURE, 0))
+    if given == "streaming":
+        if not is_generator:
+            raise ValueError(
+                f"{subject} does not yield, so num_returns='streaming' has nothing to stream;"
+                " make it a generator function."
+            )
+        if bound and is_async:
+            raise ValueError(
+                f"{subject} is a method of an async actor, where {BACKPRESSURE} can not be kept;"
+                " leave it out, or await inside the generator."
+            )
+        return encode_returns(STREAMING, bound)
+    if bound:
+        raise ValueError(
+            f"{BACKPRESSURE} is for streaming generators, and {subject} has num_returns={given!r}."
+        )
+    if given == "dynamic":
+        return encode_returns(DYNAMIC)
+    count = int(given)
+    return encode_returns(STATIC, count) if is_generator and count > 0 else count
+
+
+def with_earlier(options: Options, earlier: int) -> Options:
+    """Options for a call, with what an earlier ``returns_of`` said where they say nothing."""
+    if earlier >= 0:
+        return {"num_returns": earlier, **options}
+    kind, count = decode_returns(earlier)
+    if kind != STREAMING:
+        return {"num_returns": "dynamic" if kind == DYNAMIC else count, **options}
+    if options.get("num_returns", "streaming") != "streaming":
+        return options
+    return {BACKPRESSURE: count or -1, **options}
+
+
+def is_single(num_returns: int) -> bool:
+    """Whether ``.remote()`` gives one reference or generator, and not a list or None."""
+    return references_of(num_returns) == 1

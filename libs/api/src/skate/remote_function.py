@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
 from skate.options import (
+    BACKPRESSURE,
     DEFAULT_TASK_RETRIES,
     Options,
     check_task_options,
+    is_single,
     resources_of,
     retry_rule,
+    returns_of,
     strategy_of,
 )
 from skate.runtime_env import check_runtime_env, merge
@@ -28,9 +31,11 @@ from skate_worker.specs import TaskOptions
 if TYPE_CHECKING:
     from skate_worker.core import CoreWorker
     from skate_worker.object_ref import ObjectRef
+    from skate_worker.object_ref_generator import ObjectRefGenerator
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class RemoteFunction(Generic[P, R]):
@@ -54,15 +59,26 @@ class RemoteFunction(Generic[P, R]):
         self._session: object = None
         self._function_id = b""
         self._task_options = TaskOptions("")
-        self._num_returns = 1
+        self._is_single = True
         self._quick_min = self._quick_max = 0
 
     # A task takes values or references to values, which ParamSpec can not say.
-    def remote(self, *args: Any, **kwargs: Any) -> ObjectRef[R]:
+    @overload
+    def remote(
+        self: RemoteFunction[P, Generator[T, Any, Any]], *args: Any, **kwargs: Any
+    ) -> ObjectRefGenerator[T]: ...
+    @overload
+    def remote(
+        self: RemoteFunction[P, Iterator[T]], *args: Any, **kwargs: Any
+    ) -> ObjectRefGenerator[T]: ...
+    @overload
+    def remote(self, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Submit a task; returns a reference to its result at once.
 
-        With ``num_returns=n`` a list of n references, with 0 None. An argument that is a
-        reference is replaced by its value before the task starts.
+        With ``num_returns=n`` a list of n references, with 0 None. A generator function gives an
+        ``ObjectRefGenerator``, whose references are ready as the task yields. An argument that is
+        a reference is replaced by its value before the task starts.
 
         Raises:
             TypeError: the arguments do not fit the function, or can not be pickled.
@@ -73,9 +89,9 @@ class RemoteFunction(Generic[P, R]):
         if kwargs or not self._quick_min <= len(args) <= self._quick_max:
             self._check_arguments(args, kwargs)
         refs = core.submit_task(self._function_id, args, kwargs, self._task_options)
-        if self._num_returns == 1:
+        if self._is_single:
             return refs[0]
-        return refs or None  # type: ignore[return-value]  # A list by the caller's own wish.
+        return refs or None  # A list by the caller's own wish.
 
     def options(self, **options: Any) -> RemoteFunction[P, R]:
         """The same function with other options; this one stays as it is.
@@ -84,8 +100,12 @@ class RemoteFunction(Generic[P, R]):
             TypeError, ValueError: an option that does not exist or has a wrong value.
         """
         checked = check_task_options(options, is_decoration=False)
+        merged = {**self._options, **checked}
+        if checked.get("num_returns", "streaming") != "streaming" and BACKPRESSURE not in checked:
+            merged.pop(BACKPRESSURE, None)
+        _returns_of(self._exported.function, merged)
         made: RemoteFunction[P, R] = RemoteFunction.__new__(RemoteFunction)
-        made._set(self._exported, {**self._options, **checked})
+        made._set(self._exported, merged)
         return made
 
     def _remote(
@@ -122,8 +142,8 @@ class RemoteFunction(Generic[P, R]):
             self._quick_min = self._signature.quick_min
             self._quick_max = self._signature.quick_max
         self._function_id = exported.id_in(core)
-        self._task_options = _task_options(exported.name, self._options)
-        self._num_returns = self._task_options.num_returns
+        self._task_options = _task_options(exported, self._options)
+        self._is_single = is_single(self._task_options.num_returns)
         self._session = core.worker_id
         return core
 
@@ -166,20 +186,22 @@ def _check_function(function: Callable[..., Any], options: Options) -> None:
             f"{name} is an async function, which can not be a task;"
             " make it a method of an actor, or call asyncio.run() inside a plain function."
         )
-    if inspect.isgeneratorfunction(function) and options.get("num_returns") is None:
-        raise ValueError(
-            f"{name} is a generator function, and streaming returns are not supported yet;"
-            " give num_returns=n, or return a list."
-        )
+    _returns_of(function, options)
 
 
-def _task_options(name: str, options: Options) -> TaskOptions:
+def _returns_of(function: Callable[..., Any], options: Options) -> int:
+    return returns_of(
+        function.__qualname__, options, is_generator=inspect.isgeneratorfunction(function)
+    )
+
+
+def _task_options(exported: _Exported, options: Options) -> TaskOptions:
     max_calls = options.get("max_calls")
     if max_calls is None:
         max_calls = 1 if options.get("num_gpus") else 0
     return TaskOptions(
-        name=options.get("name", name),
-        num_returns=options.get("num_returns", 1),
+        name=options.get("name", exported.name),
+        num_returns=_returns_of(exported.function, options),
         resources=resources_of(options, default_cpus=1),
         max_retries=options.get("max_retries", DEFAULT_TASK_RETRIES),
         retry_exceptions=retry_rule(options),

@@ -7,6 +7,7 @@ from typing import Any
 
 from skate_core_ids import ActorID, JobID, NodeID, WorkerID
 from skate_worker.context import TaskContext
+from skate_worker.generator_returns import references_of
 
 
 class RecordingCore:
@@ -36,7 +37,7 @@ class RecordingCore:
 
     def submit_task(self, function_id: bytes, args: Any, kwargs: Any, options: Any) -> list[Any]:
         self.calls.append(("task", function_id, args, kwargs, options))
-        return [f"ref{index}" for index in range(options.num_returns)]
+        return [f"ref{index}" for index in range(references_of(options.num_returns))]
 
     def create_actor(self, class_id: bytes, args: Any, kwargs: Any, options: Any) -> Any:
         self.calls.append(("create", class_id, args, kwargs, options))
@@ -44,7 +45,7 @@ class RecordingCore:
 
     def submit_actor_task(self, actor_id: bytes, args: Any, kwargs: Any, options: Any) -> list[Any]:
         self.calls.append(("call", actor_id, args, kwargs, options))
-        return [f"ref{index}" for index in range(options.num_returns)]
+        return [f"ref{index}" for index in range(references_of(options.num_returns))]
 
     def named_actor(self, name: str, namespace: str) -> Any:
         wanted = (name, namespace or self.namespace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from skate.actor_state import decode_state
 from skate_worker import current
 from skate_worker.context import TaskContext
 from skate_worker.errors import ActorHandleNotFoundError
+from skate_worker.generator_returns import STATIC, STREAMING, decode_returns
 
 
 class Base:
@@ -220,12 +222,61 @@ def test_method_arguments_are_checked_at_the_call(core: RecordingCore) -> None:
             handle.add.remote(*args, **kwargs)
 
 
-def test_generator_method_is_refused_without_a_number_of_returns(core: RecordingCore) -> None:
+def test_generator_method_streams_unless_told_otherwise(core: RecordingCore) -> None:
     handle = Counter.remote(1)
 
-    with pytest.raises(ValueError, match="generator"):
-        handle.stream.remote()
+    assert handle.stream.remote() == "ref0"
     assert handle.stream.options(num_returns=2).remote() == ["ref0", "ref1"]
+    assert handle.stream.options(_generator_backpressure_num_objects=3).remote() == "ref0"
+    assert handle.stream.options(name="other").remote() == "ref0"
+    assert [decode_returns(call[4].num_returns) for call in core.calls[1:]] == [
+        (STREAMING, 0),
+        (STATIC, 2),
+        (STREAMING, 3),
+        (STREAMING, 0),
+    ]
+
+
+def test_stream_of_a_method_that_does_not_yield_is_refused(core: RecordingCore) -> None:
+    class Source:
+        @skate.method(num_returns="streaming")
+        def one(self) -> int:
+            return 1
+
+    with pytest.raises(ValueError, match=r"Source\.one does not yield"):
+        skate.remote(Source)
+    with pytest.raises(ValueError, match="does not yield"):
+        Counter.remote(1).add.options(num_returns="streaming")
+
+
+def test_bound_is_refused_for_async_actors_only(core: RecordingCore) -> None:
+    class Source:
+        async def stream(self) -> AsyncIterator[int]:
+            yield 1
+
+        def plain(self) -> Iterator[int]:
+            yield 1
+
+    class Bounded:
+        @skate.method(_generator_backpressure_num_objects=2)
+        def stream(self) -> Iterator[int]:
+            yield 1
+
+    handle = skate.remote(Source).remote()
+    for method in (handle.stream, handle.plain):
+        with pytest.raises(ValueError, match="async actor"):
+            method.options(_generator_backpressure_num_objects=2)
+    bounded = skate.remote(Bounded).remote()
+    bounded.stream.remote()
+    bounded.stream.options(num_returns="streaming").remote()
+    bounded.stream.options(_generator_backpressure_num_objects=-1).remote()
+    bounded.stream.options(num_returns=3).remote()
+    assert [decode_returns(call[4].num_returns) for call in core.calls[-4:]] == [
+        (STREAMING, 2),
+        (STREAMING, 2),
+        (STREAMING, 0),
+        (STATIC, 3),
+    ]
 
 
 def test_unknown_method_raises_attribute_error(core: RecordingCore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import skate
 from skate_worker import current
 from skate_worker.errors import NotInitializedError, UnknownOwnerError
 from skate_worker.object_ref import ObjectRef
+from skate_worker.object_ref_generator import ObjectRefGenerator
 
 
 class Runtime:
@@ -190,3 +192,48 @@ def test_reference_of_an_ended_session_is_refused(runtime: Runtime) -> None:
 def test_without_a_session_calls_raise(call: Any) -> None:
     with pytest.raises(NotInitializedError):
         call()
+
+
+class Stream:
+    """What a generator reads of its stream."""
+
+    is_finished = True
+    task_id = b"\x05" * 24
+
+    def __init__(self) -> None:
+        self.head = Entry(b"\x05" * 28)
+
+
+def generator() -> ObjectRefGenerator[Any]:
+    core: Any = current.current_core()
+    stream: Any = Stream()
+    return ObjectRefGenerator(core, stream, ref(5))
+
+
+def test_get_of_a_generator_is_the_generator(runtime: Runtime) -> None:
+    made = generator()
+    assert skate.get(made) is made
+    assert runtime.calls == []
+
+
+def test_wait_and_cancel_take_generators(runtime: Runtime) -> None:
+    made, other = generator(), ref(1)
+    assert skate.wait([made, other]) == ([made], [other])
+    skate.cancel(made)
+    assert [call[0] for call in runtime.calls] == ["wait", "cancel"]
+    with pytest.raises(ValueError, match="same one twice"):
+        skate.wait([made, made])
+    with pytest.raises(TypeError, match="the list has int"):
+        skate.wait([made, 3])
+
+
+def test_generator_refuses_what_only_a_local_one_can_do(runtime: Runtime) -> None:
+    made = generator()
+    for call in (lambda: made.send(1), lambda: made.throw(ValueError), made.close):
+        with pytest.raises(NotImplementedError):
+            call()
+    for coroutine in (made.asend(1), made.athrow(ValueError), made.aclose()):
+        with pytest.raises(NotImplementedError):
+            coroutine.send(None)
+    with pytest.raises(TypeError, match="pass the references"):
+        pickle.dumps(made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import cloudpickle
@@ -14,6 +15,7 @@ from libs.api.tests.unit.recording_core import RecordingCore
 from skate.remote_function import RemoteFunction
 from skate_worker import current
 from skate_worker.errors import NotInitializedError
+from skate_worker.generator_returns import DYNAMIC, STATIC, STREAMING, decode_returns
 
 
 @skate.remote
@@ -180,13 +182,61 @@ def test_async_function_is_refused() -> None:
         skate.remote(work)
 
 
-def test_generator_function_needs_a_number_of_returns(core: RecordingCore) -> None:
-    def work() -> Any:
-        yield 1
+def numbers(count: int) -> Iterator[int]:
+    """Yield so many numbers."""
+    yield from range(count)
 
-    with pytest.raises(ValueError, match="generator"):
-        skate.remote(work)
-    assert skate.remote(num_returns=2)(work).remote() == ["ref0", "ref1"]
+
+@pytest.mark.parametrize(
+    ("options", "kind", "result"),
+    [
+        ({}, (STREAMING, 0), "ref0"),
+        ({"num_returns": "streaming"}, (STREAMING, 0), "ref0"),
+        ({"_generator_backpressure_num_objects": 4}, (STREAMING, 4), "ref0"),
+        ({"_generator_backpressure_num_objects": -1}, (STREAMING, 0), "ref0"),
+        ({"num_returns": "dynamic"}, (DYNAMIC, 0), "ref0"),
+        ({"num_returns": 1}, (STATIC, 1), "ref0"),
+        ({"num_returns": 3}, (STATIC, 3), ["ref0", "ref1", "ref2"]),
+    ],
+)
+def test_generator_function_streams_unless_told_otherwise(
+    core: RecordingCore, options: dict[str, Any], kind: tuple[int, int], result: Any
+) -> None:
+    given: Any = skate.remote(numbers).options(**options).remote(5)
+    assert given == result
+    assert decode_returns(core.calls[0][4].num_returns) == kind
+
+
+def test_generator_function_without_returns_gives_none(core: RecordingCore) -> None:
+    assert skate.remote(num_returns=0)(numbers).remote(5) is None
+
+
+def test_bound_holds_for_other_options_of_the_same_stream(core: RecordingCore) -> None:
+    bounded = skate.remote(_generator_backpressure_num_objects=2)(numbers)
+    bounded.options(num_returns="streaming", max_retries=0).remote(1)
+    bounded.options(num_returns=3).remote(1)
+    assert [decode_returns(call[4].num_returns) for call in core.calls] == [
+        (STREAMING, 2),
+        (STATIC, 3),
+    ]
+
+
+def test_stream_of_a_function_that_does_not_yield_is_refused_where_it_is_written() -> None:
+    with pytest.raises(ValueError, match="does not yield"):
+        skate.remote(num_returns="streaming")(len_of)
+    with pytest.raises(ValueError, match="does not yield"):
+        skate.remote(len_of).options(num_returns="streaming")
+
+
+def len_of(value: Any) -> int:
+    return len(value)
+
+
+def test_bound_without_a_stream_is_refused() -> None:
+    for wrong in ({}, {"num_returns": 2}, {"num_returns": "dynamic"}):
+        function: Any = numbers if wrong else len_of
+        with pytest.raises(ValueError, match="is for streaming generators"):
+            skate.remote(_generator_backpressure_num_objects=2, **wrong)(function)
 
 
 def test_without_session_and_without_leave_to_start_one_remote_raises() -> None:

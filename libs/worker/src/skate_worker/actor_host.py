@@ -25,6 +25,7 @@ from skate_worker.errors import TaskCancelledError, make_task_error
 from skate_worker.execution import Executor, Work, WorkerExit, exit_request, load_arguments
 from skate_worker.outcome import OutcomeWriter
 from skate_worker.peers import Peer
+from skate_worker.production import ProductionCancelledError
 from skate_worker.serialization import serialize
 from skate_worker.task_protocol import CreationTask, PushCall
 
@@ -176,6 +177,11 @@ class _ConcurrentCalls:
             _send(send, outcome)
 
 
+def _nothing() -> None:
+    # No interrupt reaches a thread of a pool.
+    return None
+
+
 def _send(send: Callable[[Any], None], outcome: Any) -> None:
     try:
         send(outcome)
@@ -207,7 +213,15 @@ class ThreadedCalls(_ConcurrentCalls):
         try:
             method = getattr(self.executor.actor, message.method)
             args, kwargs = load_arguments(self.core, message)
-            outcome = self.success(peer, message, method(*args, **kwargs), started_s)
+            value = method(*args, **kwargs)
+            if message.num_returns < 0:
+                outcome = self.executor.producers.run(
+                    peer, message, value, started_s, hold=_nothing, allow=_nothing
+                )
+            else:
+                outcome = self.success(peer, message, value, started_s)
+        except ProductionCancelledError:
+            outcome = self.cancelled(message)
         except WorkerExit as request:
             self.executor.exit_soon(request.reason)
             return
@@ -275,7 +289,11 @@ class AsyncCalls(_ConcurrentCalls):
                 value = method(*args, **kwargs)
                 if inspect.isawaitable(value):
                     value = await value
-                outcome = self.success(peer, message, value, started_s)
+                if message.num_returns < 0:
+                    producers = self.executor.producers
+                    outcome = await producers.run_async(peer, message, value, started_s)
+                else:
+                    outcome = self.success(peer, message, value, started_s)
         except asyncio.CancelledError:
             outcome = self.cancelled(message)
         except (WorkerExit, SystemExit) as request:

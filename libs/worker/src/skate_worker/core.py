@@ -10,6 +10,7 @@ from skate_rpc import node_protocol as node
 from skate_worker.actor_management import ActorManagement
 from skate_worker.execution import Executor
 from skate_worker.outcome import OutcomeWriter
+from skate_worker.streams import Streams
 
 
 class CoreWorker(ActorManagement):
@@ -21,6 +22,9 @@ class CoreWorker(ActorManagement):
     def nodes(self) -> list[node.NodeView]:
         """The node table, dead nodes included."""
         return self.raylet.call("list_nodes", node.Empty(), list[node.NodeView])
+
+    def _make_streams(self) -> Streams:
+        return Streams(self, self.ownership)
 
     def _prepare_execution(self) -> None:
         from skate_worker.actor_host import ActorHost  # noqa: PLC0415 - imports asyncio; drivers never run tasks

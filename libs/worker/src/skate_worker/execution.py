@@ -22,6 +22,7 @@ from skate_worker.context import TaskContext, running_task
 from skate_worker.errors import TaskCancelledError
 from skate_worker.outcome import OutcomeWriter
 from skate_worker.peers import Connection, Peer
+from skate_worker.production import Producers
 from skate_worker.serialization import ErrorValue, deserialize, deserialize_args
 from skate_worker.task_protocol import Leaving, PushCall, PushTask, TasksGivenBack
 
@@ -50,6 +51,7 @@ class Executor:
     def __init__(self, core: CoreWorker, outcomes: OutcomeWriter) -> None:
         self._core = core
         self._outcomes = outcomes
+        self.producers = Producers(core, outcomes)
         self._queue: deque[Work] = deque()
         self._wake = threading.Lock()
         self._wake.acquire()
@@ -62,6 +64,8 @@ class Executor:
         self._calls_of: dict[bytes, int] = {}
         self._current: Work | None = None
         self._cancelling: bytes | None = None
+        self._holds_interrupt = False
+        self._was_interrupted = False
         self._main_thread = threading.get_ident()
         self.actor: Any = None  # the actor's instance, in an actor's worker
         self.actor_id = b""
@@ -118,6 +122,8 @@ class Executor:
         if current is not None and current[1].task_id == task_id:
             self._cancelling = task_id
             signal.pthread_kill(self._main_thread, signal.SIGINT)
+        else:
+            self.producers.cancel(task_id)
 
     def exit_soon(self, reason: str, code: int = 0) -> None:
         """End the main loop after the task that runs now."""
@@ -211,6 +217,18 @@ class Executor:
         ):
             self._cancelling = None
             running_task.get().is_cancelled = True
+            if self._holds_interrupt:
+                self._was_interrupted = True
+                return
+            raise KeyboardInterrupt
+
+    def _hold_interrupt(self) -> None:
+        self._holds_interrupt = True
+
+    def _allow_interrupt(self) -> None:
+        self._holds_interrupt = False
+        if self._was_interrupted:
+            self._was_interrupted = False
             raise KeyboardInterrupt
 
     def _flush(self) -> None:
@@ -287,6 +305,15 @@ class Executor:
                 function = core.functions.load(message.function_id)
             args, kwargs = load_arguments(core, message)
             value = function(*args, **kwargs)
+            if message.num_returns < 0:
+                return self.producers.run(
+                    peer,
+                    message,
+                    value,
+                    started_s,
+                    hold=self._hold_interrupt,
+                    allow=self._allow_interrupt,
+                )
             run_us = int((time.perf_counter() - started_s) * 1e6)
             del args, kwargs
             return self._outcomes.success(

@@ -31,6 +31,7 @@ from skate_worker.errors import (
 )
 from skate_worker.execution import Executor
 from skate_worker.functions import FunctionTable
+from skate_worker.machine.generator_stream import GeneratorStream
 from skate_worker.machine.references import PENDING, Owner
 from skate_worker.node_client import NodeClient
 from skate_worker.object_ref import ObjectRef
@@ -42,10 +43,13 @@ from skate_worker.specs import TaskOptions
 from skate_worker.task_protocol import (
     Cancel,
     FreeReturns,
+    ItemReturned,
+    ItemsTaken,
     LeaseBegins,
     Leaving,
     PushCall,
     PushTask,
+    StopStream,
     TakeBack,
     TaskDone,
     TaskReturned,
@@ -56,6 +60,8 @@ from skate_worker.tracing import Tracer
 
 if TYPE_CHECKING:
     from skate_worker.actor_host import ActorHost
+    from skate_worker.object_ref_generator import ObjectRefGenerator
+    from skate_worker.streams import Streams
 
 
 def _nothing_lost(reason: str) -> None:
@@ -192,6 +198,8 @@ class Membership(ABC):
         self.endpoint = self.peers.endpoint
         self.as_owner = Owner(bytes(self.worker_id), self.endpoint)
         self.completion = Completion(self.ownership, self.pid, self.ip)
+        self.streams = self._make_streams()
+        self.completion.streams = self.streams
         self.tasks = TaskSubmitter(
             self.ownership, self.completion, self.peers, self.raylet, self._loop
         )
@@ -219,6 +227,14 @@ class Membership(ABC):
     def _prepare_execution(self) -> None:
         """Make what runs tasks; called in workers only, before anything can arrive."""
 
+    @abstractmethod
+    def _make_streams(self) -> Streams:
+        """Make what owns the streams of this process."""
+
+    def note_stream_dropped(self, stream: GeneratorStream) -> None:
+        """A generator is gone. Runs inside ``__del__``: no lock, no I/O but a wake-up."""
+        self._loop.call_soon_threadsafe(self.streams.drop, stream)
+
     @property
     def current(self) -> TaskContext:
         """The task that the calling thread or coroutine runs."""
@@ -233,9 +249,14 @@ class Membership(ABC):
         """Tell the raylet that this worker ends on purpose."""
         self.raylet.send(node.Exiting(reason))
 
-    def cancel(self, ref: ObjectRef[Any], force: bool = False, recursive: bool = True) -> None:
+    def cancel(
+        self,
+        ref: ObjectRef[Any] | ObjectRefGenerator[Any],
+        force: bool = False,
+        recursive: bool = True,
+    ) -> None:
         """Stop the task that makes ``ref``; nothing happens when it has finished."""
-        entry = ref._entry
+        entry = (ref if isinstance(ref, ObjectRef) else ref.completed())._entry
         if entry.state != PENDING:
             return
         self._cancel(entry.object_id[:24], force, recursive)
@@ -319,6 +340,12 @@ class Membership(ABC):
             self._running().resources = message.resources
         elif kind is FreeReturns and self.outcomes is not None:
             self.outcomes.free(message.task_id)
+        elif kind is ItemReturned:
+            self.streams.on_item(peer, message)
+        elif kind is ItemsTaken:
+            self._running().producers.on_taken(message.task_id, message.consumed)
+        elif kind is StopStream:
+            self._running().producers.stop(message.task_id)
         else:
             self.ownership.on_message(peer, message)
 
@@ -339,6 +366,7 @@ class Membership(ABC):
         self.ownership.on_process_lost(worker_id, cause)
         if self.outcomes is not None:
             self.outcomes.owner_lost(worker_id)
+            self._running().producers.owner_lost(worker_id)
 
     def _on_exit_now(self, message: node.ExitNow) -> None:
         if math.isinf(message.grace_s):

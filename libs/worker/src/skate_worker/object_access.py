@@ -98,6 +98,23 @@ class ObjectAccess(Membership):
                 self.ownership.unwatch_all(unique, count)
                 self._load(entry)
 
+    def wait_for_entry(self, entry: Entry) -> None:
+        """Wait until the entry is settled."""
+        count = self.new_count()
+        if self.ownership.watch(entry, count):
+            try:
+                self._block(count, None)
+            finally:
+                self.ownership.unwatch_all([entry], count)
+
+    def new_count(self) -> ReadyCount:
+        """What one thread waits at until it is called once."""
+        return ReadyCount(1)
+
+    def wait_at(self, count: ReadyCount) -> None:
+        """Wait until ``count`` opens; a worker that waits long lends its CPU."""
+        self._block(count, None)
+
     def _block(self, count: ReadyCount, timeout_s: float | None) -> bool:
         executor = self.executor
         if executor is None or not executor.is_executing_here():

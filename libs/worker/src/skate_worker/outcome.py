@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skate_worker.errors import make_task_error
+from skate_worker.generator_returns import references_of
 from skate_worker.machine.references import Entry
 from skate_worker.ownership import (
     INLINE_MAX_BYTES,
@@ -56,6 +57,31 @@ class OutcomeWriter:
             self._pins[task_id] = (peer.worker_id, pinned)
         return TaskReturned(task_id, returns, run_us, holds_pins=bool(pinned))
 
+    def item(
+        self, peer: Peer, task_id: bytes, index: int, value: Serialized
+    ) -> tuple[Returned, bool]:
+        """One return of a task that yields, and whether pins are held for it: under its id."""
+        pinned: list[Entry] = []
+        is_inline = value.total_bytes <= INLINE_MAX_BYTES
+        returned = self._returned(peer, task_id, index, value, pinned, is_inline)
+        if pinned:
+            self._pins[task_id + index.to_bytes(4, "big")] = (peer.worker_id, pinned)
+        return returned, bool(pinned)
+
+    def discard(self, object_id: bytes, returned: Returned) -> None:
+        """An item's owner is gone: nobody else will free it."""
+        self.free(object_id)
+        store = self._ownership.store
+        if returned.node_id and store is not None:
+            store.delete([object_id])
+
+    def join(self, task_id: bytes, item_ids: list[bytes]) -> bool:
+        """Hold the pins of items under their task's id. Returns whether there are any."""
+        held = [pins for pins in (self._pins.pop(key, None) for key in item_ids) if pins]
+        if held:
+            self._pins[task_id] = (held[0][0], [entry for pins in held for entry in pins[1]])
+        return bool(held)
+
     def failure(
         self,
         task_id: bytes,
@@ -90,7 +116,7 @@ class OutcomeWriter:
     ) -> TaskReturned:
         """The outcome of a call that ended with an error that is sent as it is."""
         data = serialize(error, is_error=True).to_bytes()
-        returns = [Returned(data, is_error=True) for _ in range(num_returns)]
+        returns = [Returned(data, is_error=True) for _ in range(references_of(num_returns))]
         return TaskReturned(
             task_id, returns, run_us, is_error=is_user_error, is_cancelled=is_cancelled
         )

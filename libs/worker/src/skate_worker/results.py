@@ -7,7 +7,7 @@ values; ``finish`` runs after it without the lock, wakes who waits and sends wha
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skate_rpc.stream import StreamClosedError
 from skate_worker.errors import make_dependency_error
@@ -17,6 +17,9 @@ from skate_worker.peers import Peer
 from skate_worker.serialization import ErrorValue, deserialize, serialize
 from skate_worker.submission import Submission
 from skate_worker.task_protocol import FreeReturns, TaskDone, TaskReturned
+
+if TYPE_CHECKING:
+    from skate_worker.streams import Streams
 
 
 class Completion:
@@ -29,6 +32,7 @@ class Completion:
         self._waiters: Waiters = []
         self._released: list[Entry] = []
         self.on_end: Callable[[Submission, str], None] | None = None
+        self.streams: Streams | None = None
 
     def settle(self, finished: list[tuple[Submission, Any]]) -> None:
         """Write the values of the common outcomes. With the lock."""
@@ -100,12 +104,14 @@ class Completion:
         if not rule or result.is_cancelled or submission.is_cancelled:
             return False
         if not isinstance(rule, bool):
-            stored = deserialize(result.returns[0].data)
+            stored = deserialize(result.returns[-1].data)  # earlier ones may have succeeded
             if not isinstance(stored, ErrorValue) or not isinstance(stored.to_raise(), rule):
                 return False
         return submission.take_attempt()
 
     def _take_returns(self, peer: Peer, submission: Submission, result: TaskReturned) -> None:
+        if result.items >= 0 and self.streams is not None:
+            self.streams.on_outcome(submission, result)
         ownership = self._ownership
         waiters: Waiters = []
         released: list[Entry] = []

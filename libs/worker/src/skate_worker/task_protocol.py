@@ -138,7 +138,23 @@ class LeaseBegins(TaskMessage, tag=21):
 
 
 class FreeReturns(TaskMessage, tag=20):
-    """The owner holds what the returns of this task contain; the executor's pins may go."""
+    """The owner holds what the returns of this task contain; the executor's pins may go.
+
+    For an item of a stream ``task_id`` is the item's object id.
+    """
+
+    task_id: bytes
+
+
+class ItemsTaken(TaskMessage, tag=22):
+    """So many items of a stream were consumed: its producer may have paused for them."""
+
+    task_id: bytes
+    consumed: int
+
+
+class StopStream(TaskMessage, tag=23):
+    """Nobody will read more of this stream: its generator is to be closed at its next yield."""
 
     task_id: bytes
 
@@ -163,6 +179,7 @@ class TaskReturned(TaskMessage, tag=33):
     is_error: bool = False  # user code raised: may be retried by retry_exceptions
     holds_pins: bool = False  # answer with FreeReturns
     is_cancelled: bool = False
+    items: int = -1  # how many items a stream had; -1: the task is none
 
 
 class TasksGivenBack(TaskMessage, tag=34):
@@ -185,6 +202,16 @@ class Leaving(TaskMessage, tag=35):
     running_task: bytes = b""
 
 
+class ItemReturned(TaskMessage, tag=36):
+    """A stream yielded. Items of one attempt come in order, and before the task's outcome."""
+
+    task_id: bytes
+    index: int
+    value: Returned
+    attempt: int = 0
+    holds_pins: bool = False  # answer with FreeReturns of the item's id
+
+
 AnyMessage = (
     Hello
     | AskObject
@@ -198,10 +225,13 @@ AnyMessage = (
     | Cancel
     | FreeReturns
     | LeaseBegins
+    | ItemsTaken
+    | StopStream
     | TaskDone
     | TaskReturned
     | TasksGivenBack
     | Leaving
+    | ItemReturned
 )
 
 

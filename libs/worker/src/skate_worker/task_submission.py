@@ -97,6 +97,8 @@ class TaskSubmission(ObjectAccess):
                 entry.task_id = task_id
                 submission.entries = [entry]
                 refs.append(ObjectRef(self, entry))
+            elif num_returns < 0:
+                refs = self.streams.begin(submission, num_returns)
             else:
                 for index in range(1, num_returns + 1):
                     entry = ownership.table.own(task_id + index.to_bytes(4, "big"))

@@ -1,0 +1,219 @@
+"""The streams of this process: generators that run elsewhere and whose items it owns.
+
+The decisions are in ``machine.generator_stream``; this shell gives items their values, wakes who
+waits, and tells producers what was taken and when to stop. A stream is known here while its task
+has no outcome; what is unread afterwards is held by its ``ObjectRefGenerator`` alone.
+
+Before it: ``task_submission`` (which begins a stream) and the executor's messages. After it:
+``object_ref_generator``, what the user iterates over.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from skate_rpc.stream import StreamClosedError
+from skate_worker.generator_returns import DYNAMIC, STATIC, decode_returns
+from skate_worker.machine.generator_stream import GeneratorStream, item_id
+from skate_worker.machine.references import FAILED, INLINE, STORED, Entry
+from skate_worker.object_ref import ObjectRef
+from skate_worker.object_ref_generator import DynamicObjectRefGenerator, ObjectRefGenerator
+from skate_worker.ownership import Ownership, Waiters, contained_entries, wake
+from skate_worker.peers import Peer
+from skate_worker.serialization import serialize
+from skate_worker.submission import Submission
+from skate_worker.task_protocol import (
+    FreeReturns,
+    ItemReturned,
+    ItemsTaken,
+    Returned,
+    StopStream,
+    TaskReturned,
+)
+
+if TYPE_CHECKING:
+    from skate_worker.object_access import ObjectAccess
+
+UNREPORTED_MAX = 256
+"""Items that were stored when their producer died, and whose messages were still in it."""
+
+
+class Streams:
+    """The owner's side of every stream of this process. Thread-safe where it says so."""
+
+    def __init__(self, core: ObjectAccess, ownership: Ownership) -> None:
+        self._core = core
+        self._ownership = ownership
+        self._running: dict[bytes, GeneratorStream] = {}
+
+    def begin(self, submission: Submission, num_returns: int) -> list[Any]:
+        """What ``.remote()`` gives for a generator. With the lock, before the task is sent."""
+        core = self._core
+        kind, count = decode_returns(num_returns)
+        task_id = submission.task_id
+        table = self._ownership.table
+        for index in range(1, (count if kind == STATIC else 1) + 1):
+            entry = table.own(task_id + index.to_bytes(4, "big"))
+            entry.task_id = task_id
+            submission.entries.append(entry)
+        refs: list[Any] = [ObjectRef(core, entry) for entry in submission.entries]
+        if kind == STATIC:
+            return refs
+        stream = GeneratorStream(table, task_id, count)
+        self._running[task_id] = stream
+        submission.entries[0].waiters = [partial(self._completed, submission, stream)]
+        return refs if kind == DYNAMIC else [ObjectRefGenerator(core, stream, refs[0])]
+
+    # ---- the consumer; on any thread ----
+
+    def take(self, stream: GeneratorStream) -> Entry | None:
+        """The next item's entry, with one local reference; None: not here yet, or the end."""
+        with self._ownership.lock:
+            entry = stream.take()
+            consumed = stream.credit() if stream.limit else None
+        if consumed is not None:
+            self._tell(stream.producer, ItemsTaken(stream.task_id, consumed))
+        return entry
+
+    def drop(self, stream: GeneratorStream) -> None:
+        """The generator is gone: free what is unread and stop the producer."""
+        released: list[Entry] = []
+        with self._ownership.lock:
+            stream.drop(released)
+        if released:
+            self._ownership.finish_released(released)
+        if stream.end is None and stream.producer is not None:
+            self._tell(stream.producer, StopStream(stream.task_id))
+
+    # ---- the producer; on the loop's thread ----
+
+    def on_item(self, peer: Peer, message: ItemReturned) -> None:
+        """A stream of ours yielded."""
+        returned = message.value
+        stream = self._running.get(message.task_id)
+        entry: Entry | None = None
+        consumed: int | None = None
+        waiters: Waiters = []
+        with self._ownership.lock:
+            if stream is not None:
+                entry = stream.accept(message.index, message.attempt)
+                if message.attempt == stream.attempt:
+                    stream.producer = peer
+                    consumed = stream.credit()
+            if entry is not None and not returned.contained:
+                waiters = _fill(entry, returned)
+        if entry is None:
+            self._refuse(peer, stream, message)
+        elif returned.contained:
+            self._fill_container(peer, entry, message)
+        wake(waiters)
+        if consumed is not None:
+            self._tell(peer, ItemsTaken(message.task_id, consumed))
+
+    def on_outcome(self, submission: Submission, result: TaskReturned) -> None:
+        """The task yielded its last; its completion is settled next."""
+        stream = self._running.get(submission.task_id)
+        if stream is None:
+            return
+        stream.announced = result.items
+        if decode_returns(submission.message.num_returns)[0] == DYNAMIC:
+            result.returns = [self._collect(stream, submission.entries[0])]
+
+    def _fill_container(self, peer: Peer, entry: Entry, message: ItemReturned) -> None:
+        # What the value refers to is held, and the owners know it, before anyone sees the value.
+        ownership = self._ownership
+        freed = partial(self._tell, peer, FreeReturns(entry.object_id))
+        ownership.take_contained(
+            entry, message.value.contained, peer, freed if message.holds_pins else None
+        )
+        with ownership.lock:
+            waiters = _fill(entry, message.value)
+            is_released = entry.is_released
+        wake(waiters)
+        if is_released and entry.state == STORED:
+            ownership.finish_released([entry])
+
+    def _refuse(self, peer: Peer, stream: GeneratorStream | None, message: ItemReturned) -> None:
+        # Nobody wants the value: it came twice, or too late.
+        object_id = item_id(message.task_id, message.index)
+        unwanted = Entry(object_id, None)
+        unwanted.is_released = True
+        if message.value.contained:
+            freed = partial(self._tell, peer, FreeReturns(object_id))
+            self._ownership.take_contained(
+                unwanted, message.value.contained, peer, freed if message.holds_pins else None
+            )
+        if stream is None or stream.is_dropped:
+            self._tell(peer, StopStream(message.task_id))
+        if message.value.data or (stream is not None and message.attempt < stream.attempt):
+            return
+        with self._ownership.lock:
+            held = self._ownership.table.entries.get(object_id)
+            _fill(unwanted, message.value)
+        # Another attempt's copy on the same node is the same object in the store.
+        if held is None or held.state != STORED or held.node_id != unwanted.node_id:
+            self._ownership.finish_released([unwanted])
+
+    def _completed(
+        self, submission: Submission, stream: GeneratorStream, completion: Entry
+    ) -> None:
+        # The task has its outcome, whichever way: from the executor, or from the runtime.
+        self._running.pop(stream.task_id, None)
+        released: list[Entry] = []
+        with self._ownership.lock:
+            if completion.state == FAILED:
+                waiters = stream.fail(completion.data, released)
+            else:
+                waiters = stream.finish(released)
+        if released:
+            self._ownership.finish_released(released)
+        if completion.state == FAILED or submission.message.attempt:
+            self._delete_unreported(stream)
+        wake(waiters)
+
+    def _delete_unreported(self, stream: GeneratorStream) -> None:
+        # A producer that died may have stored items and not lived to say so.
+        store = self._ownership.store
+        if store is None:
+            return
+        live = self._ownership.table.entries
+        unreported: dict[bytes, None] = {}
+        for first in (stream.arrived, stream.end or 0):
+            for index in range(max(0, first - 1), first + UNREPORTED_MAX):
+                object_id = item_id(stream.task_id, index)
+                entry = live.get(object_id)
+                if entry is None or entry.state != STORED:
+                    unreported[object_id] = None
+        store.delete(list(unreported))
+
+    def _collect(self, stream: GeneratorStream, completion: Entry) -> Returned:
+        # The value of a dynamic return: references to all items, which this process owns.
+        ownership = self._ownership
+        refs: list[ObjectRef[Any]] = []
+        with ownership.lock:
+            while (entry := stream.take()) is not None:
+                refs.append(ObjectRef(self._core, entry))
+        value = serialize(DynamicObjectRefGenerator(refs))
+        with ownership.lock:
+            if not completion.is_released and value.contained:
+                completion.contained = contained_entries(value)
+                for inner in completion.contained:
+                    inner.pins += 1
+        return Returned(value.to_bytes())
+
+    def _tell(self, peer: Peer, message: Any) -> None:
+        try:
+            peer.connection.post(message)
+        except StreamClosedError:
+            return  # the producer is gone, and what it held with it
+
+
+def _fill(entry: Entry, returned: Returned) -> Waiters:
+    if returned.data:
+        waiters = entry.settle(FAILED if returned.is_error else INLINE, returned.data)
+    else:
+        entry.node_id = returned.node_id
+        entry.size_bytes = returned.size_bytes
+        waiters = entry.settle(STORED, None)
+    return [(entry, waiters)] if waiters else []
