@@ -367,6 +367,12 @@ class Ownership:
         self, entries: list[Entry], caller: Peer | None, then: Callable[[], None]
     ) -> None:
         """Register this process as borrower of ``entries`` with each owner."""
+        if caller is not None and (
+            self.peers is None or self.peers.find(caller.worker_id) is not caller
+        ):
+            # Both sides dialled at once and there are two connections: what is sent to the owner
+            # later goes by the other, so the order of this one says nothing.
+            caller = None
         by_owner: dict[Owner, list[bytes]] = {}
         for entry in entries:
             assert entry.owner is not None
@@ -420,14 +426,19 @@ class Ownership:
             if released:
                 self.finish_released(released)
 
-    def on_process_lost(self, worker_id: bytes, cause: str) -> None:
-        """A process died: its borrows end, and what it owned is lost to this process."""
+    def end_borrows_of(self, worker_id: bytes) -> None:
+        """A process is dead: it holds nothing of this one any more."""
         released: list[Entry] = []
         with self.lock:
             self.table.lose_borrower(worker_id, released)
-            orphans = [e for e in self.table.owned_by(worker_id) if e.state == PENDING]
         if released:
             self.finish_released(released)
+
+    def on_process_lost(self, worker_id: bytes, cause: str) -> None:
+        """A process died: its borrows end, and what it owned is lost to this process."""
+        self.end_borrows_of(worker_id)
+        with self.lock:
+            orphans = [e for e in self.table.owned_by(worker_id) if e.state == PENDING]
         for entry in orphans:
             self.fail(
                 (entry,), OwnerDiedError(entry.object_id.hex(), worker_id.hex(), detail=cause)
@@ -440,6 +451,10 @@ class Ownership:
         with self.lock:
             entry = self.table.entries.get(message.object_id)
         if entry is None or entry.state != PENDING:
+            # Nobody waits for it any more: what the owner registered for this process ends.
+            unused = [r.object_id for r in message.contained if r.owner_id == peer.worker_id]
+            if unused:
+                self._send(peer, EndBorrow(unused))
             return
         if message.failure:
             self.fail((entry,), ObjectFreedError(message.object_id.hex()))
@@ -479,7 +494,8 @@ class Ownership:
         else:
             is_error = entry.state == FAILED
             answer = ObjectValue(entry.object_id, entry.data, is_error, contained=contained)
-        self._send(peer, answer)
+        if not self._send(peer, answer):
+            self.end_borrows_of(peer.worker_id)  # it died before the answer, and registered it is
 
     def _borrow_known(self, number: int) -> None:
         waiting = self._after_borrow.pop(number, None)
