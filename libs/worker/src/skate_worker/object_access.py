@@ -122,7 +122,12 @@ class ObjectAccess(Membership):
             return deserialize(self._stored(entry))
         value = deserialize(entry.data)
         if isinstance(value, ErrorValue):
-            raise value.to_raise()
+            try:
+                raise value.to_raise()
+            finally:
+                # The error leads to this frame: with it in here they would hold each other, and all
+                # references in the frames of the caller, until the garbage collector comes by.
+                del value
         raise SkateSystemError(f"Object {entry.object_id.hex()} failed without an error.")
 
     def _stored(self, entry: Entry) -> memoryview:

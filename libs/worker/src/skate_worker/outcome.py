@@ -65,8 +65,8 @@ class OutcomeWriter:
         if peer.connection.is_closed:
             # Its end was noticed before there was anything to free, and nobody else frees it now.
             self._delete_written(task_id, returns)
+            self._ownership.end_borrows(pinned, peer.worker_id)
             self.free(task_id)
-            self._ownership.end_borrows_of(peer.worker_id)
         return TaskReturned(task_id, returns, run_us, holds_pins=bool(pinned))
 
     def failure(

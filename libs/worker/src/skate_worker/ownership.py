@@ -47,6 +47,21 @@ if TYPE_CHECKING:
 INLINE_MAX_BYTES = 100 * 1024  # SURFACE 3.1
 INLINE_TOTAL_MAX_BYTES = 10 << 20  # of one message; SURFACE 3.1
 DROPS_BEFORE_DRAIN = 512
+# How long an owner keeps what a dead borrower held. Who got a reference from the dead one is no
+# longer covered by it, notices the death about when the owner does, and registers then.
+DEATH_GRACE_S = 2.0
+
+
+class _BorrowUnderWay:
+    """A registration that its owner has not confirmed."""
+
+    __slots__ = ("callbacks", "entries", "owner_id")
+
+    def __init__(self, owner_id: bytes, entries: list[Entry]) -> None:
+        self.owner_id = owner_id
+        self.entries = entries
+        self.callbacks: list[Callable[[], None]] = []
+
 
 Waiters = list[tuple[Entry, list[Callable[[Entry], None]]]]
 
@@ -71,14 +86,15 @@ class Ownership:
         self._loop = loop
         self._dropped: deque[Entry] = deque()
         self._is_drain_scheduled = False
-        # References unpickled and not yet registered with their owners.
-        self.untold: dict[Entry, None] = {}
+        # References unpickled of which the owner does not know for certain that this process holds
+        # them: 0, or the number of the Borrow that is under way.
+        self.untold: dict[Entry, int] = {}
         self._borrow_numbers = itertools.count(1)
         # Objects that stand for the handles of actors that this process created.
         self.actor_keepers: dict[bytes, bytes] = {}
         self.on_actor_unheld: Callable[[bytes], None] = _nobody
         self._when_unowned: Callable[[], None] | None = None
-        self._after_borrow: dict[int, tuple[bytes, Callable[[], None]]] = {}
+        self._borrows: dict[int, _BorrowUnderWay] = {}  # by number
 
     # ---- local references ----
 
@@ -277,7 +293,7 @@ class Ownership:
                         ObjectFreedError(object_id.hex()), is_error=True
                     ).to_bytes()
             elif not entry.is_told:
-                self.untold[entry] = None
+                self.untold.setdefault(entry, 0)
             return entry
 
     def reference_of(self, entry: Entry) -> Reference:
@@ -301,7 +317,7 @@ class Ownership:
         other owner has confirmed.
         """
         inner: list[Entry] = []
-        to_tell: list[Entry] = []
+        unknown: list[Entry] = []  # to their owners, as far as this process knows
         twice: list[bytes] = []
         with self.lock:
             for reference in references:
@@ -319,8 +335,8 @@ class Ownership:
                         twice.append(entry.object_id)
                     entry.is_told = True
                     self.untold.pop(entry, None)
-                elif not entry.is_told:
-                    to_tell.append(entry)
+                elif not entry.is_told or entry in self.untold:
+                    unknown.append(entry)
             if holder.is_released:
                 released: list[Entry] = []
                 self.table.unpin_all(inner, released)
@@ -329,9 +345,9 @@ class Ownership:
                 holder.contained = (holder.contained or []) + inner
         if twice:
             self._send(sender, EndBorrow(twice))
-        if to_tell:
+        if unknown:
             holder_pinned = self._pin(holder)
-            self.tell_owners(to_tell, None, lambda: self._told(holder, holder_pinned, then))
+            self.tell_owners(unknown, None, lambda: self._told(holder, holder_pinned, then))
         elif then is not None:
             then()
         if released:
@@ -356,50 +372,60 @@ class Ownership:
         ``caller``: the peer through which the covering party hears of the end; a registration with
         it needs no confirmation, because the connection keeps the order.
         """
+        # Most of what a task unpickles it has dropped by its end: that needs no registration.
+        self.drain_dropped()
         with self.lock:
-            entries = [
-                entry for entry in self.untold if not entry.is_released and not entry.is_told
-            ]
-            self.untold.clear()
+            entries = list(self.untold)
         self.tell_owners(entries, caller, then)
 
     def tell_owners(
         self, entries: list[Entry], caller: Peer | None, then: Callable[[], None]
     ) -> None:
-        """Register this process as borrower of ``entries`` with each owner."""
-        if caller is not None and (
-            self.peers is None or self.peers.find(caller.worker_id) is not caller
-        ):
+        """Register this process as borrower of ``entries`` with each owner that was not told;
+        ``then`` runs when all owners have confirmed, also those that were told before.
+        """
+        peers = self.peers
+        if caller is not None and (peers is None or peers.find(caller.worker_id) is not caller):
             # Both sides dialled at once and there are two connections: what is sent to the owner
-            # later goes by the other, so the order of this one says nothing.
+            # goes by the other one, so the order of this one says nothing.
             caller = None
-        by_owner: dict[Owner, list[bytes]] = {}
-        for entry in entries:
-            assert entry.owner is not None
-            entry.is_told = True
-            by_owner.setdefault(entry.owner, []).append(entry.object_id)
-        waits = [o for o in by_owner if caller is None or o.worker_id != caller.worker_id]
-        count = len(waits)
-        if count == 0:
-            for object_ids in by_owner.values():
-                assert caller is not None
-                self._send(caller, Borrow(0, object_ids))
+        by_owner: dict[Owner, list[Entry]] = {}
+        under_way: dict[int, None] = {}
+        with self.lock:
+            for entry in entries:
+                number = self.untold.get(entry, 0)
+                if number:
+                    under_way[number] = None
+                elif not entry.is_told and not entry.is_released:
+                    assert entry.owner is not None
+                    by_owner.setdefault(entry.owner, []).append(entry)
+            messages: list[tuple[Owner, Borrow]] = []
+            for owner, untold in by_owner.items():
+                number = next(self._borrow_numbers)
+                messages.append((owner, Borrow(number, [e.object_id for e in untold])))
+                self._borrows[number] = _BorrowUnderWay(owner.worker_id, untold)
+                under_way[number] = None
+                for entry in untold:
+                    entry.is_told = True
+                    self.untold[entry] = number
+            waits = [
+                borrow
+                for borrow in map(self._borrows.get, under_way)
+                if borrow is not None and (caller is None or borrow.owner_id != caller.worker_id)
+            ]
+            left = itertools.count(len(waits) - 1, -1)
+
+            def one_known() -> None:
+                if next(left) == 0:
+                    then()
+
+            for borrow in waits:
+                borrow.callbacks.append(one_known)
+        for owner, message in messages:
+            if not self._tell(owner, message):
+                self._borrow_known(message.number)
+        if not waits:
             then()
-            return
-        left = itertools.count(count - 1, -1)
-
-        def one_known() -> None:
-            if next(left) == 0:
-                then()
-
-        for owner, object_ids in by_owner.items():
-            if caller is not None and owner.worker_id == caller.worker_id:
-                self._send(caller, Borrow(0, object_ids))
-                continue
-            number = next(self._borrow_numbers)
-            self._after_borrow[number] = (owner.worker_id, one_known)
-            if not self._tell(owner, Borrow(number, object_ids)):
-                self._borrow_known(number)
 
     # ---- messages; on the loop's thread ----
 
@@ -426,26 +452,38 @@ class Ownership:
             if released:
                 self.finish_released(released)
 
-    def end_borrows_of(self, worker_id: bytes) -> None:
-        """A process is dead: it holds nothing of this one any more."""
-        released: list[Entry] = []
-        with self.lock:
-            self.table.lose_borrower(worker_id, released)
-        if released:
-            self.finish_released(released)
-
     def on_process_lost(self, worker_id: bytes, cause: str) -> None:
         """A process died: its borrows end, and what it owned is lost to this process."""
-        self.end_borrows_of(worker_id)
+        self._loop.call_later(DEATH_GRACE_S, self._end_borrows_of, worker_id)
+        if self.untold:
+            # The dead one may have covered some of these.
+            self.tell_untold(None, _nothing)
         with self.lock:
             orphans = [e for e in self.table.owned_by(worker_id) if e.state == PENDING]
         for entry in orphans:
             self.fail(
                 (entry,), OwnerDiedError(entry.object_id.hex(), worker_id.hex(), detail=cause)
             )
-        for number, (owner_id, _) in list(self._after_borrow.items()):
-            if owner_id == worker_id:
+        for number, borrow in list(self._borrows.items()):
+            if borrow.owner_id == worker_id:
                 self._borrow_known(number)
+
+    def _end_borrows_of(self, worker_id: bytes) -> None:
+        released: list[Entry] = []
+        with self.lock:
+            self.table.lose_borrower(worker_id, released)
+        if released:
+            self.finish_released(released)
+
+    def end_borrows(self, entries: Iterable[Entry], worker_id: bytes) -> None:
+        """Undo one registration of each entry that is owned here."""
+        released: list[Entry] = []
+        with self.lock:
+            for entry in entries:
+                if entry.owner is None:
+                    self.table.remove_borrower(entry.object_id, worker_id, released)
+        if released:
+            self.finish_released(released)
 
     def _on_value(self, peer: Peer, message: ObjectValue) -> None:
         with self.lock:
@@ -480,10 +518,11 @@ class Ownership:
     def _answer(self, peer: Peer, entry: Entry) -> None:
         contained: list[Reference] = []
         with self.lock:
-            for inner in entry.contained or ():
-                contained.append(self.reference_of(inner))
-                if inner.owner is None:
-                    self.table.add_borrower(inner.object_id, peer.worker_id)
+            inner = list(entry.contained or ())
+            for held in inner:
+                contained.append(self.reference_of(held))
+                if held.owner is None:
+                    self.table.add_borrower(held.object_id, peer.worker_id)
         if entry.state == STORED:
             answer = ObjectValue(
                 entry.object_id,
@@ -495,12 +534,18 @@ class Ownership:
             is_error = entry.state == FAILED
             answer = ObjectValue(entry.object_id, entry.data, is_error, contained=contained)
         if not self._send(peer, answer):
-            self.end_borrows_of(peer.worker_id)  # it died before the answer, and registered it is
+            self.end_borrows(inner, peer.worker_id)  # it died before the answer came
 
     def _borrow_known(self, number: int) -> None:
-        waiting = self._after_borrow.pop(number, None)
-        if waiting is not None:
-            waiting[1]()
+        with self.lock:
+            borrow = self._borrows.pop(number, None)
+            if borrow is None:
+                return
+            for entry in borrow.entries:
+                if self.untold.get(entry) == number:
+                    del self.untold[entry]
+        for callback in borrow.callbacks:
+            callback()
 
     def _ask(self, entry: Entry) -> None:
         owner = entry.owner
@@ -525,6 +570,10 @@ class Ownership:
 
 
 def _nobody(actor_id: bytes) -> None:
+    return None
+
+
+def _nothing() -> None:
     return None
 
 

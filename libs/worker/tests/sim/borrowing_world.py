@@ -59,7 +59,7 @@ def small_limits() -> Iterator[None]:
         mock.patch("skate_worker.object_access.INLINE_MAX_BYTES", INLINE_BYTES),
         mock.patch("skate_worker.outcome.INLINE_MAX_BYTES", INLINE_BYTES),
         mock.patch("skate_worker.outcome.INLINE_TOTAL_MAX_BYTES", INLINE_TOTAL_BYTES),
-        mock.patch("skate_worker.submission.INLINE_TOTAL_MAX_BYTES", INLINE_TOTAL_BYTES),
+        mock.patch("skate_worker.submission.INLINE_TOTAL_MAX_BYTES", 150),
         mock.patch("skate_worker.serialization.arguments.INLINE_LIMIT_BYTES", INLINE_BYTES),
         mock.patch(
             "skate_worker.serialization.arguments.INLINE_TOTAL_LIMIT_BYTES", INLINE_TOTAL_BYTES
@@ -202,7 +202,6 @@ class SimProcess(TaskSubmission):
         self.running: list[list[ObjectRef[Any]]] = []  # of the bodies that run
         self.out_of_band: list[bytes] = []  # ids pickled by other means, once each time
         self.exported: list[bytes] = []  # ids in the closures of exported functions
-        self.bodies: list[TaskBody] = []  # functions that it has loaded
         self.noticed: set[bytes] = set()  # dead processes that it knows of
         self.function_ids = [self.export(TaskBody([]))]
 
@@ -213,6 +212,11 @@ class SimProcess(TaskSubmission):
 
     def __repr__(self) -> str:
         return self.name
+
+    @property
+    def bodies(self) -> list[TaskBody]:
+        """The functions that it has loaded."""
+        return list(self.functions._loaded.values())
 
     def is_believed(self, asker: SimProcess) -> bool:
         """Whether ``asker`` still takes this process for alive."""
@@ -429,7 +433,6 @@ class World:
         process.out_of_band.clear()
         process.exported.clear()
         process.functions._loaded.clear()
-        process.bodies.clear()
 
     def of(self, suffix: bytes) -> bytes:
         """The next task id; stands for ``TaskIdSource``."""
@@ -546,11 +549,8 @@ class World:
         peer, message = executor._current
         if peer.worker_id in process.noticed:
             # Nobody covers its arguments any more, and nobody waits for its outcome.
-            if body not in process.bodies:
-                del process.functions._loaded[message.function_id]
+            process.functions._loaded.pop(message.function_id, None)
             return [None] * message.num_returns
-        if body not in process.bodies:
-            process.bodies.append(body)
         refs = collect(args) + body.closure
         process.running.append(refs)
         try:

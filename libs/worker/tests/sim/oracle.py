@@ -209,7 +209,7 @@ class Oracle:
             self.fail(f"{when}: {process} waits for tasks for ever")
         for what, left in (
             ("untold references", ownership.untold),
-            ("unconfirmed borrows", ownership._after_borrow),
+            ("unconfirmed borrows", ownership._borrows),
             ("pins of outcomes", process.outcomes._pins),
         ):
             if left:
@@ -217,7 +217,10 @@ class Oracle:
         expected = self._expected(process, reachable)
         for object_id, entry in table.entries.items():
             if object_id not in expected:
-                self.fail(f"{when}: {process} keeps {name_of(object_id)}, which nobody holds")
+                counts = f"local {entry.local}, pins {entry.pins}, {self._borrowers(entry)}"
+                self.fail(
+                    f"{when}: {process} keeps {name_of(object_id)}, which nobody holds ({counts})"
+                )
             if entry.state == PENDING and entry.is_asked:
                 self.fail(f"{when}: {process} waits for {name_of(object_id)} for ever")
             self._check_counts(process, entry, when)
@@ -240,9 +243,9 @@ class Oracle:
 
     def _check_counts(self, process: SimProcess, entry: Entry, when: str) -> None:
         object_id, name = entry.object_id, self._name(entry)
-        held = [r._entry.object_id for r in process.held]
-        held += [r._entry.object_id for body in process.bodies for r in body.closure]
-        if entry.local != held.count(object_id):
+        held = [*process.held, *(ref for body in process.bodies for ref in body.closure)]
+        instances = {id(ref) for ref in held if ref._entry.object_id == object_id}
+        if entry.local != len(instances):
             self.fail(f"{when}: {process} counts {entry.local} instances of {name}")
         pins = process.out_of_band.count(object_id) + process.exported.count(object_id)
         for holder in process.ownership.table.entries.values():
@@ -256,8 +259,11 @@ class Oracle:
                 if p is not process and object_id in p.ownership.table.entries
             }
             if (entry.borrowers or {}) != borrowers:
-                names = {self.world.by_id[i].name: n for i, n in (entry.borrowers or {}).items()}
-                self.fail(f"{when}: {process} takes {names} for the borrowers of {name}")
+                self.fail(f"{when}: {process} takes {self._borrowers(entry)} for those of {name}")
+
+    def _borrowers(self, entry: Entry) -> str:
+        borrowers = (entry.borrowers or {}).items()
+        return f"borrowers {[(self.world.by_id[i].name, n) for i, n in borrowers]}"
 
     def _name(self, entry: Entry) -> str:
         return self.world.name_of(entry.object_id)
