@@ -93,6 +93,7 @@ class Ownership:
         # Objects that stand for the handles of actors that this process created.
         self.actor_keepers: dict[bytes, bytes] = {}
         self.on_actor_unheld: Callable[[bytes], None] = _nobody
+        self.new_object_id: Callable[[], bytes]  # set once the process has a job
         self._when_unowned: Callable[[], None] | None = None
         self._borrows: dict[int, _BorrowUnderWay] = {}  # by number
 
@@ -144,8 +145,6 @@ class Ownership:
                         self.on_actor_unheld(actor_id)
             else:
                 self.untold.pop(entry, None)
-                if entry.is_promoted:
-                    stored.append(entry.object_id)
                 if entry.is_told:
                     ended.setdefault(entry.owner, []).append(entry.object_id)
         if stored and self.store is not None:
@@ -254,21 +253,24 @@ class Ownership:
             store.delete([object_id])
             store.put(object_id, value.parts, value.total_bytes, owner=owner_id)
 
-    def promote(self, entry: Entry) -> None:
-        """Move an inline value into the node's store, where any number of them fits a message."""
+    def promote(self, entry: Entry) -> Entry:
+        """A copy of an inline value in the node's store, where any number of them fits a message.
+
+        An object of its own, pinned once: other processes may promote the same value, and each copy
+        ends with its own use.
+        """
         store = self.store
         assert store is not None
         data = entry.data
-        try:
-            store.put(entry.object_id, (data,), len(data), owner=self.worker_id)
-        except ObjectExistsError:
-            pass  # a process of this node that holds it too was first
+        object_id = self.new_object_id()
+        store.put(object_id, (data,), len(data), owner=self.worker_id)
         with self.lock:
-            entry.is_promoted = entry.owner is not None
-            entry.state = STORED
-            entry.node_id = self.node_id
-            entry.size_bytes = len(data)
-            entry.data = None
+            copy = self.table.own(object_id)
+            copy.local, copy.pins = 0, 1
+            copy.state = STORED
+            copy.node_id = self.node_id
+            copy.size_bytes = len(data)
+        return copy
 
     # ---- references that travel ----
 

@@ -37,6 +37,7 @@ from skate_worker.peers import Peer, Peers
 from skate_worker.results import Completion
 from skate_worker.specs import TaskOptions
 from skate_worker.submission import Submission
+from skate_worker.task_protocol import TaskReturned
 from skate_worker.task_submission import TaskSubmission
 
 NODE_ID = b"n" * 28
@@ -140,7 +141,6 @@ class SimSubmitter:
         for submission, _, target in list(self.pending.values()):
             if target != peer.worker_id:
                 continue
-            self._forget_returns(submission)  # what its last attempt returned is not coming
             if submission.take_attempt():
                 self.submit(submission)
             else:
@@ -148,13 +148,8 @@ class SimSubmitter:
 
     def _fail(self, submission: Submission) -> None:
         self.pending.pop(submission.task_id, None)
-        self._forget_returns(submission)
+        self.process.world.oracle.forget_returns(submission)
         self.process.completion.fail(submission, WorkerCrashedError("its process died"))
-
-    def _forget_returns(self, submission: Submission) -> None:
-        for index in range(1, submission.message.num_returns + 1):
-            object_id = submission.task_id + index.to_bytes(4, "big")
-            self.process.world.oracle.contents.pop(object_id, None)
 
 
 class SimProcess(TaskSubmission):
@@ -185,6 +180,7 @@ class SimProcess(TaskSubmission):
         loop.process = self
         self._loop = loop
         self.ownership = Ownership(self.worker_id, NODE_ID, loop)
+        self.ownership.new_object_id = self._new_object_id
         self.ownership.store = SimStore(self)  # type: ignore[assignment]
         self.peers = Peers(
             self.worker_id, self.endpoint, "", loop, self._on_peer_messages, self._on_peer_lost
@@ -197,7 +193,8 @@ class SimProcess(TaskSubmission):
         self._prepare_execution()
 
         self.is_alive = True
-        self.is_busy = False
+        self.busy = 0  # tasks that run; more than one only in a threaded process
+        self.is_threaded = False
         self.held: list[ObjectRef[Any]] = []
         self.running: list[list[ObjectRef[Any]]] = []  # of the bodies that run
         self.out_of_band: list[bytes] = []  # ids pickled by other means, once each time
@@ -254,9 +251,11 @@ class World:
         self.oracle = Oracle(self)
         for process in self.processes:
             self.oracle.watch(process)
+            process.is_threaded = draw.random() < 0.3
         # Swarm: each seed has its own habits, so that rare things also happen often somewhere.
         self.crash_rate = draw.choice((0, 0, 0.01, 0.04))
         self.net_rate = draw.choice((0.4, 0.6, 0.75))
+        self.slow_rate = draw.choice((0, 0.8, 0.97))  # how often slow connections are passed over
         self.store_failure_rate = draw.choice((0, 0, 0.05))
         rates = {
             self.do_put: 3,
@@ -327,7 +326,7 @@ class World:
         if len(living) > 1 and self.random.random() < self.crash_rate:
             self.crash(process)
             return
-        if process.is_busy:
+        if process.busy:
             return
         action = self.random.choices(self.actions, cum_weights=self.action_weights)[0]
         self.enter(process, action.__name__[3:])
@@ -337,11 +336,14 @@ class World:
     def step_machinery(self) -> bool:
         """One delivery, callback, task or notice. False: there is none."""
         options: list[Any] = [c for c in self.connections if c.inbox or c.is_broken]
+        if self.slow_rate and self.random.random() < self.slow_rate:
+            options = [c for c in options if not c.is_slow] or options
         for process in self.processes:
             if process.is_alive:
                 if process._loop.ready:  # type: ignore[attr-defined]
                     options.append(process._loop)
-                if process.executor._queue and not process.is_busy and self.depth < DEPTH_MAX:  # type: ignore[union-attr]
+                is_free = process.is_threaded or not process.busy
+                if process.executor._queue and is_free and self.depth < DEPTH_MAX:  # type: ignore[union-attr]
                     options.append(process.executor)
         if self.notices:
             options.append(self.notices)
@@ -367,25 +369,31 @@ class World:
                 to_whom.noticed.add(about.worker_id)
                 to_whom._process_lost(about.worker_id, "the raylet says so")
         elif chosen is self.store_notices:
-            owner_id = self.store_notices.pop()
-            self.events.append("the store forgets an owner")
-            for object_id in [k for k, (_, o) in self.stored.items() if o == owner_id]:
-                del self.stored[object_id]
+            self._release_owner(self.store_notices.pop())
         else:
             self._execute(chosen._core)
         self.oracle.check_step()
         return True
 
+    def _release_owner(self, owner_id: bytes) -> None:
+        self.events.append("the store forgets an owner")
+        for object_id in [k for k, (_, o) in self.stored.items() if o == owner_id]:
+            del self.stored[object_id]
+
     def _run_timers(self) -> bool:
         # The one assumption on time: a timer is longer than what is under way when it is set. No
         # message, notice or callback is left when this is reached.
         for process in self.processes:
-            if process.is_alive and process._loop.timers and not process.is_busy:  # type: ignore[attr-defined]
+            if process.is_alive and process._loop.timers and not process.busy:  # type: ignore[attr-defined]
                 self.enter(process, "runs a timer")
                 callback, args = process._loop.timers.popleft()  # type: ignore[attr-defined]
                 callback(*args)
                 self.oracle.check_step()
                 return True
+        # The raylet does it a second time, for what was written when the first was under way.
+        for process in self.processes:
+            if not process.is_alive:
+                self._release_owner(process.worker_id)
         return False
 
     def _execute(self, process: SimProcess) -> None:
@@ -393,7 +401,7 @@ class World:
         assert executor is not None
         work = executor._queue.popleft()
         self.enter(process, f"runs {self.name_of(work[1].task_id)}")
-        process.is_busy = True
+        process.busy += 1
         self.depth += 1
         try:
             executor._execute(*work)
@@ -401,12 +409,13 @@ class World:
                 raise self.oracle.violation  # the executor took it for the task's own error
         finally:
             self.depth -= 1
-            process.is_busy = False
+            process.busy -= 1
 
     def dial(self, endpoint: str, loop: Any) -> SimConnection:
         target = next(p for p in self.processes if p.endpoint == endpoint)
         near, far = SimConnection(loop.process), SimConnection(target)
         near.other, far.other = far, near
+        near.is_slow, far.is_slow = self.random.random() < 0.3, self.random.random() < 0.3
         if loop.is_dead:
             return near  # what a dead process still does has no effect
         far.is_accepted = False
@@ -427,12 +436,26 @@ class World:
                 other.inbox.pop()
             if not other.is_accepted and not other.inbox and other in self.connections:
                 self.connections.remove(other)  # it never said who it was
+        self._forget_lost_outcomes(process)
         self.notices += [(p, process) for p in self.alive()]
         self.store_notices.append(process.worker_id)
         process.held.clear()
         process.out_of_band.clear()
         process.exported.clear()
         process.functions._loaded.clear()
+
+    def _forget_lost_outcomes(self, dead: SimProcess) -> None:
+        arriving = {
+            message.task_id
+            for end in self.connections
+            if end.other.process is dead
+            for message in end.waiting()
+            if type(message) is TaskReturned
+        }
+        for process in self.alive():
+            for submission, _, target in process.tasks.pending.values():
+                if target == dead.worker_id and submission.task_id not in arriving:
+                    self.oracle.forget_returns(submission)
 
     def of(self, suffix: bytes) -> bytes:
         """The next task id; stands for ``TaskIdSource``."""
@@ -470,8 +493,8 @@ class World:
         count = min(len(refs), self.random.randrange(most + 1))
         return self.random.sample(refs, count)
 
-    def do_put(self, process: SimProcess) -> None:
-        inner = self.some(process.held)
+    def do_put(self, process: SimProcess, more: list[ObjectRef[Any]] | None = None) -> None:
+        inner = self.some(process.held + (more or []))
         value = self.make_value(inner)
         store: Any = process.ownership.store
         store.is_failing = self.random.random() < self.store_failure_rate
@@ -486,7 +509,7 @@ class World:
 
     def do_submit(self, process: SimProcess, more: list[ObjectRef[Any]] | None = None) -> None:
         mine = process.held + (more or [])
-        top_level = self.some(mine, 1)
+        top_level = self.some(mine)
         nested = self.some(mine)
         args: tuple[Any, ...] = tuple(top_level)
         if nested:
@@ -557,7 +580,7 @@ class World:
             draw = self.random
             for _ in range(draw.choice((0, 0, 1, 3))):
                 if not self.is_settling and draw.random() < 0.4:
-                    act = draw.choice((self.do_get, self.do_submit))
+                    act = draw.choice((self.do_get, self.do_submit, self.do_put))
                     act(process, refs)
                 else:
                     self.step_machinery()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from borrowing_world import SimProcess, World
 
     from skate_worker.object_ref import ObjectRef
+    from skate_worker.submission import Submission
 
 
 class Violation(AssertionError):
@@ -141,6 +142,11 @@ class Oracle:
     def returning(self, task_id: bytes, values: list[list[ObjectRef[Any]]]) -> None:
         """A task is about to return these references."""
         self._returning[task_id] = [[r.binary() for r in refs] for refs in values]
+
+    def forget_returns(self, submission: Submission) -> None:
+        """What the last attempt of a task returned is not coming."""
+        for index in range(1, submission.message.num_returns + 1):
+            self.contents.pop(submission.task_id + index.to_bytes(4, "big"), None)
 
     def check_step(self) -> None:
         """After each step: every reachable object of a living owner is there."""

@@ -59,6 +59,7 @@ class SimConnection:
         self.inbox: deque[bytes] = deque()  # encoded when sent, so that nothing is shared
         self.is_broken = False  # the other process died: what is in the inbox is all there will be
         self.is_accepted = True
+        self.is_slow = False
         self.other: SimConnection
         self.on_messages: Callable[[Any, list[Any]], None] = process.peers._on_messages
         self.on_close: Callable[[Any, str], None] = process.peers._on_close
@@ -82,6 +83,10 @@ class SimConnection:
         """Everything queued is on its way already."""
 
     schedule_flush = flush
+
+    def waiting(self) -> list[Any]:
+        """The messages that are on their way to this end."""
+        return [message for data in self.inbox for message in _decode(data)]
 
     def deliver(self, count: int) -> None:
         """Hand over up to ``count`` messages as one batch, or the news of the break."""
