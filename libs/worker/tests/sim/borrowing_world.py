@@ -256,6 +256,8 @@ class World:
         self.crash_rate = draw.choice((0, 0, 0.01, 0.04))
         self.net_rate = draw.choice((0.4, 0.6, 0.75))
         self.slow_rate = draw.choice((0, 0.8, 0.97))  # how often slow connections are passed over
+        # Passing a reference on and forgetting it is what leaves objects to the protocol alone.
+        self.forget_rate = draw.choice((0, 0.5, 0.9))
         self.store_failure_rate = draw.choice((0, 0, 0.05))
         rates = {
             self.do_put: 3,
@@ -506,6 +508,7 @@ class World:
             store.is_failing = False
         self.oracle.contents[ref.binary()] = [r.binary() for r in inner]
         process.held.append(ref)
+        self.forget(process, inner)
 
     def do_submit(self, process: SimProcess, more: list[ObjectRef[Any]] | None = None) -> None:
         mine = process.held + (more or [])
@@ -521,6 +524,7 @@ class World:
         )
         refs = process.submit_task(function_id, args, {}, options)
         process.held += refs
+        self.forget(process, top_level + nested)
 
     def do_get(self, process: SimProcess, more: list[ObjectRef[Any]] | None = None) -> None:
         settled = [r for r in process.held + (more or []) if r._entry.state != PENDING]
@@ -544,6 +548,11 @@ class World:
         for _ in range(self.random.randrange(1, 5)):
             if process.held:
                 process.held.pop(self.random.randrange(len(process.held)))
+
+    def forget(self, process: SimProcess, passed_on: list[ObjectRef[Any]]) -> None:
+        """The program may let go of what it has just passed on."""
+        if passed_on and self.random.random() < self.forget_rate:
+            process.held = [ref for ref in process.held if ref not in passed_on]
 
     def do_pickle(self, process: SimProcess) -> None:
         if self.pickles and self.random.random() < 0.5:
@@ -578,8 +587,8 @@ class World:
         process.running.append(refs)
         try:
             draw = self.random
-            for _ in range(draw.choice((0, 0, 1, 3))):
-                if not self.is_settling and draw.random() < 0.4:
+            for _ in range(draw.choice((0, 1, 3, 6))):
+                if not self.is_settling and draw.random() < 0.5:
                     act = draw.choice((self.do_get, self.do_submit, self.do_put))
                     act(process, refs)
                 else:
@@ -597,6 +606,8 @@ class World:
                 if not self.oracle.leads_to(ref.binary(), message.task_id)
             ]
             returned = [self.some(choice) for _ in range(message.num_returns)]
+            for inner in returned:
+                self.forget(process, inner)
             values = [self.make_value(inner) for inner in returned]
             store: Any = process.ownership.store
             store.is_failing = draw.random() < self.store_failure_rate
