@@ -115,7 +115,12 @@ class OutcomeWriter:
             self._ownership.release_later(held[1])
 
     def owner_lost(self, worker_id: bytes) -> None:
-        """An owner is gone: what was pinned for it goes."""
+        """An owner is gone: what was pinned for it goes, after those to whom it passed that on had
+        the time to register.
+        """
+        self._ownership.after_grace(self._free_for, worker_id)
+
+    def _free_for(self, worker_id: bytes) -> None:
         for task_id, (owner_id, _) in list(self._pins.items()):
             if owner_id == worker_id:
                 self.free(task_id)

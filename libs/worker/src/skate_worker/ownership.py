@@ -456,7 +456,7 @@ class Ownership:
 
     def on_process_lost(self, worker_id: bytes, cause: str) -> None:
         """A process died: its borrows end, and what it owned is lost to this process."""
-        self._loop.call_later(DEATH_GRACE_S, self._end_borrows_of, worker_id)
+        self.after_grace(self._end_borrows_of, worker_id)
         if self.untold:
             # The dead one may have covered some of these.
             self.tell_untold(None, _nothing)
@@ -476,6 +476,19 @@ class Ownership:
             self.table.lose_borrower(worker_id, released)
         if released:
             self.finish_released(released)
+
+    def after_grace(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call back when all who had references from a process that just died have registered."""
+        self._loop.call_soon_threadsafe(self._loop.call_later, DEATH_GRACE_S, callback, *args)
+
+    def hold_for_grace(self, entries: Iterable[Entry]) -> None:
+        """The executor of a task died, and may have passed the task's arguments on."""
+        held = list(entries)
+        if held:
+            with self.lock:
+                for entry in held:
+                    entry.pins += 1
+            self.after_grace(self.release_later, held)
 
     def end_borrows(self, entries: Iterable[Entry], worker_id: bytes) -> None:
         """Undo one registration of each entry that is owned here."""
@@ -518,6 +531,10 @@ class Ownership:
             self._answer(peer, entry)
 
     def _answer(self, peer: Peer, entry: Entry) -> None:
+        if entry.is_released:
+            # Those who waited before the asker were the last to hold it.
+            self._send(peer, ObjectValue(entry.object_id, failure="freed"))
+            return
         contained: list[Reference] = []
         with self.lock:
             inner = list(entry.contained or ())

@@ -37,7 +37,7 @@ from skate_worker.peers import Peer, Peers
 from skate_worker.results import Completion
 from skate_worker.specs import TaskOptions
 from skate_worker.submission import Submission
-from skate_worker.task_protocol import TaskReturned
+from skate_worker.task_protocol import Borrow, TaskReturned
 from skate_worker.task_submission import TaskSubmission
 
 NODE_ID = b"n" * 28
@@ -138,6 +138,9 @@ class SimSubmitter:
             self.submit(again)
 
     def on_peer_lost(self, peer: Peer, reason: str) -> None:
+        for submission, _, target in self.pending.values():
+            if target == peer.worker_id:
+                self.process.ownership.hold_for_grace(submission.pinned)
         for submission, _, target in list(self.pending.values()):
             if target != peer.worker_id:
                 continue
@@ -263,7 +266,7 @@ class World:
             self.do_put: 3,
             self.do_submit: draw.choice((3, 6)),
             self.do_get: draw.choice((2, 5)),
-            self.do_wait: draw.choice((0, 1, 3)),
+            self.do_wait: draw.choice((0, 2, 5)),
             self.do_drop: draw.choice((1, 3, 6)),
             self.do_pickle: draw.choice((0, 0, 0, 1)),
             self.do_export: draw.choice((0, 0, 0.5)),
@@ -351,7 +354,7 @@ class World:
             options.append(self.notices)
         if self.store_notices:
             options.append(self.store_notices)
-        if not options:
+        if not options or (self.random.random() < 0.1 and self._may_run_timers()):
             return self._run_timers()
         chosen = options[self.random.randrange(len(options))]
         if type(chosen) is SimConnection:
@@ -382,9 +385,17 @@ class World:
         for object_id in [k for k, (_, o) in self.stored.items() if o == owner_id]:
             del self.stored[object_id]
 
+    def _may_run_timers(self) -> bool:
+        # The one assumption on time: a grace is longer than the news of a death takes to all
+        # others, and what they send on hearing it.
+        if self.notices or any(p._loop.ready for p in self.alive()):  # type: ignore[attr-defined]
+            return False
+        return any(p._loop.timers for p in self.alive()) and not any(  # type: ignore[attr-defined]
+            c.is_broken or any(type(message) is Borrow for message in c.waiting())
+            for c in self.connections
+        )
+
     def _run_timers(self) -> bool:
-        # The one assumption on time: a timer is longer than what is under way when it is set. No
-        # message, notice or callback is left when this is reached.
         for process in self.processes:
             if process.is_alive and process._loop.timers and not process.busy:  # type: ignore[attr-defined]
                 self.enter(process, "runs a timer")
@@ -487,8 +498,7 @@ class World:
     def make_value(self, refs: list[ObjectRef[Any]]) -> Any:
         """A value with these references somewhere inside, small or large."""
         value: list[Any] = [PAD] if self.random.random() < 0.3 else []
-        for ref in refs:
-            value.append(ref if self.random.random() < 0.6 else [[ref]])
+        value.extend(ref if self.random.random() < 0.6 else [[ref]] for ref in refs)
         return value
 
     def some(self, refs: list[ObjectRef[Any]], most: int = 2) -> list[ObjectRef[Any]]:
@@ -541,8 +551,12 @@ class World:
         process.held += self.some(inner)
 
     def do_wait(self, process: SimProcess) -> None:
-        if process.held:
-            process.wait([self.random.choice(process.held)], 1, 0)
+        # Waiting for a borrowed object is what asks its owner for the value.
+        unknown = [r for r in process.held if r._entry.owner and r._entry.state == PENDING]
+        if unknown:
+            ref = self.random.choice(unknown)
+            process.wait([ref], 1, 0)
+            self.forget(process, [ref])
 
     def do_drop(self, process: SimProcess) -> None:
         for _ in range(self.random.randrange(1, 5)):
@@ -587,10 +601,19 @@ class World:
         process.running.append(refs)
         try:
             draw = self.random
-            for _ in range(draw.choice((0, 1, 3, 6))):
-                if not self.is_settling and draw.random() < 0.5:
+            for _ in range(draw.choice((0, 1, 3, 6, 25))):
+                what = 1.0 if self.is_settling else draw.random()
+                if what < 0.4:
                     act = draw.choice((self.do_get, self.do_submit, self.do_put))
                     act(process, refs)
+                elif what < 0.6:
+                    self.step_user()
+                elif what < 0.65 and self.crash_rate:
+                    victim = draw.choice((process, self.by_id[peer.worker_id]))
+                    if victim.is_alive and len(self.alive()) > 1:
+                        self.crash(victim)
+                    for _ in range(draw.choice((0, 40))):  # long enough for the news to be old
+                        self.step_machinery()
                 else:
                     self.step_machinery()
                 current_slot[0] = process  # type: ignore[call-overload]

@@ -272,6 +272,22 @@ def pins_for_a_dead_owner_stay() -> Iterator[None]:
 
 
 @mutation
+def pins_for_a_dead_owner_end_at_once() -> Iterator[None]:
+    """No grace for those to whom the dead owner of a return had passed its contents."""
+    with replaced(
+        OutcomeWriter, "owner_lost", lambda _, self, worker_id: self._free_for(worker_id)
+    ):
+        yield
+
+
+@mutation
+def arguments_of_a_dead_executor_end_at_once() -> Iterator[None]:
+    """No grace for those to whom a dead executor had passed its arguments."""
+    with replaced(Ownership, "hold_for_grace", lambda *_: None):
+        yield
+
+
+@mutation
 def receiver_is_not_registered_by_the_sender() -> Iterator[None]:
     """A value is sent without registering its receiver for what the sender owns."""
     inside: list[bool] = []
@@ -311,7 +327,9 @@ def unused_answer_is_ignored() -> Iterator[None]:
 def second_registration_is_kept() -> Iterator[None]:
     """A reference that arrives again is registered again, and only one of the two ends."""
 
-    def take(original: Any, self: Any, holder: Any, references: Any, sender: Any, then: Any) -> None:
+    def take(
+        original: Any, self: Any, holder: Any, references: Any, sender: Any, then: Any
+    ) -> None:
         entries = self.table.entries
         told = [
             entries[r.object_id]
