@@ -1,13 +1,13 @@
 """A seeded session of several processes that pass references to each other, and its oracle.
 
 Real here: ``Ownership``, ``Completion``, ``OutcomeWriter``, ``Executor``, ``Peers``, ``ObjectRef``,
-pickling, ``put``/``get``/``wait``/``submit_task``; so the protocol is the product's own code, and an
-instance of ``ObjectRef`` that a simulated process holds is a real one. Simulated: the operating
-system (``sim_parts``) and who runs which task (``SimSubmitter``). One step is one call of the API,
-one delivered batch, one callback of a loop, or one task, in an order that the seed draws; a task lets
-other things happen in its middle.
+pickling, ``put``, ``get``, ``wait`` and ``submit_task``; so the protocol is the product's own code,
+and an ``ObjectRef`` that a simulated process holds is a real one. Simulated: the operating system
+(``sim_parts``) and who runs which task (``SimSubmitter``). One step is one call of the API, one
+delivered batch, one callback of a loop, or one task, in an order that the seed draws; a task lets
+other things happen in its middle. What happens between two threads of one process is not simulated.
 
-The oracle (``oracle.py``) knows who holds what because it made the values; it never looks at counts.
+The oracle (``oracle.py``) knows who holds what because it made the values; it asks no counts.
 """
 
 from __future__ import annotations
@@ -249,7 +249,10 @@ class World:
         self.depth = 0
         self.is_settling = False
         draw = self.random
-        self.processes = [SimProcess(self, n + 1) for n in range(draw.choice((3, 3, 4, 5)))]
+        # In a chain everything is passed on at once, and who passes on may die of it.
+        self.is_chain = draw.random() < 0.3
+        count = 5 if self.is_chain else draw.choice((3, 3, 4, 5))
+        self.processes = [SimProcess(self, n + 1) for n in range(count)]
         self.by_id = {p.worker_id: p for p in self.processes}
         self.oracle = Oracle(self)
         for process in self.processes:
@@ -261,6 +264,8 @@ class World:
         self.slow_rate = draw.choice((0, 0.8, 0.97))  # how often slow connections are passed over
         # Passing a reference on and forgetting it is what leaves objects to the protocol alone.
         self.forget_rate = draw.choice((0, 0.5, 0.9))
+        if self.is_chain:
+            self.crash_rate, self.forget_rate = 0.01, 0.95
         self.store_failure_rate = draw.choice((0, 0, 0.05))
         rates = {
             self.do_put: 3,
@@ -522,15 +527,15 @@ class World:
 
     def do_submit(self, process: SimProcess, more: list[ObjectRef[Any]] | None = None) -> None:
         mine = process.held + (more or [])
-        top_level = self.some(mine)
-        nested = self.some(mine)
+        top_level = [] if self.is_chain else self.some(mine)
+        nested = self.some(mine) or (mine[-1:] if self.is_chain else [])
         args: tuple[Any, ...] = tuple(top_level)
         if nested:
             args += (self.make_value(nested),)
         function_id = self.random.choice(process.function_ids)
         process.tasks.next_args = [r.binary() for r in (*top_level, *nested)]
         options = TaskOptions(
-            "task", self.random.choice((1, 1, 1, 2)), (), self.random.choice((0, 2))
+            "task", self.random.choice((1, 1, 1, 2)), (), self.random.choice((0, 0, 2))
         )
         refs = process.submit_task(function_id, args, {}, options)
         process.held += refs
@@ -605,10 +610,12 @@ class World:
                 what = 1.0 if self.is_settling else draw.random()
                 if what < 0.4:
                     act = draw.choice((self.do_get, self.do_submit, self.do_put))
+                    if self.is_chain and not draw.randrange(3):
+                        act = self.do_submit
                     act(process, refs)
                 elif what < 0.6:
                     self.step_user()
-                elif what < 0.65 and self.crash_rate:
+                elif what < (0.75 if self.is_chain else 0.65) and self.crash_rate:
                     victim = draw.choice((process, self.by_id[peer.worker_id]))
                     if victim.is_alive and len(self.alive()) > 1:
                         self.crash(victim)

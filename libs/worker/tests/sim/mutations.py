@@ -1,4 +1,4 @@
-"""Bugs to plant one at a time, to see whether the simulation notices. Each is one plausible slip."""
+"""Bugs to plant one at a time, to see whether the simulation notices: each a plausible slip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from skate_worker.task_protocol import AskObject, Borrow, BorrowKnown, EndBorrow
 from skate_worker.task_submission import TaskSubmission
 
 MUTATIONS: dict[str, Callable[[], Any]] = {}
-_MISSING = object()
 
 
 def mutation(change: Callable[[], Iterator[None]]) -> Callable[[], Any]:

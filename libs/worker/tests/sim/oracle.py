@@ -1,9 +1,9 @@
 """Who must be alive: reachability over everything that the simulated programs hold.
 
-Roots, for each living process: the instances that its program holds, those of the tasks that it runs,
-the arguments of the tasks that it submitted and whose outcome it has not, what it pickled out of band,
-and the closures that it exported or loaded. Edges: from an object to the references inside its value.
-Counts, pins and messages are never asked; they are what is tested.
+Roots, for each living process: the instances that its program holds, those of the tasks that it
+runs, the arguments of the tasks that it submitted and whose outcome it has not, what it pickled out
+of band, and the closures that it exported or loaded. Edges: from an object to the references inside
+its value. Counts, pins and messages are never asked; they are what is tested.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Oracle:
         self._returning: dict[bytes, list[list[bytes]]] = {}  # task id -> contents of its returns
 
     def fail(self, text: str) -> None:
-        """Note the first broken promise; raised here, and again where user code can not catch it."""
+        """Note the first broken promise; raised again where user code can not catch it."""
         if self.violation is None:
             self.violation = Violation(text)
             if self.world.trace is not None:

@@ -2,11 +2,11 @@
 raylet. Nothing here decides anything about references.
 
 The transport that is modelled: one connection keeps its order, whatever is sent on it; messages of
-different connections overtake each other at will, and any delivery may be late. A connection breaks
-only when the process at one end dies; then a random part of the end of what the dead one had sent is
-lost, and the other end hears of the break after what did arrive. Two processes that dial each other
-at the same time have two connections. Nothing is ever delivered twice and nothing is lost in between:
-the transport is one socket, so neither can happen.
+different connections overtake each other at will, and any delivery may be late. A connection
+breaks only when the process at one end dies; then a random part of the end of what the dead one had
+sent is lost, and the other end hears of the break after what did arrive. Two processes that dial
+each other at the same time have two connections. Nothing is delivered twice and nothing is lost in
+between: the transport is one socket, so neither can happen.
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ from skate_scheduler import ResourceSet
 _log = logging.getLogger(__name__)
 
 DEAD_REMEMBERED_MAX = 10_000
+RELEASE_AGAIN_S = 10.0
 DEMANDS_REPORTED_MAX = 1000
 STATISTICS_TIMEOUT_S = 5.0
 ZYGOTE_END_S = 1.0
@@ -350,6 +351,10 @@ class Raylet:
         """Tell all who may hold something of it, and give back what it kept in the store."""
         self._tell_of_death(process.worker_id, death, process.job_id)
         self._store_calls.submit(self._release_owner, process.worker_id)
+        # Again, for what a task wrote in its name before it heard of the death.
+        self._loop.call_later(
+            RELEASE_AGAIN_S, self._store_calls.submit, self._release_owner, process.worker_id
+        )
         info = gcs_pb2.WorkerInfo(
             worker_id=process.worker_id,
             node_id=self._config.node_id,
