@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -585,7 +586,8 @@ class World:
         elif process.held:
             ref = self.random.choice(process.held)
             process.out_of_band.append(ref.binary())
-            self.pickles.append((process, pickle.dumps(ref), ref.binary()))
+            with warnings.catch_warnings(action="ignore"):
+                self.pickles.append((process, pickle.dumps(ref), ref.binary()))
 
     def do_export(self, process: SimProcess) -> None:
         closure = self.some(process.held)

@@ -352,9 +352,7 @@ class Raylet:
         self._tell_of_death(process.worker_id, death, process.job_id)
         self._store_calls.submit(self._release_owner, process.worker_id)
         # Again, for what a task wrote in its name before it heard of the death.
-        self._loop.call_later(
-            RELEASE_AGAIN_S, self._store_calls.submit, self._release_owner, process.worker_id
-        )
+        self._loop.call_later(RELEASE_AGAIN_S, self._release_again, process.worker_id)
         info = gcs_pb2.WorkerInfo(
             worker_id=process.worker_id,
             node_id=self._config.node_id,
@@ -387,6 +385,10 @@ class Raylet:
     def _is_actor(self, process: LocalProcess) -> bool:
         lease = self._machine.lease_of_worker(process.worker_id)
         return lease is not None and not lease.holder_id
+
+    def _release_again(self, worker_id: bytes) -> None:
+        if self._stopped is not None and not self._stopped.done():
+            self._store_calls.submit(self._release_owner, worker_id)
 
     def _release_owner(self, worker_id: bytes) -> None:
         try:
