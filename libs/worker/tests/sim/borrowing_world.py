@@ -117,7 +117,7 @@ class SimSubmitter:
         if not targets:
             self._fail(submission)
             return
-        target = process.world.random.choice(targets)
+        target = process.world.choose_target(targets)
         peer = process.peers.get(target.worker_id, target.endpoint)
         peer.lease = True
         self.pending[submission.task_id] = (submission, args, target.worker_id)
@@ -234,7 +234,7 @@ class SimProcess(TaskSubmission):
 class World:
     """One seed's session."""
 
-    def __init__(self, seed: int, *, steps: int = 60, trace: bool = False) -> None:
+    def __init__(self, seed: int, *, steps: int = 60, trace: bool = False, count: int = 0) -> None:
         self.seed = seed
         self.random = random.Random(seed)
         self.steps = steps
@@ -252,7 +252,7 @@ class World:
         draw = self.random
         # In a chain everything is passed on at once, and who passes on may die of it.
         self.is_chain = draw.random() < 0.3
-        count = 5 if self.is_chain else draw.choice((3, 3, 4, 5))
+        count = count or (5 if self.is_chain else draw.choice((3, 3, 4, 5)))
         self.processes = [SimProcess(self, n + 1) for n in range(count)]
         self.by_id = {p.worker_id: p for p in self.processes}
         self.oracle = Oracle(self)
@@ -475,6 +475,10 @@ class World:
             for submission, _, target in process.tasks.pending.values():
                 if target == dead.worker_id and submission.task_id not in arriving:
                     self.oracle.forget_returns(submission)
+
+    def choose_target(self, targets: list[SimProcess]) -> SimProcess:
+        """Which process runs the next task."""
+        return self.random.choice(targets)
 
     def of(self, suffix: bytes) -> bytes:
         """The next task id; stands for ``TaskIdSource``."""

@@ -97,7 +97,11 @@ def test_borrowing_with_a_known_seed_holds(seed: int) -> None:
             pytest.fail(explain(seed))
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
+# One order of events is too rare for random sessions (none of 22,000 met it), so
+# test_borrowing_scripts plays it by hand.
+@pytest.mark.parametrize(
+    "name", [name for name in MUTATIONS if name != "pins_for_a_dead_owner_end_at_once"]
+)
 def test_borrowing_with_a_planted_bug_is_noticed(name: str) -> None:
     with small_limits(), MUTATIONS[name]():
         found = any(run_seed(seed) is not None for seed in SEEDS_FOR_MUTATIONS)
