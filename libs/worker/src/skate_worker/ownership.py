@@ -12,8 +12,8 @@ connection is the confirmation.
 Nobody who covers a reference lets go before the owner has confirmed whom it covered. The one who
 dies can not wait for that, so its death is acted upon only after a grace: its registrations, the
 arguments of the tasks that it ran and what was pinned for it stay ``DEATH_GRACE_S`` longer, and who
-hears of a death registers at once what it has not registered yet. ``tests/sim`` compares all of this
-with reachability.
+hears of a death registers at once what it has not registered yet. ``tests/sim`` compares this with
+reachability.
 """
 
 from __future__ import annotations
