@@ -175,6 +175,14 @@ def integration(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def sim(session: nox.Session) -> None:
+    """Try more seeds of the worker's simulations: ``nox -s sim -- --seeds 200000``."""
+    member = MEMBERS["worker"]
+    install(session, closure(member, MEMBERS), *TESTING, tested=[member])
+    run_pytest(session, "libs/worker/tests/sim", "-k", "random_sessions")
+
+
+@nox.session(default=False)
 def chaos(session: nox.Session) -> None:
     """Kill processes of a running cluster: ``nox -s chaos -- --faults 3000``."""
     install(session, MEMBERS.values(), *TESTING, *INTEGRATION)

@@ -16,7 +16,7 @@ from skate_worker.errors import (
     ActorAlreadyExistsError,
 )
 from skate_worker.execution import WorkerExit
-from skate_worker.machine.references import INLINE, PENDING
+from skate_worker.machine.references import INLINE, PENDING, Entry
 from skate_worker.node_client import ControlCallError
 from skate_worker.object_ref import ObjectRef
 from skate_worker.serialization import (
@@ -83,7 +83,10 @@ class ActorManagement(TaskSubmission):
         if options.name:
             return self._register_named(actor_id, creation, options, keeper)
 
+        keeper_entry = None if keeper is None else keeper._entry
+
         def ready(_: Submission, failure: DependencyFailed | None) -> None:
+            self._keep_copies(creation, keeper_entry)
             if failure is not None:
                 stored = deserialize(failure.data)
                 self.actor_calls.fail_creation(
@@ -100,6 +103,18 @@ class ActorManagement(TaskSubmission):
         self.actor_calls.calls_of(bytes(actor_id))
         resolve(self.ownership, creation, ready)
         return actor_id, True, keeper
+
+    def _keep_copies(self, creation: Submission, keeper: Entry | None) -> None:
+        """Arguments that were copied into the store live as long as the actor's handles."""
+        copies, creation.pinned = creation.pinned, ()
+        if not copies or keeper is None:  # a detached actor's stay: nobody says when it ends
+            return
+        with self.ownership.lock:
+            is_released = keeper.is_released
+            if not is_released:
+                keeper.contained = [*(keeper.contained or ()), *copies]
+        if is_released:
+            self.ownership.release_later(copies)
 
     def _actor_keeper(self, actor_id: ActorID) -> ObjectRef[Any]:
         # An object that stands for the handles: when nobody holds it any more, the actor may end.
@@ -127,6 +142,7 @@ class ActorManagement(TaskSubmission):
             creation,
             lambda _, failure: failures.extend([failure] if failure else []),
         )
+        self._keep_copies(creation, None if keeper is None else keeper._entry)
         if failures:
             raise deserialize(failures[0].data).to_raise()
         body = self._registration(actor_id, creation.message, options)

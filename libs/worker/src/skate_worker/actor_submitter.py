@@ -150,7 +150,10 @@ class ActorSubmitter:
         with self._ownership.lock:
             if calls.state == DEAD:
                 return
+            in_flight = list(calls.in_flight.values())
             failed = calls.died()
+        for call in in_flight:
+            self._ownership.hold_for_grace(call.pinned)
         self._fail_dead(calls, failed)
 
     def on_peer_lost(self, peer: Peer, reason: str) -> None:
@@ -158,6 +161,8 @@ class ActorSubmitter:
         calls: Calls = peer.actor
         if calls.connection is not peer.connection:
             return
+        for call in list(calls.in_flight.values()):
+            self._ownership.hold_for_grace(call.pinned)
         with self._ownership.lock:
             calls.unknown += calls.disconnected()
         view = calls.view

@@ -377,6 +377,9 @@ def load_arguments(core: CoreWorker, message: Any) -> tuple[tuple[Any, ...], dic
         data = item.data or core.read_stored(item.object_id)
         value = deserialize(data)
         if isinstance(value, ErrorValue):
-            raise value.to_raise()
+            try:
+                raise value.to_raise()
+            finally:
+                del value  # or the error and this frame would hold each other
         values.append((item.position, value))
     return deserialize_args(message.args, values)

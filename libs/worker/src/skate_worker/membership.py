@@ -211,8 +211,12 @@ class Membership(ABC):
         if not self.is_driver:
             self._prepare_execution()
 
+    def _new_object_id(self) -> bytes:
+        return self._put_prefix + (0x8000_0000 | next(self._put_numbers)).to_bytes(4, "big")
+
     def _finish_parts(self, registered: node.ProcessRegistered) -> None:
         self.ownership.node_id = registered.node_id
+        self.ownership.new_object_id = self._new_object_id
         self.ownership.store = StoreClient(
             registered.store_endpoint,
             owner=bytes(self.worker_id),

@@ -5,6 +5,7 @@ Before it: ``membership``. After it: ``task_submission``, whose large arguments 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,12 @@ class ObjectAccess(Membership):
             return deserialize(self._stored(entry))
         value = deserialize(entry.data)
         if isinstance(value, ErrorValue):
-            raise value.to_raise()
+            try:
+                raise value.to_raise()
+            finally:
+                # The error leads to this frame: with it in here they would hold each other, and all
+                # references in the frames of the caller, until the garbage collector comes by.
+                del value
         raise SkateSystemError(f"Object {entry.object_id.hex()} failed without an error.")
 
     def _stored(self, entry: Entry) -> memoryview:
@@ -217,6 +223,12 @@ class ObjectAccess(Membership):
 
     def pin_out_of_band(self, entry: Entry) -> None:
         """Someone pickled a reference by other means: keep the object while the process lives."""
+        warnings.warn(
+            f"ObjectRef({entry.object_id.hex()}) was pickled by something other than Skate, which"
+            " can not tell when those bytes are gone: its object is kept as long as this process"
+            " lives. Pass references as arguments or inside values instead.",
+            stacklevel=3,
+        )
         with self.ownership.lock:
             entry.pins += 1
 

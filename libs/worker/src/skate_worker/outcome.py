@@ -44,17 +44,30 @@ class OutcomeWriter:
                 serialize(item, subject=f"return value of {name}()")
                 for item in _exactly(value, num_returns, name)
             ]
-        pinned: list[Entry] = []
         returns: list[Returned] = []
         inline_bytes = 0
-        for index, item in enumerate(values, start=1):
-            fits = inline_bytes + item.total_bytes <= INLINE_TOTAL_MAX_BYTES
-            is_inline = fits and item.total_bytes <= INLINE_MAX_BYTES
-            if is_inline:
-                inline_bytes += item.total_bytes
-            returns.append(self._returned(peer, task_id, index, item, pinned, is_inline))
+        try:
+            for index, item in enumerate(values, start=1):
+                fits = inline_bytes + item.total_bytes <= INLINE_TOTAL_MAX_BYTES
+                is_inline = fits and item.total_bytes <= INLINE_MAX_BYTES
+                if is_inline:
+                    inline_bytes += item.total_bytes
+                returns.append(self._written(peer, task_id, index, item, is_inline))
+        except BaseException:
+            self._delete_written(task_id, returns)  # the outcome will be an error
+            raise
+        # Only what can no longer fail is held for the owner.
+        pinned: list[Entry] = []
+        for item, returned in zip(values, returns, strict=True):
+            if item.contained:
+                returned.contained = self._hold(peer, item, pinned)
         if pinned:
             self._pins[task_id] = (peer.worker_id, pinned)
+        if peer.connection.is_closed:
+            # Its end was noticed before there was anything to free, and nobody else frees it now.
+            self._delete_written(task_id, returns)
+            self._ownership.end_borrows(pinned, peer.worker_id)
+            self.free(task_id)
         return TaskReturned(task_id, returns, run_us, holds_pins=bool(pinned))
 
     def item(
@@ -128,35 +141,47 @@ class OutcomeWriter:
             self._ownership.release_later(held[1])
 
     def owner_lost(self, worker_id: bytes) -> None:
-        """An owner is gone: what was pinned for it goes."""
+        """An owner is gone: what was pinned for it goes, after those to whom it passed that on had
+        the time to register.
+        """
+        self._ownership.after_grace(self._free_for, worker_id)
+
+    def _free_for(self, worker_id: bytes) -> None:
         for task_id, (owner_id, _) in list(self._pins.items()):
             if owner_id == worker_id:
                 self.free(task_id)
 
-    def _returned(
-        self,
-        peer: Peer,
-        task_id: bytes,
-        index: int,
-        value: Serialized,
-        pinned: list[Entry],
-        is_inline: bool,
+    def _written(
+        self, peer: Peer, task_id: bytes, index: int, value: Serialized, is_inline: bool
     ) -> Returned:
-        contained: list[Reference] = []
-        if value.contained:
-            ownership = self._ownership
-            with ownership.lock:
-                for entry in contained_entries(value):
-                    entry.pins += 1
-                    pinned.append(entry)
-                    contained.append(ownership.reference_of(entry))
-                    if entry.owner is None:
-                        ownership.table.add_borrower(entry.object_id, peer.worker_id)
         if is_inline:
-            return Returned(value.to_bytes(), contained=contained)
+            return Returned(value.to_bytes())
         object_id = task_id + index.to_bytes(4, "big")
         self._ownership.put_parts(object_id, value, peer.worker_id)
-        return Returned(b"", value.total_bytes, contained, node_id=self._ownership.node_id)
+        return Returned(b"", value.total_bytes, node_id=self._ownership.node_id)
+
+    def _delete_written(self, task_id: bytes, returns: list[Returned]) -> None:
+        stored = [
+            task_id + index.to_bytes(4, "big")
+            for index, returned in enumerate(returns, start=1)
+            if returned.node_id
+        ]
+        store = self._ownership.store
+        if stored and store is not None:
+            store.delete(stored)
+
+    def _hold(self, peer: Peer, value: Serialized, pinned: list[Entry]) -> list[Reference]:
+        """Pin what the value contains, and register the owner of the value for what is ours."""
+        contained: list[Reference] = []
+        ownership = self._ownership
+        with ownership.lock:
+            for entry in contained_entries(value):
+                entry.pins += 1
+                pinned.append(entry)
+                contained.append(ownership.reference_of(entry))
+                if entry.owner is None:
+                    ownership.table.add_borrower(entry.object_id, peer.worker_id)
+        return contained
 
 
 def _exactly(value: Any, count: int, name: str) -> list[Any]:

@@ -8,6 +8,12 @@ caller until the task ends; if it still holds the reference then, it registers w
 value registers for them when the value arrives, and pins the value until the owners have confirmed.
 Where the owner is the peer that the covering party's release goes through, the order of the
 connection is the confirmation.
+
+Nobody who covers a reference lets go before the owner has confirmed whom it covered. The one who
+dies can not wait for that, so its death is acted upon only after a grace: its registrations, the
+arguments of the tasks that it ran and what was pinned for it stay ``DEATH_GRACE_S`` longer, and who
+hears of a death registers at once what it has not registered yet. ``tests/sim`` compares this with
+reachability.
 """
 
 from __future__ import annotations
@@ -47,6 +53,21 @@ if TYPE_CHECKING:
 INLINE_MAX_BYTES = 100 * 1024  # SURFACE 3.1
 INLINE_TOTAL_MAX_BYTES = 10 << 20  # of one message; SURFACE 3.1
 DROPS_BEFORE_DRAIN = 512
+# How long an owner keeps what a dead borrower held. Who got a reference from the dead one is no
+# longer covered by it, notices the death about when the owner does, and registers then.
+DEATH_GRACE_S = 2.0
+
+
+class _BorrowUnderWay:
+    """A registration that its owner has not confirmed."""
+
+    __slots__ = ("callbacks", "entries", "owner_id")
+
+    def __init__(self, owner_id: bytes, entries: list[Entry]) -> None:
+        self.owner_id = owner_id
+        self.entries = entries
+        self.callbacks: list[Callable[[], None]] = []
+
 
 Waiters = list[tuple[Entry, list[Callable[[Entry], None]]]]
 
@@ -71,14 +92,16 @@ class Ownership:
         self._loop = loop
         self._dropped: deque[Entry] = deque()
         self._is_drain_scheduled = False
-        # References unpickled and not yet registered with their owners.
-        self.untold: dict[Entry, None] = {}
+        # References unpickled of which the owner does not know for certain that this process holds
+        # them: 0, or the number of the Borrow that is under way.
+        self.untold: dict[Entry, int] = {}
         self._borrow_numbers = itertools.count(1)
         # Objects that stand for the handles of actors that this process created.
         self.actor_keepers: dict[bytes, bytes] = {}
         self.on_actor_unheld: Callable[[bytes], None] = _nobody
+        self.new_object_id: Callable[[], bytes]  # set once the process has a job
         self._when_unowned: Callable[[], None] | None = None
-        self._after_borrow: dict[int, tuple[bytes, Callable[[], None]]] = {}
+        self._borrows: dict[int, _BorrowUnderWay] = {}  # by number
 
     # ---- local references ----
 
@@ -128,8 +151,6 @@ class Ownership:
                         self.on_actor_unheld(actor_id)
             else:
                 self.untold.pop(entry, None)
-                if entry.is_promoted:
-                    stored.append(entry.object_id)
                 if entry.is_told:
                     ended.setdefault(entry.owner, []).append(entry.object_id)
         if stored and self.store is not None:
@@ -238,21 +259,24 @@ class Ownership:
             store.delete([object_id])
             store.put(object_id, value.parts, value.total_bytes, owner=owner_id)
 
-    def promote(self, entry: Entry) -> None:
-        """Move an inline value into the node's store, where any number of them fits a message."""
+    def promote(self, entry: Entry) -> Entry:
+        """A copy of an inline value in the node's store, where any number of them fits a message.
+
+        An object of its own, pinned once: other processes may promote the same value, and each copy
+        ends with its own use.
+        """
         store = self.store
         assert store is not None
         data = entry.data
-        try:
-            store.put(entry.object_id, (data,), len(data), owner=self.worker_id)
-        except ObjectExistsError:
-            pass  # a process of this node that holds it too was first
+        object_id = self.new_object_id()
+        store.put(object_id, (data,), len(data), owner=self.worker_id)
         with self.lock:
-            entry.is_promoted = entry.owner is not None
-            entry.state = STORED
-            entry.node_id = self.node_id
-            entry.size_bytes = len(data)
-            entry.data = None
+            copy = self.table.own(object_id)
+            copy.local, copy.pins = 0, 1
+            copy.state = STORED
+            copy.node_id = self.node_id
+            copy.size_bytes = len(data)
+        return copy
 
     # ---- references that travel ----
 
@@ -277,7 +301,7 @@ class Ownership:
                         ObjectFreedError(object_id.hex()), is_error=True
                     ).to_bytes()
             elif not entry.is_told:
-                self.untold[entry] = None
+                self.untold.setdefault(entry, 0)
             return entry
 
     def reference_of(self, entry: Entry) -> Reference:
@@ -301,7 +325,7 @@ class Ownership:
         other owner has confirmed.
         """
         inner: list[Entry] = []
-        to_tell: list[Entry] = []
+        unknown: list[Entry] = []  # to their owners, as far as this process knows
         twice: list[bytes] = []
         with self.lock:
             for reference in references:
@@ -319,8 +343,8 @@ class Ownership:
                         twice.append(entry.object_id)
                     entry.is_told = True
                     self.untold.pop(entry, None)
-                elif not entry.is_told:
-                    to_tell.append(entry)
+                elif not entry.is_told or entry in self.untold:
+                    unknown.append(entry)
             if holder.is_released:
                 released: list[Entry] = []
                 self.table.unpin_all(inner, released)
@@ -329,9 +353,9 @@ class Ownership:
                 holder.contained = (holder.contained or []) + inner
         if twice:
             self._send(sender, EndBorrow(twice))
-        if to_tell:
+        if unknown:
             holder_pinned = self._pin(holder)
-            self.tell_owners(to_tell, None, lambda: self._told(holder, holder_pinned, then))
+            self.tell_owners(unknown, None, lambda: self._told(holder, holder_pinned, then))
         elif then is not None:
             then()
         if released:
@@ -356,44 +380,60 @@ class Ownership:
         ``caller``: the peer through which the covering party hears of the end; a registration with
         it needs no confirmation, because the connection keeps the order.
         """
+        # Most of what a task unpickles it has dropped by its end: that needs no registration.
+        self.drain_dropped()
         with self.lock:
-            entries = [
-                entry for entry in self.untold if not entry.is_released and not entry.is_told
-            ]
-            self.untold.clear()
+            entries = list(self.untold)
         self.tell_owners(entries, caller, then)
 
     def tell_owners(
         self, entries: list[Entry], caller: Peer | None, then: Callable[[], None]
     ) -> None:
-        """Register this process as borrower of ``entries`` with each owner."""
-        by_owner: dict[Owner, list[bytes]] = {}
-        for entry in entries:
-            assert entry.owner is not None
-            entry.is_told = True
-            by_owner.setdefault(entry.owner, []).append(entry.object_id)
-        waits = [o for o in by_owner if caller is None or o.worker_id != caller.worker_id]
-        count = len(waits)
-        if count == 0:
-            for object_ids in by_owner.values():
-                assert caller is not None
-                self._send(caller, Borrow(0, object_ids))
+        """Register this process as borrower of ``entries`` with each owner that was not told;
+        ``then`` runs when all owners have confirmed, also those that were told before.
+        """
+        peers = self.peers
+        if caller is not None and (peers is None or peers.find(caller.worker_id) is not caller):
+            # Both sides dialled at once and there are two connections: what is sent to the owner
+            # goes by the other one, so the order of this one says nothing.
+            caller = None
+        by_owner: dict[Owner, list[Entry]] = {}
+        under_way: dict[int, None] = {}
+        with self.lock:
+            for entry in entries:
+                number = self.untold.get(entry, 0)
+                if number:
+                    under_way[number] = None
+                elif not entry.is_told and not entry.is_released:
+                    assert entry.owner is not None
+                    by_owner.setdefault(entry.owner, []).append(entry)
+            messages: list[tuple[Owner, Borrow]] = []
+            for owner, untold in by_owner.items():
+                number = next(self._borrow_numbers)
+                messages.append((owner, Borrow(number, [e.object_id for e in untold])))
+                self._borrows[number] = _BorrowUnderWay(owner.worker_id, untold)
+                under_way[number] = None
+                for entry in untold:
+                    entry.is_told = True
+                    self.untold[entry] = number
+            waits = [
+                borrow
+                for borrow in map(self._borrows.get, under_way)
+                if borrow is not None and (caller is None or borrow.owner_id != caller.worker_id)
+            ]
+            left = itertools.count(len(waits) - 1, -1)
+
+            def one_known() -> None:
+                if next(left) == 0:
+                    then()
+
+            for borrow in waits:
+                borrow.callbacks.append(one_known)
+        for owner, message in messages:
+            if not self._tell(owner, message):
+                self._borrow_known(message.number)
+        if not waits:
             then()
-            return
-        left = itertools.count(count - 1, -1)
-
-        def one_known() -> None:
-            if next(left) == 0:
-                then()
-
-        for owner, object_ids in by_owner.items():
-            if caller is not None and owner.worker_id == caller.worker_id:
-                self._send(caller, Borrow(0, object_ids))
-                continue
-            number = next(self._borrow_numbers)
-            self._after_borrow[number] = (owner.worker_id, one_known)
-            if not self._tell(owner, Borrow(number, object_ids)):
-                self._borrow_known(number)
 
     # ---- messages; on the loop's thread ----
 
@@ -422,24 +462,58 @@ class Ownership:
 
     def on_process_lost(self, worker_id: bytes, cause: str) -> None:
         """A process died: its borrows end, and what it owned is lost to this process."""
-        released: list[Entry] = []
+        self.after_grace(self._end_borrows_of, worker_id)
+        if self.untold:
+            # The dead one may have covered some of these.
+            self.tell_untold(None, _nothing)
         with self.lock:
-            self.table.lose_borrower(worker_id, released)
             orphans = [e for e in self.table.owned_by(worker_id) if e.state == PENDING]
-        if released:
-            self.finish_released(released)
         for entry in orphans:
             self.fail(
                 (entry,), OwnerDiedError(entry.object_id.hex(), worker_id.hex(), detail=cause)
             )
-        for number, (owner_id, _) in list(self._after_borrow.items()):
-            if owner_id == worker_id:
+        for number, borrow in list(self._borrows.items()):
+            if borrow.owner_id == worker_id:
                 self._borrow_known(number)
+
+    def _end_borrows_of(self, worker_id: bytes) -> None:
+        released: list[Entry] = []
+        with self.lock:
+            self.table.lose_borrower(worker_id, released)
+        if released:
+            self.finish_released(released)
+
+    def after_grace(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call back when all who had references from a process that just died have registered."""
+        self._loop.call_soon_threadsafe(self._loop.call_later, DEATH_GRACE_S, callback, *args)
+
+    def hold_for_grace(self, entries: Iterable[Entry]) -> None:
+        """The executor of a task died, and may have passed the task's arguments on."""
+        held = list(entries)
+        if held:
+            with self.lock:
+                for entry in held:
+                    entry.pins += 1
+            self.after_grace(self.release_later, held)
+
+    def end_borrows(self, entries: Iterable[Entry], worker_id: bytes) -> None:
+        """Undo one registration of each entry that is owned here."""
+        released: list[Entry] = []
+        with self.lock:
+            for entry in entries:
+                if entry.owner is None:
+                    self.table.remove_borrower(entry.object_id, worker_id, released)
+        if released:
+            self.finish_released(released)
 
     def _on_value(self, peer: Peer, message: ObjectValue) -> None:
         with self.lock:
             entry = self.table.entries.get(message.object_id)
         if entry is None or entry.state != PENDING:
+            # Nobody waits for it any more: what the owner registered for this process ends.
+            unused = [r.object_id for r in message.contained if r.owner_id == peer.worker_id]
+            if unused:
+                self._send(peer, EndBorrow(unused))
             return
         if message.failure:
             self.fail((entry,), ObjectFreedError(message.object_id.hex()))
@@ -463,12 +537,17 @@ class Ownership:
             self._answer(peer, entry)
 
     def _answer(self, peer: Peer, entry: Entry) -> None:
+        if entry.is_released:
+            # Those who waited before the asker were the last to hold it.
+            self._send(peer, ObjectValue(entry.object_id, failure="freed"))
+            return
         contained: list[Reference] = []
         with self.lock:
-            for inner in entry.contained or ():
-                contained.append(self.reference_of(inner))
-                if inner.owner is None:
-                    self.table.add_borrower(inner.object_id, peer.worker_id)
+            inner = list(entry.contained or ())
+            for held in inner:
+                contained.append(self.reference_of(held))
+                if held.owner is None:
+                    self.table.add_borrower(held.object_id, peer.worker_id)
         if entry.state == STORED:
             answer = ObjectValue(
                 entry.object_id,
@@ -479,12 +558,19 @@ class Ownership:
         else:
             is_error = entry.state == FAILED
             answer = ObjectValue(entry.object_id, entry.data, is_error, contained=contained)
-        self._send(peer, answer)
+        if not self._send(peer, answer):
+            self.end_borrows(inner, peer.worker_id)  # it died before the answer came
 
     def _borrow_known(self, number: int) -> None:
-        waiting = self._after_borrow.pop(number, None)
-        if waiting is not None:
-            waiting[1]()
+        with self.lock:
+            borrow = self._borrows.pop(number, None)
+            if borrow is None:
+                return
+            for entry in borrow.entries:
+                if self.untold.get(entry) == number:
+                    del self.untold[entry]
+        for callback in borrow.callbacks:
+            callback()
 
     def _ask(self, entry: Entry) -> None:
         owner = entry.owner
@@ -509,6 +595,10 @@ class Ownership:
 
 
 def _nobody(actor_id: bytes) -> None:
+    return None
+
+
+def _nothing() -> None:
     return None
 
 

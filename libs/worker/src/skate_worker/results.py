@@ -60,8 +60,11 @@ class Completion:
                     retries.append(submission)
                 else:
                     self._take_returns(peer, submission, result)
-            if self.on_end is not None and type(result) is TaskDone:
-                self.on_end(submission, "")
+            else:
+                if submission.message.attempt:
+                    self._delete_earlier(submission)
+                if self.on_end is not None:
+                    self.on_end(submission, "")
         if self._waiters:
             waiters, self._waiters = self._waiters, []
             wake(waiters)
@@ -72,7 +75,14 @@ class Completion:
 
     def fail(self, submission: Submission, error: BaseException) -> None:
         """End a task with an error of the runtime."""
+        self._delete_earlier(submission)
         self._end(submission, serialize(error, is_error=True).to_bytes())
+
+    def _delete_earlier(self, submission: Submission) -> None:
+        """An attempt that died may have written returns, and did not live to say so."""
+        store = self._ownership.store
+        if store is not None:
+            store.delete([entry.object_id for entry in submission.entries])
 
     def fail_dependency(self, submission: Submission, data: bytes) -> None:
         """End a task that did not run because an argument is an error."""
@@ -134,6 +144,8 @@ class Completion:
             with ownership.lock:
                 if returned.data:
                     state = FAILED if returned.is_error else INLINE
+                    if submission.message.attempt:
+                        dropped.append(entry.object_id)
                     callbacks = entry.settle(state, returned.data)
                 else:
                     entry.node_id = returned.node_id

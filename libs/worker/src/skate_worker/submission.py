@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from skate_object_store import StoreError
 from skate_worker.machine.references import FAILED, INLINE, PENDING, STORED, Entry
 from skate_worker.ownership import INLINE_TOTAL_MAX_BYTES, Ownership
+from skate_worker.serialization import serialize
 from skate_worker.specs import RetryRule
 from skate_worker.task_protocol import PushCall, PushTask, Resolved
 
@@ -131,8 +133,14 @@ def _fill(
             if inline_bytes <= INLINE_TOTAL_MAX_BYTES:
                 resolved.append(Resolved(position, data))
                 continue
-            ownership.promote(entry)
-        if entry.state == STORED:
+            try:
+                copy = ownership.promote(entry)
+            except StoreError as error:
+                then(submission, DependencyFailed(serialize(error, is_error=True).to_bytes()))
+                return
+            submission.pinned += (copy,)
+            resolved.append(Resolved(position, b"", copy.object_id))
+        elif entry.state == STORED:
             resolved.append(Resolved(position, b"", entry.object_id))
     submission.message.resolved = resolved
     then(submission, None)

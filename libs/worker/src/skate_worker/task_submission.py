@@ -128,5 +128,4 @@ class TaskSubmission(ObjectAccess):
         return refs
 
     def _promote(self, value: Serialized) -> ObjectRef[Any]:
-        object_id = self._put_prefix + (0x8000_0000 | next(self._put_numbers)).to_bytes(4, "big")
-        return self._own_value(object_id, value)
+        return self._own_value(self._new_object_id(), value)

@@ -236,6 +236,9 @@ class TaskSubmitter:
         lease: Lease[Submission] = peer.lease
         with self._ownership.lock:
             lease.is_lost = True
+            in_flight = list(lease.in_flight.values())
+        for submission in in_flight:
+            self._ownership.hold_for_grace(submission.pinned)
         cause = self._deaths.pop(lease.lease_id, None)
         if cause is not None:
             self._bury(lease.lease_id, cause)
@@ -255,6 +258,8 @@ class TaskSubmitter:
         if lost is None:
             return
         tasks = lost[1]
+        for submission in tasks:
+            self._ownership.hold_for_grace(submission.pinned)
         # Only the task that asked for the end had started; it stands first, as one that died.
         tasks.sort(key=lambda task: task.task_id != message.running_task)
         cause = node.Death("exited", f"{message.reason}.", lease.pid)

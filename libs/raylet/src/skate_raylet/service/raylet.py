@@ -65,6 +65,7 @@ from skate_scheduler import ResourceSet
 _log = logging.getLogger(__name__)
 
 DEAD_REMEMBERED_MAX = 10_000
+RELEASE_AGAIN_S = 10.0
 DEMANDS_REPORTED_MAX = 1000
 STATISTICS_TIMEOUT_S = 5.0
 ZYGOTE_END_S = 1.0
@@ -403,6 +404,8 @@ class Raylet:
             self._dead.popitem(last=False)
         self._transfers.owner_died(worker_id, death.message)
         self._store_calls.submit(self._release_owner, worker_id)  # what it owns may lie here
+        # Again, for what a task wrote in its name before it heard of the death.
+        self._loop.call_later(RELEASE_AGAIN_S, self._release_again, worker_id)
         message = node.WorkerDied(worker_id, death)
         is_job_over = self._jobs.get(job_id).is_finished
         for process in self._processes:
@@ -414,6 +417,10 @@ class Raylet:
     def _is_actor(self, process: LocalProcess) -> bool:
         lease = self._machine.lease_of_worker(process.worker_id)
         return lease is not None and not lease.holder_id
+
+    def _release_again(self, worker_id: bytes) -> None:
+        if self._stopped is not None and not self._stopped.done():
+            self._store_calls.submit(self._release_owner, worker_id)
 
     def _release_owner(self, worker_id: bytes) -> None:
         try:

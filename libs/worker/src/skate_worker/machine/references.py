@@ -45,7 +45,6 @@ class Entry:
         "contained",
         "data",
         "is_asked",
-        "is_promoted",
         "is_released",
         "is_told",
         "local",
@@ -75,7 +74,6 @@ class Entry:
         self.waiters: list[Callable[[Entry], None]] | None = None
         self.task_id: bytes | None = None  # the task whose return it is
         self.is_released = False
-        self.is_promoted = False  # borrowed, and this process put a copy into the node's store
         self.is_told = False  # borrowed: the owner knows that this process holds it
         self.is_asked = False  # borrowed: the owner was asked for the value
 
