@@ -76,7 +76,9 @@ class OutcomeWriter:
         """One return of a task that yields, and whether pins are held for it: under its id."""
         pinned: list[Entry] = []
         is_inline = value.total_bytes <= INLINE_MAX_BYTES
-        returned = self._returned(peer, task_id, index, value, pinned, is_inline)
+        returned = self._written(peer, task_id, index, value, is_inline)
+        if value.contained:
+            returned.contained = self._hold(peer, value, pinned)
         if pinned:
             self._pins[task_id + index.to_bytes(4, "big")] = (peer.worker_id, pinned)
         return returned, bool(pinned)
