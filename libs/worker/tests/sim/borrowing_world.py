@@ -37,6 +37,7 @@ from skate_worker.ownership import Ownership
 from skate_worker.peers import Peer, Peers
 from skate_worker.results import Completion
 from skate_worker.specs import TaskOptions
+from skate_worker.streams import Streams
 from skate_worker.submission import Submission
 from skate_worker.task_protocol import Borrow, TaskReturned
 from skate_worker.task_submission import TaskSubmission
@@ -192,6 +193,8 @@ class SimProcess(TaskSubmission):
         self.ownership.peers = self.peers
         self.raylet = SimRaylet(world)  # type: ignore[assignment]
         self.completion = Completion(self.ownership, self.pid, self.ip)
+        self.streams = self._make_streams()
+        self.completion.streams = self.streams
         self.tasks: Any = SimSubmitter(self)
         self.functions = FunctionTable(self.raylet)
         self._prepare_execution()
@@ -205,6 +208,9 @@ class SimProcess(TaskSubmission):
         self.exported: list[bytes] = []  # ids in the closures of exported functions
         self.noticed: set[bytes] = set()  # dead processes that it knows of
         self.function_ids = [self.export(TaskBody([]))]
+
+    def _make_streams(self) -> Streams:
+        return Streams(self, self.ownership)  # type: ignore[arg-type]
 
     def _prepare_execution(self) -> None:
         self.outcomes = OutcomeWriter(self.ownership, self.ip)
