@@ -242,6 +242,7 @@ class ActorSubmitter:
             self._completion.settle(finished)
         for again in self._completion.finish(peer, finished):
             self.submit(calls, again)  # type: ignore[arg-type]
+        self._completion.wake()
 
     # ---- cancelling ----
 

@@ -288,6 +288,8 @@ class Membership(ABC):
         }
 
     def _on_peer_messages(self, peer: Peer, batch: list[Any]) -> None:
+        # First, because what follows may wake a thread that needs the interpreter lock.
+        self.ownership.drain_dropped()
         results: list[Any] = []
         work: list[tuple[Peer, Any]] = []
         for message in batch:
@@ -308,7 +310,6 @@ class Membership(ABC):
             self._on_results(peer, results)
         if work:
             self._running().push(work)
-        self.ownership.drain_dropped()
 
     def _on_results(self, peer: Peer, results: list[Any]) -> None:
         if peer.lease is not None:

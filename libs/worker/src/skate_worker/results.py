@@ -52,7 +52,11 @@ class Completion:
                     submission.pinned = ()
 
     def finish(self, peer: Peer, finished: list[tuple[Submission, Any]]) -> list[Submission]:
-        """Wake, release, and handle the less common outcomes. Returns what is to be retried."""
+        """Release, and handle the less common outcomes. Returns what is to be retried.
+
+        :meth:`wake` is to be called last of all: whoever wakes needs the interpreter lock, which
+        this thread has until it is done.
+        """
         retries: list[Submission] = []
         for submission, result in finished:
             if type(result) is TaskReturned:
@@ -65,13 +69,16 @@ class Completion:
                     self._delete_earlier(submission)
                 if self.on_end is not None:
                     self.on_end(submission, "")
-        if self._waiters:
-            waiters, self._waiters = self._waiters, []
-            wake(waiters)
         if self._released:
             released, self._released = self._released, []
             self._ownership.finish_released(released)
         return retries
+
+    def wake(self) -> None:
+        """Wake who waits for what was settled."""
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            wake(waiters)
 
     def fail(self, submission: Submission, error: BaseException) -> None:
         """End a task with an error of the runtime."""

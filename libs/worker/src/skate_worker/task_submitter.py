@@ -360,6 +360,7 @@ class TaskSubmitter:
                 self._watch_idle()
                 if lease.queue is not None and lease.queue.requests:
                     self._cancel_requests(lease.queue)
+        self._completion.wake()
 
     def on_given_back(self, peer: Peer, message: TasksGivenBack) -> None:
         """Tasks that never started come back; other workers take them."""

@@ -138,6 +138,7 @@ class SimSubmitter:
         for again in process.completion.finish(peer, finished):
             self.pending[again.task_id] = (again, args_of[again.task_id], b"")
             self.submit(again)
+        process.completion.wake()
 
     def on_peer_lost(self, peer: Peer, reason: str) -> None:
         for submission, _, target in self.pending.values():
