@@ -34,7 +34,7 @@ class Desk:
 
     def sleep(self) -> list[Any]:
         """Let time pass to the next wakeup."""
-        wakeup = self.planner.next_wakeup(self.now_s)
+        wakeup = self.planner.next_wakeup()
         assert wakeup is not None, "nothing will ever happen"
         self.now_s = wakeup[0]
         return self.tell(on.TimePassed())
@@ -65,7 +65,7 @@ def test_pull_makes_room_fetches_seals_and_ends() -> None:
     assert desk.tell(on.RangeFetched(b"x", 1)) == [on.SealCopy(b"x")]
     assert desk.tell(on.CopySealed(b"x")) == [on.EndPull(b"p", 1)]
     assert desk.planner.statistics().done_total == 1
-    assert desk.planner.next_wakeup(desk.now_s) is None
+    assert desk.planner.next_wakeup() is None
 
 
 def test_pulls_of_one_object_share_one_transfer() -> None:

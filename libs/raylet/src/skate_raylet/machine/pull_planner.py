@@ -107,8 +107,11 @@ class PullPlanner:
         self._admit(out)
         return out
 
-    def next_wakeup(self, now_s: float) -> tuple[float, str] | None:
-        """When ``TimePassed`` is due, and why; None when time alone changes nothing."""
+    def next_wakeup(self) -> tuple[float, str] | None:
+        """When ``TimePassed`` is due, and why; None when time alone changes nothing.
+
+        It may be past already: time went on since the last event was handled.
+        """
         times = [(pull.retry_at_s, "the store was full") for pull in self._parked.values()]
         for pull in self._under_way.values():
             if pull.stage is not Stage.FETCHING:
@@ -118,8 +121,8 @@ class PullPlanner:
                 for part in pull.ranges.values()
                 if not part.stop_reason
             ]
-            if pull.missing and not pull.is_unwanted:
-                at_s = self._sources.next_s(pull, now_s)
+            if self._can_use_more(pull):
+                at_s = self._sources.next_s(pull)
                 if at_s < math.inf:
                     times.append((at_s, "a source may be tried again"))
         return min(times, default=None)
@@ -320,7 +323,7 @@ class PullPlanner:
         if pull.is_unwanted:
             return
         self._sources.lose_unknown(pull, now_s)
-        while pull.missing and len(pull.ranges) < self._config.sources_per_object:
+        while self._can_use_more(pull):
             node_id = self._sources.choose(pull, now_s)
             if node_id is None:
                 break
@@ -339,6 +342,13 @@ class PullPlanner:
             out.append(SealCopy(pull.object_id))
         elif not self._has_hope(pull):
             self._fail(pull, "lost", pull.why_lost(), now_s, out)
+
+    def _can_use_more(self, pull: Pull) -> bool:
+        return (
+            bool(pull.missing)
+            and not pull.is_unwanted
+            and len(pull.ranges) < self._config.sources_per_object
+        )
 
     def _end_range(
         self, event: RangeFetched | RangeFailed, now_s: float, out: list[PullCommand]

@@ -71,12 +71,15 @@ class PullSources:
         ]
         return min(usable)[3] if usable else None
 
-    def next_s(self, pull: Pull, now_s: float) -> float:
-        """When time alone makes a source usable, or lost; infinite: never."""
-        times = (
-            self._usable_at_s(pull, node_id, source) for node_id, source in pull.sources.items()
+    def next_s(self, pull: Pull) -> float:
+        """When time alone makes a source usable, or lost; infinite: never.
+
+        Of a pull that could use one more source; so whatever is usable already has been used.
+        """
+        return min(
+            (self._usable_at_s(pull, node_id, source) for node_id, source in pull.sources.items()),
+            default=math.inf,
         )
-        return min((at_s for at_s in times if at_s > now_s), default=math.inf)
 
     def begin(self, node_id: bytes) -> None:
         """The node was asked for a range."""

@@ -189,10 +189,9 @@ class ObjectTransfers:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now_s = self._loop.time()
-        wakeup = self._planner.next_wakeup(now_s)
+        wakeup = self._planner.next_wakeup()
         if wakeup is not None:
-            at_s = max(wakeup[0], now_s + WAKEUP_MIN_S)
+            at_s = max(wakeup[0], self._loop.time() + WAKEUP_MIN_S)
             self._timer = self._loop.call_at(at_s, self._tell, on.TimePassed())
 
     def _perform(self, command: on.PullCommand) -> None:
