@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import struct
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from libs.raylet.tests.integration.transfer_nodes import PROCESS, TOKEN, MakeNode, Node
-from skate_raylet.service.transfer import object_listener
+from skate_raylet.service.transfer import object_listener, object_server
 from skate_raylet.service.transfer.wire import Status, pack_reply, pack_request
 from skate_rpc import node_protocol as node
 from skate_rpc.handshake import (
@@ -259,6 +260,28 @@ def test_source_that_restores_from_its_disk_is_waited_for(
         async with FalseSource(short_folder / "false", answer) as false:
             assert (await near.pull(b"x" * 28, 4, false)).kind == ""
             assert near.content(b"x" * 28) == b"late"
+
+    play_nodes(test)
+
+
+def test_source_whose_store_takes_long_says_that_it_lives(
+    play_nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_server, "PATIENCE_TICK_S", 0.1)
+
+    async def test(make: MakeNode) -> None:
+        near, far = make("near", stall_s=1.8), make("far")
+        object_id = far.put(b"content")
+        client = await asyncio.to_thread(far.transfers._store.client)
+        get, is_over = client.get, threading.Event()
+
+        def slow_get(ids: Any, timeout_s: float | None = 0) -> Any:
+            is_over.wait(2.5)  # longer than silence would be borne
+            return get(ids, timeout_s)
+
+        monkeypatch.setattr(client, "get", slow_get)
+        assert (await near.pull(object_id, 7, far)).kind == ""
+        assert near.content(object_id) == b"content"
 
     play_nodes(test)
 

@@ -35,24 +35,40 @@ IDLE_S = 60.0
 """A connection without a request for this long is closed; the peer gives up idle ones earlier."""
 SILENT_S = 15.0
 """A peer that takes nothing for this long has stopped; its object is unpinned."""
-RESTORE_S = 60.0
-"""How long an object may take to come back from this node's disk."""
-RESTORE_TICK_S = 1.0
+PATIENCE_TICK_S = 1.0
+"""A peer whose object is still on its way from this node's disk is told so this often."""
 
 
 class _Peer:
     """One connection."""
 
-    __slots__ = ("idle_since_s", "sock", "unread")
+    __slots__ = ("idle_since_s", "looking_since_s", "sending", "sock", "unread")
 
     def __init__(self, sock: socket.socket, unread: bytes) -> None:
         self.sock = sock
         self.unread = unread  # came with the end of the handshake
         self.idle_since_s = float("inf")  # infinite while a request is being answered
+        self.looking_since_s = float("inf")  # since when its object is looked for
+        self.sending = threading.Lock()  # over the line between "looking" and "found"
 
     def receive(self, count: int, timeout_s: float) -> bytes:
         start, self.unread = self.unread[:count], self.unread[count:]
         return start + receive_exactly(self.sock, count - len(start), timeout_s)
+
+    def set_looking(self, since_s: float) -> None:
+        with self.sending:
+            self.looking_since_s = since_s
+
+    def ask_for_patience(self) -> None:
+        """Say that its object is being looked for, if it is, and has been for a while."""
+        with self.sending:
+            if time.monotonic() - self.looking_since_s < PATIENCE_TICK_S:
+                return
+            try:
+                # Nothing else is in the socket: it is sent at once, or the peer is broken.
+                self.sock.send(pack_reply(Status.WAIT), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError as error:
+                _log.debug("event=object_peer_gone why=%r", str(error))
 
     def hang_up(self) -> None:
         """Wake the thread that serves it; that one closes the socket."""
@@ -68,9 +84,11 @@ class ObjectServer:
     def __init__(self, store: StoreAccess) -> None:
         self._store = store
         self._threads = DaemonThreads("skate-object-server", PEERS_MAX)
+        self._soothers = DaemonThreads("skate-object-patience", 1)
         self._lock = threading.Lock()
         self._peers: dict[_Peer, None] = {}
-        self._is_closed = False
+        self._is_soothing = False  # a thread asks peers for patience
+        self._closing = threading.Event()
         self.served_bytes_total = 0
 
     def serve(self, sock: socket.socket, leftover: bytes) -> None:
@@ -79,7 +97,7 @@ class ObjectServer:
         with self._lock:
             crowded = len(self._peers) >= PEERS_MAX
             idlest = min(self._peers, key=lambda one: one.idle_since_s) if crowded else None
-            is_refused = self._is_closed or (
+            is_refused = self._closing.is_set() or (
                 idlest is not None and idlest.idle_since_s == float("inf")
             )
             if not is_refused:
@@ -95,7 +113,7 @@ class ObjectServer:
     def close(self) -> None:
         """Hang up on everybody."""
         with self._lock:
-            self._is_closed = True
+            self._closing.set()
             peers = list(self._peers)
         for peer in peers:
             peer.hang_up()
@@ -124,28 +142,42 @@ class ObjectServer:
             peer.sock.close()
 
     def _answer(self, peer: _Peer, object_id: bytes, offset: int, length: int) -> None:
+        self._start_soothing()
+        peer.set_looking(time.monotonic())
         try:
-            view = self._find(peer, object_id)
+            # An object that lies on this node's disk is brought back first.
+            view = self._store.client().get([object_id], 0)[0]
         except StoreError as error:
             _log.warning("event=object_unreadable id=%s error=%s", object_id.hex(), error)
-            send_all(peer.sock, pack_reply(Status.FAILED), SILENT_S)
-            return
-        if view is None:
-            send_all(peer.sock, pack_reply(Status.ABSENT), SILENT_S)
-        elif offset + length > len(view):
-            send_all(peer.sock, pack_reply(Status.OUT_OF_RANGE, len(view)), SILENT_S)
+            status, view = Status.FAILED, None
         else:
-            send_all(peer.sock, pack_reply(Status.OK, len(view)), SILENT_S)
+            status = Status.ABSENT if view is None else Status.OK
+        finally:
+            peer.set_looking(float("inf"))
+        size_bytes = 0 if view is None else len(view)
+        if view is not None and offset + length > size_bytes:
+            status = Status.OUT_OF_RANGE
+        send_all(peer.sock, pack_reply(status, size_bytes), SILENT_S)
+        if view is not None and status is Status.OK:
             send_all(peer.sock, view[offset : offset + length], SILENT_S)
             with self._lock:
                 self.served_bytes_total += length
 
-    def _find(self, peer: _Peer, object_id: bytes) -> memoryview | None:
-        """A view that pins the object. What lies on disk is waited for, and the peer is told."""
-        client = self._store.client()
-        view = client.get([object_id], 0)[0]
-        give_up_s = time.monotonic() + RESTORE_S
-        while view is None and time.monotonic() < give_up_s and client.contains(object_id):
-            send_all(peer.sock, pack_reply(Status.WAIT), SILENT_S)
-            view = client.get([object_id], RESTORE_TICK_S)[0]
-        return view
+    # ---- signs of life ----
+
+    def _start_soothing(self) -> None:
+        with self._lock:
+            if not self._is_soothing:
+                self._is_soothing = True
+                self._soothers.run(self._soothe)
+
+    def _soothe(self) -> None:
+        """While there are peers: tell those who wait for long that they do not wait in vain."""
+        while not self._closing.wait(PATIENCE_TICK_S):
+            with self._lock:
+                peers = list(self._peers)
+                self._is_soothing = bool(peers)
+            if not peers:
+                return
+            for peer in peers:
+                peer.ask_for_patience()
