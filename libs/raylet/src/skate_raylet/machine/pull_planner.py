@@ -50,6 +50,7 @@ from skate_raylet.machine.pull_events import (
     StopRange,
     TimePassed,
 )
+from skate_raylet.machine.pull_queue import PullQueue
 from skate_raylet.machine.pull_sources import PullSources
 
 
@@ -62,10 +63,7 @@ class PullPlanner:
         self._pulls: dict[bytes, Pull] = {}
         self._of_waiter: dict[Waiter, Pull] = {}
         self._of_process: dict[bytes, dict[int, None]] = {}
-        self._queues: dict[int, dict[bytes, Pull]] = {}  # by priority, in order of arrival
-        self._parked: dict[bytes, Pull] = {}  # until the store is asked for room again
-        self._under_way: dict[bytes, Pull] = {}
-        self._bytes_under_way = 0
+        self._queue = PullQueue(config)
         self._next_range_id = 1
         self._done_total = 0
         self._failed_total = 0
@@ -99,7 +97,7 @@ class PullPlanner:
             case CopySealed() | CopyDropped():
                 self._close(event, now_s, out)
             case TimePassed():
-                self._unpark(now_s)
+                self._queue.unpark(now_s)
                 self._stop_stalled(now_s, out)
                 self._fetch_all(now_s, out)
             case _:
@@ -112,8 +110,11 @@ class PullPlanner:
 
         It may be past already: time went on since the last event was handled.
         """
-        times = [(pull.retry_at_s, "the store was full") for pull in self._parked.values()]
-        for pull in self._under_way.values():
+        times: list[tuple[float, str]] = []
+        unpark_s = self._queue.next_unpark_s()
+        if unpark_s is not None:
+            times.append((unpark_s, "the store was full"))
+        for pull in self._queue.under_way.values():
             if pull.stage is not Stage.FETCHING:
                 continue
             times += [
@@ -130,9 +131,9 @@ class PullPlanner:
     def statistics(self) -> PullStatistics:
         """O(1)."""
         return PullStatistics(
-            queued=sum(map(len, self._queues.values())) + len(self._parked),
-            under_way=len(self._under_way),
-            bytes_under_way=self._bytes_under_way,
+            queued=len(self._queue),
+            under_way=len(self._queue.under_way),
+            bytes_under_way=self._queue.bytes_under_way,
             done_total=self._done_total,
             failed_total=self._failed_total,
         )
@@ -158,7 +159,7 @@ class PullPlanner:
         self._sources.lose_dead(pull)
         if pull.stage is Stage.QUEUED:
             if self._has_hope(pull):
-                self._enqueue(pull)
+                self._queue.add(pull)
             else:
                 self._fail(pull, "lost", pull.why_lost(), now_s, out)
         elif pull.stage is Stage.FETCHING:
@@ -174,9 +175,9 @@ class PullPlanner:
         self._drop_waiter(pull, waiter)
         if pull.stage is Stage.QUEUED:
             if pull.waiters:
-                self._enqueue(pull)
+                self._queue.add(pull)
             else:
-                self._leave_queue(pull)
+                self._queue.remove(pull)
                 del self._pulls[pull.object_id]
         elif not pull.waiters:
             self._abandon(pull, "nobody waits for it any more", out)
@@ -208,7 +209,7 @@ class PullPlanner:
         """Tell all who wait, and end the transfer if there is one."""
         self._failed_total += 1
         if pull.stage is Stage.QUEUED:
-            self._leave_queue(pull)
+            self._queue.remove(pull)
             del self._pulls[pull.object_id]
         self._tell_waiters(pull, kind, message, pull.lost_at(), out)
         if pull.stage is not Stage.QUEUED:
@@ -216,63 +217,29 @@ class PullPlanner:
 
     # ---- order ----
 
-    def _enqueue(self, pull: Pull) -> None:
-        """Stand in the queue of the pull's priority; one that stands there keeps its place."""
-        queue = self._queues.setdefault(pull.priority, {})
-        if pull.object_id not in queue and pull.object_id not in self._parked:
-            self._leave_queue(pull)
-            queue[pull.object_id] = pull
-
-    def _leave_queue(self, pull: Pull) -> None:
-        self._parked.pop(pull.object_id, None)
-        for queue in self._queues.values():
-            queue.pop(pull.object_id, None)
-
-    def _unpark(self, now_s: float) -> None:
-        for pull in [one for one in self._parked.values() if one.retry_at_s <= now_s]:
-            del self._parked[pull.object_id]
-            self._enqueue(pull)
-
     def _admit(self, out: list[PullCommand]) -> None:
-        """Start what may start. What is urgent and too large for now holds back what is behind."""
-        for _, queue in sorted(self._queues.items()):
-            while queue:
-                pull = next(iter(queue.values()))
-                if len(self._under_way) >= self._config.transfers_max:
-                    return
-                total_bytes = self._bytes_under_way + pull.size_bytes
-                if self._under_way and total_bytes > self._config.bytes_max:
-                    return
-                del queue[pull.object_id]
-                pull.stage = Stage.MAKING_ROOM
-                self._under_way[pull.object_id] = pull
-                self._bytes_under_way += pull.size_bytes
-                out.append(MakeRoom(pull.object_id, pull.size_bytes, pull.owner_id))
-
-    def _step_aside(self, pull: Pull) -> None:
-        """Hold nothing of the bounds any more."""
-        del self._under_way[pull.object_id]
-        self._bytes_under_way -= pull.size_bytes
+        while (pull := self._queue.admit_next()) is not None:
+            pull.stage = Stage.MAKING_ROOM
+            out.append(MakeRoom(pull.object_id, pull.size_bytes, pull.owner_id))
 
     def _finish(self, pull: Pull) -> None:
         """The transfer is over; whoever came too late for it gets a new one."""
-        self._step_aside(pull)
+        self._queue.end(pull)
         pull.stage = Stage.QUEUED
         pull.is_unwanted = False
         if pull.successor is not None:
             pull.size_bytes, pull.owner_id = pull.successor
             pull.successor = None
         if pull.waiters:
-            self._enqueue(pull)
+            self._queue.add(pull)
         else:
             del self._pulls[pull.object_id]
 
     def _park(self, pull: Pull, now_s: float) -> None:
         """Hold nothing for a while, then stand in the queue again."""
-        self._step_aside(pull)
+        self._queue.end(pull)
         pull.stage = Stage.QUEUED
-        pull.retry_at_s = now_s + self._config.retry_pause_s
-        self._parked[pull.object_id] = pull
+        self._queue.park(pull, now_s)
 
     # ---- room ----
 
@@ -314,7 +281,7 @@ class PullPlanner:
         return any(not source.is_lost for source in pull.sources.values())
 
     def _fetch_all(self, now_s: float, out: list[PullCommand]) -> None:
-        for pull in list(self._under_way.values()):
+        for pull in list(self._queue.under_way.values()):
             if pull.stage is Stage.FETCHING and not pull.is_unwanted:
                 self._fetch(pull, now_s, out)
 
@@ -390,7 +357,7 @@ class PullPlanner:
                 self._fetch(pull, now_s, out)
 
     def _stop_stalled(self, now_s: float, out: list[PullCommand]) -> None:
-        for pull in self._under_way.values():
+        for pull in self._queue.under_way.values():
             for part in list(pull.ranges.values()):
                 # The same sum as in next_wakeup: a difference could round to just below the limit.
                 if part.stop_reason or now_s < part.progress_at_s + self._config.stall_s:
@@ -446,19 +413,7 @@ class PullPlanner:
         """Raise ``AssertionError`` if the planner is inconsistent."""
         waiters = {waiter for pull in self._pulls.values() for waiter in pull.waiters}
         assert waiters == set(self._of_waiter)
-        under_way = {
-            object_id for object_id, pull in self._pulls.items() if pull.stage is not Stage.QUEUED
-        }
-        assert under_way == set(self._under_way)
-        queued = [object_id for queue in self._queues.values() for object_id in queue]
-        queued += self._parked
-        assert len(queued) == len(set(queued))
-        assert set(queued) == set(self._pulls) - under_way
-        bytes_under_way = sum(pull.size_bytes for pull in self._under_way.values())
-        assert bytes_under_way == self._bytes_under_way
-        assert len(under_way) <= self._config.transfers_max
-        if len(under_way) > 1:
-            assert bytes_under_way <= self._config.bytes_max
+        self._queue.check_invariants(self._pulls.values())
         loads: Counter[bytes] = Counter()
         for pull in self._pulls.values():
             assert pull.waiters or pull.stage is not Stage.QUEUED
