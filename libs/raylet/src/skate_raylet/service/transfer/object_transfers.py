@@ -41,9 +41,8 @@ IDLE_SWEEP_S = 10.0
 WAKEUP_MIN_S = 0.001
 
 _FULL_KINDS = {
+    **dict.fromkeys(FullReason, on.RoomRefusal.FULL),  # memory, the machine or the disk
     FullReason.TOO_LARGE: on.RoomRefusal.TOO_LARGE,
-    FullReason.NO_ROOM: on.RoomRefusal.FULL,
-    FullReason.MACHINE_SHORT: on.RoomRefusal.FULL,
 }
 
 
