@@ -268,6 +268,7 @@ class Raylet:
         ends_at_s = self._loop.time() + grace_s
         self._server.stop_listening()
         self._transfers.stop_serving()
+        self._actors.is_closing = True
         self._runner.close()
         await self._workers.end_all(reason, grace_s / 2)
         self._runner.stop()
