@@ -129,8 +129,7 @@ class Cluster:
     def remove_node(self, node: RunningNode, allow_graceful: bool = True) -> None:
         """End a node with all its processes.
 
-        With ``allow_graceful=False`` its daemon is killed, as if the machine had failed: the
-        cluster notices by the node's silence, after about ten seconds.
+        With ``allow_graceful=False`` its daemon is killed and tells nobody: the cluster finds out.
 
         Raises:
             ValueError: the node is not one of this cluster.
