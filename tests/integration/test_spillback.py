@@ -298,3 +298,51 @@ def test_spread_tasks_use_every_node(nodes: Cluster, tmp_path: Path) -> None:
     )
 
     assert sorted(places) == sorted(node.node_id for node in started)
+
+
+@skate.remote(num_cpus=0, max_restarts=1)
+class Dweller:
+    def place(self) -> str:
+        node_id: str = skate.get_runtime_context().get_node_id()
+        return node_id
+
+
+def dweller(node: Any, *, soft: bool) -> Any:
+    strategy = NodeAffinitySchedulingStrategy(node.node_id, soft=soft)
+    return Dweller.options(scheduling_strategy=strategy).remote()
+
+
+def test_actors_go_where_they_are_bound_to_or_take_turns(nodes: Cluster) -> None:
+    started = [nodes.add_node(num_cpus=1) for _ in range(3)]
+    nodes.connect()
+
+    bound = [dweller(node, soft=False) for node in started for _ in range(2)]
+    places = skate.get([actor.place.remote() for actor in bound], timeout=WAIT_S)
+    assert places == [node.node_id for node in started for _ in range(2)]
+
+    spread = [Dweller.options(scheduling_strategy="SPREAD").remote() for _ in range(6)]
+    places = skate.get([actor.place.remote() for actor in spread], timeout=WAIT_S)
+    assert sorted(places) == sorted([node.node_id for node in started] * 2)
+
+
+def test_actor_bound_to_a_dead_node_fails_or_lives_elsewhere(nodes: Cluster) -> None:
+    head = nodes.add_node(num_cpus=1)
+    other = nodes.add_node(num_cpus=1)
+    nodes.connect()
+    movable = dweller(other, soft=True)
+    assert skate.get(movable.place.remote(), timeout=WAIT_S) == other.node_id
+    nodes.remove_node(other)
+    nodes.wait_for_nodes()
+
+    assert skate.get(dweller(other, soft=True).place.remote(), timeout=WAIT_S) == head.node_id
+    with pytest.raises(skate.exceptions.ActorUnschedulableError, match=other.node_id):
+        skate.get(dweller(other, soft=False).place.remote(), timeout=WAIT_S)
+    wait_for(lambda: place_of(movable) == head.node_id, "the actor restarts on the head")
+
+
+def place_of(actor: Any) -> str:
+    try:
+        place: str = skate.get(actor.place.remote(), timeout=WAIT_S)
+    except skate.exceptions.ActorUnavailableError:
+        return ""
+    return place

@@ -19,6 +19,7 @@ from skate.options import (
     check_actor_combination,
     check_actor_options,
     resources_of,
+    strategy_of,
 )
 from skate.runtime_env import check_runtime_env, merge
 from skate.session import base_env_vars, require_session
@@ -175,4 +176,5 @@ def _actor_options(cls: type, options: Options) -> ActorOptions:
         running_resources=placement if asks_for_resources(options) else (),
         env_vars=merge(base_env_vars(), check_runtime_env(options.get("runtime_env"))),
         handle_state=encode_state(describe_class(cls, options)),
+        strategy=strategy_of(options),
     )

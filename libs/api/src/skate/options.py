@@ -170,7 +170,7 @@ _SHARED: Final[dict[str, Check]] = {
     "placement_group_capture_child_tasks": _only(False),
     "resources": _resources,
     "runtime_env": _runtime_env,
-    "scheduling_strategy": _only("DEFAULT"),
+    "scheduling_strategy": _strategy,
     "_labels": _only({}),
     "_metadata": _only({}),
 }
@@ -181,7 +181,6 @@ TASK_OPTIONS: Final[dict[str, Check]] = _SHARED | {
     "max_retries": _count(-1, " (-1: without end)"),
     "num_returns": _num_returns,
     "retry_exceptions": _retry_exceptions,
-    "scheduling_strategy": _strategy,
 }
 ACTOR_OPTIONS: Final[dict[str, Check]] = _SHARED | {
     "allow_out_of_order_execution": _only(),

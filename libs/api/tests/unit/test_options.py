@@ -54,15 +54,15 @@ WRONG_FOR_BOTH: list[tuple[str, Any, type[Exception]]] = [
     ("runtime_env", {"env_vars": {"A": 1}}, TypeError),
     ("runtime_env", {"env_vars": ["A"]}, TypeError),
     ("runtime_env", {"env_vars": {"A=B": "1"}}, ValueError),
+    ("scheduling_strategy", "spread", ValueError),
+    ("scheduling_strategy", 3, TypeError),
+    ("scheduling_strategy", ["SPREAD"], TypeError),
     ("placement_group", object(), ValueError),
     ("label_selector", {"a": "b"}, ValueError),
     ("fallback_strategy", [{}], ValueError),
     ("enable_task_events", False, ValueError),
 ]
 WRONG_FOR_TASKS: list[tuple[str, Any, type[Exception]]] = [
-    ("scheduling_strategy", "spread", ValueError),
-    ("scheduling_strategy", 3, TypeError),
-    ("scheduling_strategy", ["SPREAD"], TypeError),
     ("max_retries", 1.0, TypeError),
     ("max_retries", -2, ValueError),
     ("max_retries", True, TypeError),

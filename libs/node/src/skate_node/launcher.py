@@ -73,7 +73,7 @@ class RunningNode:
     def kill(self) -> None:
         """As :meth:`stop`, but nothing is asked first: the node ends as if its machine had failed.
 
-        The cluster is not told; it notices by the node's silence.
+        The cluster is not told; it finds out.
         """
         if self._process.starter_pid != os.getpid():
             return

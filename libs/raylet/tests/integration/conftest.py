@@ -61,6 +61,7 @@ class ScriptedGcs(
         self.actors: dict[bytes, Any] = {}
         self.kv: dict[tuple[str, bytes], bytes] = {}
         self.kv_gets = 0
+        self.job_lists = 0
         self.unregistered: list[bytes] = []
         self.knows_node = True
         self.accepts_started = True
@@ -121,6 +122,12 @@ class ScriptedGcs(
     async def List(self, request: Any, context: Any) -> Any:  # noqa: N802
         if isinstance(request, gcs_pb2.ListNodesRequest):
             return gcs_pb2.ListNodesReply()
+        if isinstance(request, gcs_pb2.ListJobsRequest):
+            self.job_lists += 1
+            jobs = [
+                gcs_pb2.JobInfo(job_id=key, metadata=job.metadata) for key, job in self.jobs.items()
+            ]
+            return gcs_pb2.ListJobsReply(jobs=jobs)
         return gcs_pb2.ListActorsReply(actors=self.actors.values())
 
     async def Put(self, request: Any, context: Any) -> Any:  # noqa: N802

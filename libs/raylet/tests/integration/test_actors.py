@@ -148,3 +148,19 @@ def test_subscriber_hears_the_present_state_and_every_change(play: Any, wait_unt
         assert len(driver.all(node.ActorUpdate)) == 2
 
     play(test)
+
+
+def test_worker_of_a_job_that_is_not_known_yet_gets_its_paths(play: Any, wait_until: Any) -> None:
+    async def test(cluster: Any) -> None:
+        # Its driver is at another node, and the order is quicker than the news of the job.
+        metadata = {"skate:sys_path": '["/far/modules"]'}
+        cluster.gcs.jobs[b"\0\0\0\7"] = gcs_pb2.JobInfo(metadata=metadata)
+        order = spec()
+        order.job_id = b"\0\0\0\7"
+        assert (await cluster.client.start_actor(order, 0)).accepted
+        started = (await wait_until(lambda: cluster.gcs.started))[0]
+        paths = await cluster.tell_worker(started.address.endpoint, "answer = config.sys_path")
+        assert paths == "('/far/modules',)"
+        assert cluster.gcs.job_lists == 1
+
+    play(test)

@@ -522,3 +522,12 @@ def test_holder_is_told_that_others_wait_at_the_lender(desk: Desk) -> None:
     said = desk.tell(loan.LenderSaid(THERE, loans.Reclaimed(granted.ask_id, when_idle=True)))
 
     assert said == [do.TellOthersWait(DRIVER, b"lease")]
+
+
+def test_node_that_stops_fails_no_ask_and_takes_none(desk: Desk) -> None:
+    desk.tell(ask_of(1))
+
+    said = desk.machine.close(desk.now_s)
+    assert told(said).cause.kind == "busy"
+
+    assert told(desk.tell(ask_of(2, wait_s=2.0))).cause.kind == "busy"

@@ -351,6 +351,9 @@ class ActorRegistration(msgspec.Struct, array_like=True):
     handle_state: bytes
     get_if_exists: bool = False
     trace_parent: str = ""
+    is_spread: bool = False  # these three as in RequestLease
+    node_id: bytes = b""
+    is_soft: bool = False
 
 
 class RegisteredActor(msgspec.Struct, array_like=True):

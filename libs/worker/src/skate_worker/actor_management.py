@@ -23,7 +23,7 @@ from skate_worker.serialization import (
     deserialize,
     serialize_args,
 )
-from skate_worker.specs import ActorOptions, CallOptions
+from skate_worker.specs import ActorOptions, CallOptions, Strategy
 from skate_worker.submission import DependencyFailed, Submission, resolve
 from skate_worker.task_protocol import (
     CreationTask,
@@ -162,6 +162,7 @@ class ActorManagement(TaskSubmission):
     def _registration(
         self, actor_id: ActorID, task: CreationTask, options: ActorOptions
     ) -> node.ActorRegistration:
+        strategy = options.strategy or Strategy()
         return node.ActorRegistration(
             bytes(actor_id),
             options.name,
@@ -176,6 +177,9 @@ class ActorManagement(TaskSubmission):
             options.handle_state,
             options.get_if_exists,
             task.trace_parent,
+            strategy.is_spread,
+            strategy.node_id,
+            strategy.is_soft,
         )
 
     def submit_actor_task(

@@ -13,7 +13,12 @@ import msgspec
 from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
 from skate_rpc.stream import StreamClosedError
-from skate_worker.errors import ActorDiedError, ActorUnavailableError, TaskCancelledError
+from skate_worker.errors import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ActorUnschedulableError,
+    TaskCancelledError,
+)
 from skate_worker.machine.actor_calls import CONNECTED, DEAD, ActorCalls
 from skate_worker.node_client import NodeClient
 from skate_worker.ownership import Ownership
@@ -200,6 +205,8 @@ class ActorSubmitter:
                 actor_init_failed=True,
             )
             error.__cause__ = cause
+        elif view.death is not None and view.death.kind == "unschedulable" and not view.incarnation:
+            error = ActorUnschedulableError(view.death.message)  # it never lived
         else:
             error = ActorDiedError.of(view, view.death)
         for call in failed:

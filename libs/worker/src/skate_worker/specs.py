@@ -62,6 +62,7 @@ class ActorOptions:
     running_resources: Amounts = ()
     env_vars: Pairs = ()
     handle_state: bytes = b""
+    strategy: Strategy | None = None
 
 
 @dataclass(frozen=True, slots=True)

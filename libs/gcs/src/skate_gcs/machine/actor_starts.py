@@ -15,7 +15,8 @@ Cost: O(1) per event, and what the start queue costs.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, assert_never
 
 from skate_gcs.machine.actor_rows import ActorRows
 from skate_gcs.machine.clock import Now, Timers, Wakeup
@@ -24,7 +25,7 @@ from skate_gcs.machine.events import StartAnswered, StartUnanswered
 from skate_gcs.machine.limits import GcsLimits
 from skate_gcs.machine.node_table import NodeTable
 from skate_gcs.machine.records import ActorRecord, ActorState
-from skate_gcs.machine.start_queue import Placed, Postponed, StartQueue
+from skate_gcs.machine.start_queue import Impossible, Placed, Postponed, StartQueue
 from skate_scheduler import RandomSource, ResourceSet
 
 _Retry = tuple[Literal["restart", "resend"], bytes]
@@ -34,8 +35,15 @@ class ActorStarts:
     """Invariant: an actor that is neither alive nor dead waits, or a node was asked to start it."""
 
     def __init__(
-        self, rows: ActorRows, nodes: NodeTable, limits: GcsLimits, random: RandomSource
+        self,
+        rows: ActorRows,
+        nodes: NodeTable,
+        limits: GcsLimits,
+        random: RandomSource,
+        give_up: Callable[[ActorRecord, str, Now, list[Command]], None],
     ) -> None:
+        """``give_up`` ends an actor that can not run any more, for this reason."""
+        self._give_up = give_up
         self._rows = rows
         self._nodes = nodes
         self._limits = limits
@@ -63,7 +71,8 @@ class ActorStarts:
     def enqueue(self, record: ActorRecord) -> None:
         """Have a node chosen at the next :meth:`pump`."""
         request = ResourceSet(record.spec.placement_resources)
-        self._queue.add(record.spec.actor_id, request, record.spec.owner.node_id)
+        spec = record.spec
+        self._queue.add(spec.actor_id, request, spec.owner.node_id, spec.strategy)
 
     def plan_restart(self, record: ActorRecord, now: Now) -> None:
         """Start again: at once, but with growing pauses when life after life ends early."""
@@ -151,6 +160,10 @@ class ActorStarts:
                     self._send(self._rows.place(record, node_id, out), out)
                 case Postponed(_, reason):
                     self._rows.postpone(record, reason, out)
+                case Impossible(_, reason):
+                    self._give_up(record, reason, now, out)
+                case _:
+                    assert_never(decision)
 
     def next_wakeup(self) -> Wakeup | None:
         """The earliest pause that ends."""

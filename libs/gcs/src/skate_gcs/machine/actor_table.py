@@ -64,7 +64,7 @@ class ActorTable:
     ) -> None:
         self._kills = kills
         self._rows = ActorRows(limits)
-        self.starts = ActorStarts(self._rows, nodes, limits, random)
+        self.starts = ActorStarts(self._rows, nodes, limits, random, self._give_up)
         """How those that are not alive come to run; the owner of this table drives it too."""
 
     # ---- restart of the GCS ----
@@ -295,6 +295,9 @@ class ActorTable:
     ) -> None:
         self._order_kill(record, cause, out)
         self._end(record, cause, now, out)
+
+    def _give_up(self, record: ActorRecord, reason: str, now: Now, out: list[Command]) -> None:
+        self._end(record, DeathCause(DeathKind.UNSCHEDULABLE, reason), now, out)
 
     def _end(
         self,

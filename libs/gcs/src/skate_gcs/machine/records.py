@@ -115,6 +115,14 @@ class WorkerRecord(msgspec.Struct, frozen=True):
     end_time_s: float = 0.0  # Unix time
 
 
+class Strategy(msgspec.Struct, frozen=True):
+    """Where an actor may run. The default: on its creator's node until that is half used."""
+
+    is_spread: bool = False  # the nodes take turns
+    node_id: bytes = b""  # this node
+    is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
+
+
 class ActorSpec(msgspec.Struct, frozen=True):
     """What was asked for. ``creation_task`` is emptied at the actor's death."""
 
@@ -132,6 +140,7 @@ class ActorSpec(msgspec.Struct, frozen=True):
     creation_task: bytes = b""
     trace_parent: str = ""
     handle_state: bytes = b""
+    strategy: Strategy = Strategy()
 
 
 class ActorLife(msgspec.Struct, frozen=True):

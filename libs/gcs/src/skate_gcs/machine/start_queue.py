@@ -26,6 +26,7 @@ import msgspec
 from skate_gcs.machine.clock import Wakeup
 from skate_gcs.machine.limits import GcsLimits
 from skate_gcs.machine.node_table import NodeTable
+from skate_gcs.machine.records import Strategy
 from skate_scheduler import (
     DEVICE_RESOURCES,
     HybridConfig,
@@ -33,6 +34,7 @@ from skate_scheduler import (
     RandomSource,
     ResourceSet,
     choose_node,
+    choose_spread,
     format_units,
 )
 
@@ -42,6 +44,7 @@ CANDIDATES_MAX: Final = 64
 _READY = float("-inf")
 _NEVER = float("inf")
 _HYBRID = HybridConfig()
+_DEFAULT_STRATEGY = Strategy()
 
 
 class Placed(msgspec.Struct, frozen=True):
@@ -58,6 +61,16 @@ class Postponed(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Impossible(msgspec.Struct, frozen=True):
+    """The actor can not run any more, for this reason."""
+
+    actor_id: bytes
+    reason: str
+
+
+Decision = Placed | Postponed | Impossible
+
+
 class _Waiting(msgspec.Struct):
     preferred_id: bytes  # the creator's node
     refused_by: tuple[bytes, ...] = ()  # in this round of the shape
@@ -68,6 +81,7 @@ class _Waiting(msgspec.Struct):
 
 class _Shape(msgspec.Struct):
     request: ResourceSet
+    strategy: Strategy
     window: int
     waiting: OrderedDict[bytes, _Waiting] = msgspec.field(default_factory=OrderedDict)
     untold: dict[bytes, None] = msgspec.field(default_factory=dict)
@@ -84,17 +98,25 @@ class StartQueue:
         self._nodes = nodes
         self._limits = limits
         self._random = random
-        self._shapes: dict[ResourceSet, _Shape] = {}
+        self._shapes: dict[tuple[ResourceSet, Strategy], _Shape] = {}
+        self._turn = b""  # the node that SPREAD chose last
         self._shape_of: dict[bytes, _Shape] = {}
 
     def __contains__(self, actor_id: bytes) -> bool:
         return actor_id in self._shape_of
 
-    def add(self, actor_id: bytes, request: ResourceSet, preferred_id: bytes) -> None:
+    def add(
+        self,
+        actor_id: bytes,
+        request: ResourceSet,
+        preferred_id: bytes,
+        strategy: Strategy = _DEFAULT_STRATEGY,
+    ) -> None:
         """Put an actor at the end of its line."""
-        shape = self._shapes.get(request)
+        key = (request, strategy)
+        shape = self._shapes.get(key)
         if shape is None:
-            shape = self._shapes[request] = _Shape(request, self._limits.starts_window_max)
+            shape = self._shapes[key] = _Shape(request, strategy, self._limits.starts_window_max)
         shape.waiting[actor_id] = _Waiting(preferred_id)
         shape.untold[actor_id] = None
         self._shape_of[actor_id] = shape
@@ -108,7 +130,7 @@ class StartQueue:
         shape.untold.pop(actor_id, None)
         shape.asked.pop(actor_id, None)
         if not shape.waiting and not shape.asked:
-            del self._shapes[shape.request]
+            del self._shapes[shape.request, shape.strategy]
 
     def taken(self, actor_id: bytes) -> None:
         """The node that was asked takes the actor."""
@@ -146,9 +168,9 @@ class StartQueue:
             if shape.retry_s != _READY and view.can_hold_now(shape.request):
                 _open_round(shape)
 
-    def pump(self, now_s: float) -> list[Placed | Postponed]:
+    def pump(self, now_s: float) -> list[Decision]:
         """Choose nodes for all that may be asked now. The claims are counted in the node table."""
-        decisions: list[Placed | Postponed] = []
+        decisions: list[Decision] = []
         for shape in self._shapes.values():
             if shape.retry_s <= now_s:
                 if shape.retry_s != _READY:
@@ -180,13 +202,18 @@ class StartQueue:
                 count += 1
         assert count == len(self._shape_of)
 
-    def _pump_shape(self, shape: _Shape, now_s: float, decisions: list[Placed | Postponed]) -> None:
+    def _pump_shape(self, shape: _Shape, now_s: float, decisions: list[Decision]) -> None:
+        strategy = shape.strategy
+        if strategy.node_id and not strategy.is_soft and self._nodes.is_dead(strategy.node_id):
+            reason = f"It is bound to node {strategy.node_id.hex()}, which is dead."
+            decisions.extend(Impossible(actor_id, reason) for actor_id in shape.waiting)
+            return
         while shape.waiting and len(shape.asked) < shape.window:
             actor_id, waiting = next(iter(shape.waiting.items()))
             if waiting.round != shape.round:
                 waiting.round = shape.round
                 waiting.refused_by = ()
-            node_id = self._choose(shape.request, waiting)
+            node_id = self._choose(shape, waiting)
             if node_id is None:
                 self._pause(shape, waiting, now_s)
                 self._tell(shape, waiting.refusal, decisions)
@@ -197,7 +224,20 @@ class StartQueue:
             self._nodes.claim(node_id, shape.request)
             decisions.append(Placed(actor_id, node_id))
 
-    def _choose(self, request: ResourceSet, waiting: _Waiting) -> bytes | None:
+    def _choose(self, shape: _Shape, waiting: _Waiting) -> bytes | None:
+        request, strategy = shape.request, shape.strategy
+        if strategy.node_id:
+            alive = self._nodes.get_alive(strategy.node_id)
+            is_fit = alive is not None and request.fits_in(ResourceSet(alive.total))
+            if is_fit or not strategy.is_soft:
+                is_ready = self._nodes.candidate(strategy.node_id) is not None
+                is_open = is_ready and strategy.node_id not in waiting.refused_by
+                return strategy.node_id if is_fit and is_open else None
+        if strategy.is_spread:
+            sample = self._sample(request, waiting)
+            placement = choose_spread(request, sample, after=self._turn)
+            self._turn = placement.node_id or self._turn
+            return placement.node_id
         preferred = self._nodes.candidate(waiting.preferred_id)
         if (
             preferred is not None
@@ -237,10 +277,10 @@ class StartQueue:
             shape.retry_s = now_s + self._limits.retry_pause_s(shape.failures)
         else:
             shape.retry_s = _NEVER
-            head.refusal = self._why_infeasible(shape.request)
+            head.refusal = self._why_infeasible(shape)
         shape.window = 1
 
-    def _tell(self, shape: _Shape, reason: str, decisions: list[Placed | Postponed]) -> None:
+    def _tell(self, shape: _Shape, reason: str, decisions: list[Decision]) -> None:
         """Give each waiting actor a reason once, and the head each new one."""
         head_id, head = next(iter(shape.waiting.items()))
         if head.told != reason:
@@ -256,7 +296,11 @@ class StartQueue:
         head = next(iter(shape.waiting.values()))
         return head.told or head.refusal
 
-    def _why_infeasible(self, request: ResourceSet) -> str:
+    def _why_infeasible(self, shape: _Shape) -> str:
+        request, strategy = shape.request, shape.strategy
+        if strategy.node_id and not strategy.is_soft:
+            node = strategy.node_id.hex()
+            return f"It is bound to node {node}, which is not there or can not hold {request}."
         views = list(self._nodes.candidates())
         if not views:
             return f"It needs {request}, and no node is alive."

@@ -14,6 +14,7 @@ from skate_gcs.machine.records import (
     DeathKind,
     JobRecord,
     NodeRecord,
+    Strategy,
     WorkerRecord,
 )
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2
@@ -184,6 +185,7 @@ def spec_from(message: gcs_pb2.ActorSpec) -> ActorSpec:
         creation_task=message.creation_task,
         trace_parent=message.trace_parent,
         handle_state=message.handle_state,
+        strategy=Strategy(message.strategy.spread, message.strategy.node_id, message.strategy.soft),
     )
 
 
@@ -204,6 +206,11 @@ def spec_to(spec: ActorSpec, *, with_creation_task: bool) -> gcs_pb2.ActorSpec:
         creation_task=spec.creation_task if with_creation_task else b"",
         trace_parent=spec.trace_parent,
         handle_state=spec.handle_state,
+        strategy=gcs_pb2.SchedulingStrategy(
+            spread=spec.strategy.is_spread,
+            node_id=spec.strategy.node_id,
+            soft=spec.strategy.is_soft,
+        ),
     )
 
 

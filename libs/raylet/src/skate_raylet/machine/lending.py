@@ -61,6 +61,7 @@ class Lending:
 
     def __init__(self, leases: LeaseMachine) -> None:
         self._leases = leases
+        self.is_closing = False  # the node stops: no ask is granted, and none is failed
         self._borrowers: dict[bytes, _Borrower] = {}
         self._by_request: dict[tuple[bytes, int], bytes] = {}  # holder, ask -> borrower
         self._by_lease: dict[bytes, tuple[bytes, int]] = {}
@@ -174,7 +175,8 @@ class Lending:
                 node_id = self._by_request.get((holder_id, request_id))
                 if node_id is not None:
                     self._forget(node_id, request_id)
-                    cause = loans.Cause("busy" if kind == "unschedulable" else kind, message)
+                    is_elsewhere = kind == "unschedulable" or self.is_closing
+                    cause = loans.Cause("busy" if is_elsewhere else kind, message)
                     return _answer(node_id, request_id, cause)
             case do.LoseLease(_, lease_id, worker_id):
                 place = self._by_lease.get(lease_id)
@@ -197,7 +199,8 @@ class Lending:
             return [], self._repeat(node_id, borrower, ask.ask_id)
         if ask.ask_id < borrower.floor:
             return [], [_answer(node_id, ask.ask_id, _UNKNOWN)]
-        if ask.wait_s <= 0 and not self._leases.supply().fits(ask.resources):
+        is_hurried = ask.wait_s <= 0
+        if self.is_closing or (is_hurried and not self._leases.supply().fits(ask.resources)):
             # Not even for a moment is it one of those that wait: others would make room for it.
             borrower.floor = max(borrower.floor, ask.ask_id + 1)
             return [], [self.refuse(LoanOver(node_id, ask.ask_id))]

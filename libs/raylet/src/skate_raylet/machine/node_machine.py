@@ -304,6 +304,7 @@ class NodeMachine:
     def close(self, now_s: float) -> list[Command]:
         """Start nothing any more; whoever waits for a worker is refused."""
         out: list[Command] = []
+        self._lending.is_closing = True
         self._settle([], self._pool.close(), now_s, out)
         return out
 

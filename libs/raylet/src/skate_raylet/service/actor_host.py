@@ -57,6 +57,7 @@ class ActorHost:
     link: GcsLink
     processes: LocalProcesses
     tell: Callable[[NodeEvent], None]
+    is_closing: bool = False  # the node stops: what it does not start is another's to start
     _actors: dict[_Life, _Actor] = field(default_factory=dict)
     _ended: dict[_Life, None] = field(default_factory=dict)
 
@@ -65,6 +66,8 @@ class ActorHost:
         life = (spec.actor_id, incarnation)
         if life in self._actors or life in self._ended:
             return ""
+        if self.is_closing:
+            return "The node is shutting down."
         placement = ResourceSet(spec.placement_resources.amounts)
         running = ResourceSet(spec.running_resources.amounts)
         for needs in (placement, running):
@@ -108,6 +111,8 @@ class ActorHost:
     def refuse(self, command: RefuseActor) -> None:
         """There is no worker for it."""
         kind = "unschedulable" if command.kind == "unschedulable" else "start_failed"
+        if self.is_closing:
+            kind = "node_died"  # which is no failure of the actor's
         self._fail((command.actor_id, command.incarnation), Death(kind, command.message))
 
     def lose(self, command: LoseActor, death: Death) -> None:

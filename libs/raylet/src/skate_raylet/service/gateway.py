@@ -201,6 +201,9 @@ class Gateway:
             creation_task=body.creation_task,
             trace_parent=body.trace_parent,
             handle_state=body.handle_state,
+            strategy=gcs_pb2.SchedulingStrategy(
+                spread=body.is_spread, node_id=body.node_id, soft=body.is_soft
+            ),
         )
         reply = await self._client.actors.register(spec, body.get_if_exists)
         view = actor_view(reply.info)

@@ -35,6 +35,10 @@ class JobBook:
         """The job; one that is not known yet has no namespace and no paths."""
         return self._jobs.get(job_id) or Job(job_id, "", ())
 
+    def is_known(self, job_id: bytes) -> bool:
+        """Whether the job's row has come."""
+        return job_id in self._jobs
+
     def update(self, job: Job) -> bool:
         """Take news; returns whether the job has just been finished."""
         known = self._jobs.get(job.job_id)

@@ -43,6 +43,7 @@ from skate_raylet.service.function_cache import FunctionCache
 from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
 from skate_raylet.service.job_book import JobBook, job_of
+from skate_raylet.service.job_forks import JobForks
 from skate_raylet.service.loan_office import LoanOffice
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
 from skate_raylet.service.node_runner import NodeRunner
@@ -69,6 +70,7 @@ RELEASE_AGAIN_S = 10.0
 DEMANDS_REPORTED_MAX = 1000
 STATISTICS_TIMEOUT_S = 5.0
 ZYGOTE_END_S = 1.0
+JOBS_TIMEOUT_S = 5.0  # a worker of a job that is not known waits this long for the GCS's word
 
 
 class RayletStatistics(msgspec.Struct, frozen=True):
@@ -214,10 +216,11 @@ class Raylet:
             lambda: zygote is not None and zygote.has_forks_under_way(),
         )
         self._runner = NodeRunner(self._machine, self._perform)
+        self._job_forks = JobForks(self._jobs, self._fork, self._ask_for_jobs)
         self._workers = WorkerProcesses(
             config.session_dir,
             self._reaper,
-            self._fork,
+            self._job_forks.fork,
             lambda job_id: list(self._jobs.get(job_id).sys_path),
             WorkerEvents(self._runner.tell, self._worker_died),
         )
@@ -268,6 +271,8 @@ class Raylet:
         ends_at_s = self._loop.time() + grace_s
         self._server.stop_listening()
         self._transfers.stop_serving()
+        self._actors.is_closing = True
+        self._job_forks.release_all()
         self._runner.close()
         await self._workers.end_all(reason, grace_s / 2)
         self._runner.stop()
@@ -435,8 +440,7 @@ class Raylet:
             case "actor":
                 self._directory.update(actor_view(event.actor))
             case "job":
-                if self._jobs.update(job_of(event.job)):
-                    self._runner.tell(on.JobFinished(event.job.job_id))
+                self._learn_job(event.job)
             case "worker":
                 worker = event.worker
                 cause = death_from_proto(worker.death_cause)
@@ -462,6 +466,16 @@ class Raylet:
             self._transfers.node_died(node_id, f"it died: {cause.message}")
             for process in self._processes:
                 process.post(node.NodeDied(node_id, cause))
+
+    def _learn_job(self, info: gcs_pb2.JobInfo) -> None:
+        is_over = self._jobs.update(job_of(info))
+        self._job_forks.job_known(info.job_id)
+        if is_over:
+            self._runner.tell(on.JobFinished(info.job_id))
+
+    async def _ask_for_jobs(self) -> None:
+        for info in await self._link.client.jobs.list(timeout_s=JOBS_TIMEOUT_S):
+            self._learn_job(info)
 
     def _ask_for_actor(self, actor_id: bytes) -> None:
         async def ask() -> None:

@@ -541,6 +541,36 @@ class ListJobsReply(_message.Message):
 Global___ListJobsReply: _TypeAlias = ListJobsReply  # noqa: Y015
 
 @_typing.final
+class SchedulingStrategy(_message.Message):
+    """Where an actor may run; none of it set: the default policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPREAD_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    SOFT_FIELD_NUMBER: _builtins.int
+    spread: _builtins.bool
+    """the nodes take turns"""
+    node_id: _builtins.bytes
+    """this node"""
+    soft: _builtins.bool
+    """with node_id: any node once that one is dead or too small"""
+    def __init__(
+        self,
+        *,
+        spread: _builtins.bool = ...,
+        node_id: _builtins.bytes = ...,
+        soft: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "soft", b"soft", "spread", b"spread"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SchedulingStrategy: _TypeAlias = SchedulingStrategy  # noqa: Y015
+
+@_typing.final
 class ActorSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -578,6 +608,7 @@ class ActorSpec(_message.Message):
     CREATION_TASK_FIELD_NUMBER: _builtins.int
     TRACE_PARENT_FIELD_NUMBER: _builtins.int
     HANDLE_STATE_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
     actor_id: _builtins.bytes
     job_id: _builtins.bytes
     name: _builtins.str
@@ -607,6 +638,8 @@ class ActorSpec(_message.Message):
     def owner(self) -> _common_pb2.Address:
         """the creator"""
 
+    @_builtins.property
+    def strategy(self) -> Global___SchedulingStrategy: ...
     def __init__(
         self,
         *,
@@ -624,10 +657,11 @@ class ActorSpec(_message.Message):
         creation_task: _builtins.bytes = ...,
         trace_parent: _builtins.str = ...,
         handle_state: _builtins.bytes = ...,
+        strategy: Global___SchedulingStrategy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "placement_resources", b"placement_resources", "running_resources", b"running_resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "placement_resources", b"placement_resources", "running_resources", b"running_resources", "strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "class_name", b"class_name", "creation_task", b"creation_task", "detached", b"detached", "env_vars", b"env_vars", "handle_state", b"handle_state", "job_id", b"job_id", "max_restarts", b"max_restarts", "name", b"name", "namespace", b"namespace", "owner", b"owner", "placement_resources", b"placement_resources", "running_resources", b"running_resources", "trace_parent", b"trace_parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "class_name", b"class_name", "creation_task", b"creation_task", "detached", b"detached", "env_vars", b"env_vars", "handle_state", b"handle_state", "job_id", b"job_id", "max_restarts", b"max_restarts", "name", b"name", "namespace", b"namespace", "owner", b"owner", "placement_resources", b"placement_resources", "running_resources", b"running_resources", "strategy", b"strategy", "trace_parent", b"trace_parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
