@@ -85,7 +85,10 @@ class OutcomeWriter:
 
     def discard(self, object_id: bytes, returned: Returned) -> None:
         """An item's owner is gone: nobody else will free it."""
-        self.free(object_id)
+        held = self._pins.get(object_id)
+        if held is not None:
+            self._ownership.end_borrows(held[1], held[0])
+            self.free(object_id)
         store = self._ownership.store
         if returned.node_id and store is not None:
             store.delete([object_id])

@@ -177,6 +177,11 @@ class _Collection:
         return self._outcome(self._producers.failure(self._message, error, missing, run_us))
 
     def _outcome(self, outcome: TaskReturned) -> TaskReturned:
+        if self.peer.connection.is_closed:
+            # Its end was noticed before there was anything to free, and nobody else frees it now.
+            for index, returned in enumerate(self._returns, start=1):
+                object_id = self._message.task_id + index.to_bytes(4, "big")
+                self._producers.outcomes.discard(object_id, returned)
         outcome.returns = self._returns + outcome.returns
         outcome.holds_pins = self._producers.outcomes.join(self._message.task_id, self._keys)
         return outcome

@@ -121,6 +121,8 @@ class Completion:
         if not rule or result.is_cancelled or submission.is_cancelled:
             return False
         if not isinstance(rule, bool):
+            if not result.returns:
+                return False  # a task without returns does not say what it raised
             stored = deserialize(result.returns[-1].data)  # earlier ones may have succeeded
             if not isinstance(stored, ErrorValue) or not isinstance(stored.to_raise(), rule):
                 return False

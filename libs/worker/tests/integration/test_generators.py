@@ -25,6 +25,7 @@ from skate_worker.errors import (
     ActorDiedError,
     TaskCancelledError,
     TaskError,
+    UnknownOwnerError,
     WorkerCrashedError,
 )
 from skate_worker.generator_returns import DYNAMIC, STATIC, STREAMING, encode_returns
@@ -637,3 +638,23 @@ def test_generator_can_not_be_pickled_or_passed(core: CoreWorker) -> None:
     with pytest.raises(TypeError, match="pass the references"):
         returns(core, count_to, generator, code=1)
     assert values(core, generator) == [0]
+
+
+def test_generator_of_a_session_that_has_ended_says_so(core: CoreWorker) -> None:
+    def wait() -> Iterator[int]:
+        time.sleep(60)
+        yield 1
+
+    generator = stream(core, wait)
+    core.close()
+    with pytest.raises(UnknownOwnerError, match="session that has ended"):
+        next(generator)
+
+
+def test_task_without_returns_that_fails_disturbs_no_other(core: CoreWorker) -> None:
+    def fail() -> None:
+        raise KeyError("unseen")
+
+    assert returns(core, fail, code=0, retry_exceptions=(ValueError,)) == []
+    assert value(core, returns(core, lambda: 7, code=1)[0]) == 7
+    wait_until(lambda: core.tasks.statistics()["in_flight"] == 0)
