@@ -155,6 +155,22 @@ class CancelPull(NodeMessage, tag=16):
     pull_id: int
 
 
+class DeleteCopies(NodeMessage, tag=20):
+    """From an owner: its objects are released, and these nodes hold copies. Safe to repeat."""
+
+    copies: dict[bytes, list[bytes]]  # node id -> object ids
+
+
+class KnowOwner(NodeMessage, tag=21):
+    """This process deals with an owner on another node, which may have objects in this store.
+
+    When that node dies nobody names the processes that died with it: what they own goes then.
+    """
+
+    owner_id: bytes
+    node_id: bytes
+
+
 # ---- raylet to process ----
 
 
@@ -435,6 +451,8 @@ FromProcess = (
     | UnsubscribeActor
     | PullObject
     | CancelPull
+    | DeleteCopies
+    | KnowOwner
 )
 FromRaylet = (
     ProcessRegistered

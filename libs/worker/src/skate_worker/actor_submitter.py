@@ -142,7 +142,11 @@ class ActorSubmitter:
     def _connect(self, calls: Calls, view: node.ActorView) -> None:
         peer = self._peers.get(view.worker_id, view.endpoint)
         peer.actor = calls
+        self._peers.lives_on(peer, view.node_id)
         with self._ownership.lock:
+            if calls.connection is not None and calls.connection is not peer.connection:
+                # The line to the last incarnation is open still: its node may only be cut off.
+                calls.unknown += calls.disconnected()
             calls.connected(peer.connection, view.incarnation)
         self._send_waiting(calls)
 
@@ -233,6 +237,8 @@ class ActorSubmitter:
     def on_results(self, peer: Peer, results: list[Any]) -> None:
         """Outcomes from one actor, in one batch."""
         calls: Calls = peer.actor
+        if calls.connection is not peer.connection:
+            return  # from an incarnation that was given up: its calls ran again, or failed
         finished: list[tuple[Submission, Any]] = []
         with self._ownership.lock:
             for result in results:

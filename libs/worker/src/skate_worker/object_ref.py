@@ -120,10 +120,12 @@ class ObjectRef(Generic[T_co]):
 def _reduce(ref: ObjectRef[Any]) -> tuple[Any, ...]:
     core, entry = ref._core, ref._entry
     owner = entry.owner or core.as_owner
-    return _rebuild, (entry.object_id, owner.worker_id, owner.endpoint)
+    return _rebuild, (entry.object_id, owner.worker_id, owner.endpoint, owner.node_id)
 
 
-def _rebuild(object_id: bytes, owner_id: bytes, endpoint: str) -> ObjectRef[Any]:
+def _rebuild(
+    object_id: bytes, owner_id: bytes, endpoint: str, owner_node: bytes = b""
+) -> ObjectRef[Any]:
     core = current_slot[0]
     if core is None:
         core = require_core()
@@ -135,7 +137,7 @@ def _rebuild(object_id: bytes, owner_id: bytes, endpoint: str) -> ObjectRef[Any]
         table.adopted.append(entry)
         if not entry.is_released or core.ownership.is_still_held(entry):
             return ObjectRef(core, entry)
-    return core.adopt(object_id, Owner(owner_id, endpoint))
+    return core.adopt(object_id, Owner(owner_id, endpoint, owner_node))
 
 
 register_reference_type(ObjectRef, _reduce)

@@ -27,6 +27,8 @@ class OutcomeWriter:
         self._ownership = ownership
         self._ip = ip
         self._pins: dict[bytes, tuple[bytes, list[Entry]]] = {}  # task id -> (owner's id, entries)
+        # task id -> returns that exist already, of a task that runs again for the others
+        self.kept_returns: dict[bytes, list[int]] = {}
 
     def success(
         self, peer: Peer, task_id: bytes, name: str, value: Any, num_returns: int, run_us: int
@@ -59,10 +61,12 @@ class OutcomeWriter:
         # Only what can no longer fail is held for the owner.
         pinned: list[Entry] = []
         for item, returned in zip(values, returns, strict=True):
-            if item.contained:
+            if item.contained and (returned.data or returned.node_id):
                 returned.contained = self._hold(peer, item, pinned)
         if pinned:
             self._pins[task_id] = (peer.worker_id, pinned)
+        if self.kept_returns:
+            self.kept_returns.pop(task_id, None)
         if peer.connection.is_closed:
             # Its end was noticed before there was anything to free, and nobody else frees it now.
             self._delete_written(task_id, returns)
@@ -130,6 +134,8 @@ class OutcomeWriter:
         is_cancelled: bool = False,
     ) -> TaskReturned:
         """The outcome of a call that ended with an error that is sent as it is."""
+        if self.kept_returns:
+            self.kept_returns.pop(task_id, None)
         data = serialize(error, is_error=True).to_bytes()
         returns = [Returned(data, is_error=True) for _ in range(references_of(num_returns))]
         return TaskReturned(
@@ -156,6 +162,8 @@ class OutcomeWriter:
     def _written(
         self, peer: Peer, task_id: bytes, index: int, value: Serialized, is_inline: bool
     ) -> Returned:
+        if self.kept_returns and index in self.kept_returns.get(task_id, ()):
+            return Returned(b"")
         if is_inline:
             return Returned(value.to_bytes())
         object_id = task_id + index.to_bytes(4, "big")

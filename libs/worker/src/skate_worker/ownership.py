@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from skate_object_store import ObjectExistsError, StoreClient
 from skate_rpc.stream import StreamClosedError
-from skate_worker.errors import ObjectFreedError, OwnerDiedError
+from skate_worker.deaths import Deaths
+from skate_worker.errors import ObjectFreedError
 from skate_worker.machine.references import (
     FAILED,
     INLINE,
@@ -87,6 +88,11 @@ class Ownership:
         self.table = ReferenceTable()
         self.worker_id = worker_id
         self.node_id = node_id
+        self.as_owner = Owner(worker_id, "", node_id)
+        self.deaths = Deaths()
+        self.on_stored_released: Callable[[list[Entry]], None] = _nobody
+        # Some value lies in another node's store: until then nobody has to look where they are.
+        self.has_remote = False
         self.peers: Peers | None = None
         self.store: StoreClient | None = None
         self._loop = loop
@@ -138,12 +144,12 @@ class Ownership:
 
     def finish_released(self, released: list[Entry]) -> None:
         """Free values of owned entries, and tell the owners of borrowed ones. Without the lock."""
-        stored: list[bytes] = []
+        stored: list[Entry] = []
         ended: dict[Owner, list[bytes]] = {}
         for entry in released:
             if entry.owner is None:
-                if entry.state == STORED and entry.node_id == self.node_id:
-                    stored.append(entry.object_id)
+                if entry.state != INLINE:
+                    stored.append(entry)
                 entry.data = None
                 if self.actor_keepers:
                     actor_id = self.actor_keepers.pop(entry.object_id, None)
@@ -151,10 +157,12 @@ class Ownership:
                         self.on_actor_unheld(actor_id)
             else:
                 self.untold.pop(entry, None)
+                if entry.state == STORED:
+                    stored.append(entry)
                 if entry.is_told:
                     ended.setdefault(entry.owner, []).append(entry.object_id)
-        if stored and self.store is not None:
-            self.store.delete(stored)
+        if stored:
+            self.on_stored_released(stored)
         for owner, object_ids in ended.items():
             self._tell(owner, EndBorrow(object_ids))
 
@@ -309,8 +317,8 @@ class Ownership:
         owner = entry.owner
         if owner is None:
             assert self.peers is not None
-            return Reference(entry.object_id, self.worker_id, self.peers.endpoint)
-        return Reference(entry.object_id, owner.worker_id, owner.endpoint)
+            return Reference(entry.object_id, self.worker_id, self.peers.endpoint, self.node_id)
+        return Reference(entry.object_id, owner.worker_id, owner.endpoint, owner.node_id)
 
     def take_contained(
         self,
@@ -332,7 +340,9 @@ class Ownership:
                 is_own = reference.owner_id == self.worker_id
                 entry = self.table.borrow(
                     reference.object_id,
-                    None if is_own else Owner(reference.owner_id, reference.owner_endpoint),
+                    None
+                    if is_own
+                    else Owner(reference.owner_id, reference.owner_endpoint, reference.owner_node),
                 )
                 entry.pins += 1
                 inner.append(entry)
@@ -460,18 +470,38 @@ class Ownership:
             if released:
                 self.finish_released(released)
 
+    def lose_orphans(self) -> None:
+        """Some process or node died: what it owned is lost, even with a copy. O(entries)."""
+        with self.lock:
+            orphans = [
+                entry
+                for entry in self.table.entries.values()
+                if entry.owner is not None
+                and entry.state in (PENDING, STORED)
+                and self.deaths.is_dead(entry.owner)
+            ]
+        self.lose(orphans)
+
+    def lose(self, entries: Iterable[Entry]) -> None:
+        """The owners of these entries are gone."""
+        woken: Waiters = []
+        for entry in entries:
+            assert entry.owner is not None
+            error = self.deaths.owner_died(entry.object_id, entry.owner)
+            data = serialize(error, is_error=True).to_bytes()
+            with self.lock:
+                if entry.state in (PENDING, STORED):
+                    waiters = entry.settle(FAILED, data)
+                    if waiters:
+                        woken.append((entry, waiters))
+        wake(woken)
+
     def on_process_lost(self, worker_id: bytes, cause: str) -> None:
-        """A process died: its borrows end, and what it owned is lost to this process."""
+        """A process died: its borrows end. See :meth:`lose_orphans` for what it owned."""
         self.after_grace(self._end_borrows_of, worker_id)
         if self.untold:
             # The dead one may have covered some of these.
             self.tell_untold(None, _nothing)
-        with self.lock:
-            orphans = [e for e in self.table.owned_by(worker_id) if e.state == PENDING]
-        for entry in orphans:
-            self.fail(
-                (entry,), OwnerDiedError(entry.object_id.hex(), worker_id.hex(), detail=cause)
-            )
         for number, borrow in list(self._borrows.items()):
             if borrow.owner_id == worker_id:
                 self._borrow_known(number)
@@ -523,6 +553,7 @@ class Ownership:
         if message.node_id:
             entry.node_id = message.node_id
             entry.size_bytes = message.size_bytes
+            self.has_remote = self.has_remote or message.node_id != self.node_id
             self.settle(entry, STORED, None)
         else:
             self.settle(entry, FAILED if message.is_error else INLINE, message.data)
@@ -575,11 +606,8 @@ class Ownership:
     def _ask(self, entry: Entry) -> None:
         owner = entry.owner
         assert owner is not None
-        if not self._tell(owner, AskObject(entry.object_id)):
-            self.fail(
-                (entry,),
-                OwnerDiedError(entry.object_id.hex(), owner.worker_id.hex()),
-            )
+        if self.deaths.is_dead(owner) or not self._tell(owner, AskObject(entry.object_id)):
+            self.lose((entry,))
 
     def _tell(self, owner: Owner, message: Any) -> bool:
         if self.peers is None:
@@ -594,7 +622,7 @@ class Ownership:
         return True
 
 
-def _nobody(actor_id: bytes) -> None:
+def _nobody(about: Any) -> None:
     return None
 
 

@@ -158,6 +158,7 @@ class TaskSubmitter:
         peer = self._peers.get(message.worker_id, message.endpoint)
         lease.connection = peer.connection
         peer.lease = lease
+        self._peers.lives_on(peer, message.node_id)
         with self._ownership.lock:
             self._pool.granted(queue, lease, time.monotonic())
             self._begin(lease, queue)
