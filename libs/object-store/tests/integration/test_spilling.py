@@ -21,7 +21,7 @@ from skate_object_store import (
     StoreFullError,
     StoreServer,
 )
-from skate_object_store.machine import restorer, table
+from skate_object_store.machine import queries, restorer
 from skate_object_store.service.spill_backends import DirectorySpill
 
 MIB = 1 << 20
@@ -352,7 +352,7 @@ def test_slow_disk_stops_neither_gets_nor_puts_that_need_no_disk(
 def test_get_waits_for_a_slow_restore_beyond_its_own_time(
     flaky: FlakySpill, flaky_server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "RESTORE_ANSWER_S", 0.02)
+    monkeypatch.setattr(queries, "RESTORE_ANSWER_S", 0.02)
     with StoreClient(flaky_server.endpoint) as client:
         ids = put_many(client, 3 * CAPACITY // MIB)
         (spilled, *_) = [r for r in flaky_server.objects() if r.state is ObjectState.SPILLED]

@@ -132,12 +132,14 @@ class Admissions:
 
     def wakeups(self) -> list[Wakeup]:
         """Deadlines, and when another try to write matters. O(creates that wait)."""
+        if not self._creates and not self._restores:
+            return []
         wakeups = [Wakeup(wish.deadline_s, "create") for wish in self._creates.values()]
         restore_at_s = self._restorer.next_deadline_s()
         if restore_at_s is not None:
             wakeups.append(Wakeup(restore_at_s, "restore"))
         retry_at_s = None if self._planner is None else self._planner.retry_at_s()
-        if wakeups and retry_at_s is not None:
+        if retry_at_s is not None:
             wakeups.append(Wakeup(retry_at_s, "spill"))
         return wakeups
 
