@@ -22,6 +22,7 @@ from skate_object_store import (
     StoreServer,
 )
 from skate_object_store.machine import queries, restorer
+from skate_object_store.service import spiller
 from skate_object_store.service.spill_backends import DirectorySpill
 
 MIB = 1 << 20
@@ -409,6 +410,22 @@ def test_server_that_closes_while_the_disk_is_busy_leaves_nothing(
         closing.join(20)
         assert not closing.is_alive()
     assert list(place.iterdir()) == []
+
+
+def test_server_closes_although_the_disk_hangs(
+    flaky: FlakySpill,
+    flaky_server: StoreServer,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Eventually,
+) -> None:
+    monkeypatch.setattr(spiller, "SPILL_CLOSE_S", 0.1)
+    with StoreClient(flaky_server.endpoint) as client:
+        flaky.gate.clear()
+        put_many(client, 14)
+        flaky_server.close()
+    flaky.gate.set()
+    eventually(lambda: "skate-store-spill" not in {t.name for t in threading.enumerate()})
+    flaky.close()
 
 
 def test_clients_killed_while_they_write_and_read_harm_nobody(
