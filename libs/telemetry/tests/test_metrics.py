@@ -120,6 +120,10 @@ def every_reading() -> Iterator[Reading]:
         created_total=20,
         evicted_total=2,
         evicted_bytes_total=80,
+        spilled_bytes=300,
+        disk_bytes=350,
+        spilled_bytes_total=900,
+        restored_bytes_total=600,
     )
     yield from readings.transfer_readings(
         queued=3,

@@ -67,6 +67,11 @@ def _refuse_open(_context: click.Context, parameter: click.Parameter, value: obj
 @click.option("--num-gpus", type=float, help="GPUs to offer.  [default: detected]")
 @click.option("--memory", type=int, metavar="BYTES", help="Memory to offer to tasks.")
 @click.option("--object-store-memory", type=int, metavar="BYTES", help="Size of the object store.")
+@click.option(
+    "--object-spilling-directory",
+    metavar="PATH|URL",
+    help="Where objects go when the store is full.  [default: in the session]",
+)
 @click.option("--resources", metavar="JSON", help="""Custom resources: '{"disk": 2}'.""")
 @click.option("--labels", metavar="JSON|K=V,...", help="Labels of the node.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, show_default="any free")
@@ -97,6 +102,7 @@ def command(
     num_gpus: float | None,
     memory: int | None,
     object_store_memory: int | None,
+    object_spilling_directory: str | None,
     resources: str | None,
     labels: str | None,
     metrics_port: int,
@@ -127,6 +133,7 @@ def command(
             resources=parse_resources(resources) if resources else {},
             labels=parse_labels(labels) if labels else {},
             object_store_memory=object_store_memory,
+            spill_dir=object_spilling_directory,
             host=host or (DEFAULT_HOST if head else None),
             port=port,
             metrics_port=metrics_port,

@@ -108,7 +108,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Any:
         ({"_system_config": {"a": 1}}, ValueError, "_system_config"),
         ({"include_dashboard": True}, ValueError, "include_dashboard"),
         ({"job_config": object()}, ValueError, "job_config"),
-        ({"object_spilling_directory": "/x"}, ValueError, "object_spilling_directory"),
+        ({"object_spilling_directory": "x"}, ValueError, "spill_dir"),
         ({"address": 3}, TypeError, "address"),
     ],
 )
@@ -130,6 +130,7 @@ def test_init_refuses_wrong_options(
         {"resources": {"a": 1}},
         {"labels": {"a": "b"}},
         {"object_store_memory": 1 << 30},
+        {"object_spilling_directory": "/x"},
         {"_node_name": "n"},
     ],
     ids=lambda option: next(iter(option)),

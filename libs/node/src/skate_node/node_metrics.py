@@ -85,6 +85,10 @@ def _raylet(raylet: Raylet) -> Iterator[Reading]:
         created_total=store.created_total,
         evicted_total=store.evicted_total,
         evicted_bytes_total=store.evicted_bytes_total,
+        spilled_bytes=store.spilled_bytes,
+        disk_bytes=store.disk_files_bytes,
+        spilled_bytes_total=store.spilled_bytes_total,
+        restored_bytes_total=store.restored_bytes_total,
     )
     transfers = counts.transfers
     yield from readings.transfer_readings(

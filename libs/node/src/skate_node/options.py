@@ -91,6 +91,8 @@ class NodeOptions:
         for key, value in self.labels.items():
             _check_label(key, value)
         spill_dir = self.spill_dir
+        if not isinstance(spill_dir, str | None):
+            raise TypeError(f"spill_dir must be a string, got {type(spill_dir).__name__}.")
         if spill_dir is not None and not (spill_dir.startswith("/") or "://" in spill_dir):
             raise ValueError(f"spill_dir must be an absolute path or a URL, got {spill_dir!r}.")
         self._check_role()

@@ -21,6 +21,7 @@ from skate_node.options import NodeOptions, parse_labels, parse_resources
         ("memory", -1, ValueError),
         ("object_store_memory", 10 * 1024 * 1024, ValueError),
         ("spill_dir", "relative/place", ValueError),
+        ("spill_dir", 7, TypeError),
         ("port", 65536, ValueError),
         ("port", True, TypeError),
         ("metrics_port", -1, ValueError),

@@ -70,6 +70,9 @@ SPILL_CHUNK_BYTES = 4 << 20
 SPILL_RETRY_S = 1.0
 """After a write that failed, the next is tried this much later, or when a file was deleted."""
 
+SPILL_CLOSE_S = 5.0
+"""A server that closes waits this long for a disk that does not answer."""
+
 RESTORE_WAIT_S = 10.0
 """A restore that has found no room in memory by then fails."""
 

@@ -21,7 +21,8 @@ from skate_object_store import (
     StoreFullError,
     StoreServer,
 )
-from skate_object_store.machine import restorer, table
+from skate_object_store.machine import queries, restorer
+from skate_object_store.service import spiller
 from skate_object_store.service.spill_backends import DirectorySpill
 
 MIB = 1 << 20
@@ -352,7 +353,7 @@ def test_slow_disk_stops_neither_gets_nor_puts_that_need_no_disk(
 def test_get_waits_for_a_slow_restore_beyond_its_own_time(
     flaky: FlakySpill, flaky_server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "RESTORE_ANSWER_S", 0.02)
+    monkeypatch.setattr(queries, "RESTORE_ANSWER_S", 0.02)
     with StoreClient(flaky_server.endpoint) as client:
         ids = put_many(client, 3 * CAPACITY // MIB)
         (spilled, *_) = [r for r in flaky_server.objects() if r.state is ObjectState.SPILLED]
@@ -409,6 +410,22 @@ def test_server_that_closes_while_the_disk_is_busy_leaves_nothing(
         closing.join(20)
         assert not closing.is_alive()
     assert list(place.iterdir()) == []
+
+
+def test_server_closes_although_the_disk_hangs(
+    flaky: FlakySpill,
+    flaky_server: StoreServer,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Eventually,
+) -> None:
+    monkeypatch.setattr(spiller, "SPILL_CLOSE_S", 0.1)
+    with StoreClient(flaky_server.endpoint) as client:
+        flaky.gate.clear()
+        put_many(client, 14)
+        flaky_server.close()
+    flaky.gate.set()
+    eventually(lambda: "skate-store-spill" not in {t.name for t in threading.enumerate()})
+    flaky.close()
 
 
 def test_clients_killed_while_they_write_and_read_harm_nobody(

@@ -155,6 +155,20 @@ STORE_EVICTED: Final = _counter(
 STORE_EVICTED_BYTES: Final = _counter(
     "skate_object_store_evicted_bytes_total", Unit.BYTES, "Bytes of copies dropped to make room."
 )
+STORE_SPILLED: Final = _gauge(
+    "skate_object_store_spilled_bytes", Unit.BYTES, "Bytes of objects that are on disk only."
+)
+STORE_DISK: Final = _gauge(
+    "skate_object_store_disk_bytes",
+    Unit.BYTES,
+    "Bytes of files that hold spilled objects, those that are in memory too included.",
+)
+STORE_SPILLED_TOTAL: Final = _counter(
+    "skate_object_store_spilled_bytes_total", Unit.BYTES, "Bytes of objects written to disk."
+)
+STORE_RESTORED_TOTAL: Final = _counter(
+    "skate_object_store_restored_bytes_total", Unit.BYTES, "Bytes of objects read back from disk."
+)
 
 # ---- objects between nodes ----
 
@@ -260,6 +274,10 @@ FAMILIES: Final[tuple[Family, ...]] = (
     OBJECT_PULLS_ENDED,
     OBJECT_PULLED_BYTES,
     OBJECT_SERVED_BYTES,
+    STORE_SPILLED,
+    STORE_DISK,
+    STORE_SPILLED_TOTAL,
+    STORE_RESTORED_TOTAL,
     NODES,
     ACTORS,
     JOBS,

@@ -170,6 +170,10 @@ def store_readings(
     created_total: int,
     evicted_total: int,
     evicted_bytes_total: int,
+    spilled_bytes: int = 0,
+    disk_bytes: int = 0,
+    spilled_bytes_total: int = 0,
+    restored_bytes_total: int = 0,
 ) -> Iterator[Reading]:
     """A node's object store."""
     yield Reading(f.STORE_CAPACITY, capacity_bytes)
@@ -180,6 +184,10 @@ def store_readings(
     yield Reading(f.STORE_CREATED, created_total)
     yield Reading(f.STORE_EVICTED, evicted_total)
     yield Reading(f.STORE_EVICTED_BYTES, evicted_bytes_total)
+    yield Reading(f.STORE_SPILLED, spilled_bytes)
+    yield Reading(f.STORE_DISK, disk_bytes)
+    yield Reading(f.STORE_SPILLED_TOTAL, spilled_bytes_total)
+    yield Reading(f.STORE_RESTORED_TOTAL, restored_bytes_total)
 
 
 def transfer_readings(

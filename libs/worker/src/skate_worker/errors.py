@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Protocol
 
 from skate_core_ids import SkateError
+from skate_object_store import OutOfDiskError
 from skate_object_store import StoreFullError as ObjectStoreFullError
 from skate_worker.task_error import (
     TaskError,
@@ -407,10 +408,6 @@ class ReferenceCountingAssertionError(ObjectLostError, AssertionError):
     """The object was deleted while a reference to it existed: a fault of Skate."""
 
     REASON = "it was deleted although it is still referenced, which is a fault of Skate"
-
-
-class OutOfDiskError(SkateError):
-    """The local disk has no room left for objects."""
 
 
 class GetTimeoutError(RecordError, TimeoutError):

@@ -54,6 +54,8 @@ class Admissions:
     def create(self, wish: CreateRequest, now_s: float) -> list[Effect]:
         """Grant, park or refuse a wish."""
         effects: list[Effect] = []
+        if not self._creates and not self._restores and self._try_create(wish, now_s, effects):
+            return effects
         can_wait = (
             wish.deadline_s > now_s
             and wish.size_bytes <= self._inventory.allocator.capacity_bytes
@@ -73,7 +75,10 @@ class Admissions:
     def serve(self, now_s: float) -> list[Effect]:
         """Grant what waits for room, as far as there is any; spill if more is wanted."""
         if not self._creates and not self._restores:
-            return [] if self._planner is None else self._planner.plan(now_s, is_room_wanted=False)
+            planner = self._planner
+            if planner is None or not planner.is_over_threshold():
+                return []
+            return planner.plan(now_s, is_room_wanted=False)
         effects: list[Effect] = []
         self._grant_restores(now_s, effects)
         if self._creates and not self._must_restore_first(now_s):
@@ -132,12 +137,14 @@ class Admissions:
 
     def wakeups(self) -> list[Wakeup]:
         """Deadlines, and when another try to write matters. O(creates that wait)."""
+        if not self._creates and not self._restores:
+            return []
         wakeups = [Wakeup(wish.deadline_s, "create") for wish in self._creates.values()]
         restore_at_s = self._restorer.next_deadline_s()
         if restore_at_s is not None:
             wakeups.append(Wakeup(restore_at_s, "restore"))
         retry_at_s = None if self._planner is None else self._planner.retry_at_s()
-        if wakeups and retry_at_s is not None:
+        if retry_at_s is not None:
             wakeups.append(Wakeup(retry_at_s, "spill"))
         return wakeups
 
@@ -159,7 +166,11 @@ class Admissions:
             effects.append(CreateExists(wish.client, wish.request, is_sealed=True))
             return True
         planner = self._planner
-        if planner is not None and not planner.leaves_room_to_restore(wish.size_bytes):
+        if (
+            planner is not None
+            and planner.is_disk_short
+            and not planner.leaves_room_to_restore(wish.size_bytes)
+        ):
             return False
         entry = self._inventory.reserve(wish, now_s, effects)
         if entry is None:

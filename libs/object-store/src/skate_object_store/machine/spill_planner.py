@@ -48,7 +48,8 @@ class SpillPlanner:
         self._batches_total = 0
         self._batch: dict[int, Entry] = {}  # by serial: being written, and pinned for that
         self._retry_s = float("-inf")
-        self._is_disk_short = False
+        self.is_disk_short = False
+        """Whether creates must ask :meth:`leaves_room_to_restore`."""
 
     @property
     def spilling_objects(self) -> int:
@@ -61,9 +62,7 @@ class SpillPlanner:
         return inventory.allocator.used_bytes - inventory.evictable_bytes > self._start_bytes
 
     def leaves_room_to_restore(self, size_bytes: int) -> bool:
-        """Whether what is on disk can be read after an object of this size was created."""
-        if not self._is_disk_short:
-            return True
+        """Whether what is on disk can still be read after an object of this size was created."""
         inventory = self._inventory
         allocator = inventory.allocator
         free_bytes = allocator.capacity_bytes - allocator.used_bytes + inventory.evictable_bytes
@@ -109,7 +108,7 @@ class SpillPlanner:
         batch, self._batch = self._batch, {}
         self.failure = failure
         is_short = room_bytes is not None and room_bytes < self._config.min_batch_bytes
-        self._is_disk_short = is_short or (failure is not None and failure.is_disk_full)
+        self.is_disk_short = is_short or (failure is not None and failure.is_disk_full)
         if failure is not None:
             self.failures_total += 1
             self._retry_s = now_s + SPILL_RETRY_S
@@ -129,7 +128,7 @@ class SpillPlanner:
     def disk_was_freed(self) -> None:
         """A file goes: what failed for want of disk may succeed now."""
         self._retry_s = float("-inf")
-        self._is_disk_short = False
+        self.is_disk_short = False
 
     def retry_at_s(self) -> float | None:
         """When a create that waits may be helped by another try."""

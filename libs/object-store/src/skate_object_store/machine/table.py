@@ -273,7 +273,7 @@ class ObjectTable:
         deadline_s = self._queries.next_deadline_s()
         if deadline_s is not None:
             wakeups.append(Wakeup(deadline_s, "get or wait"))
-        return min(wakeups, key=lambda wakeup: wakeup.at_s, default=None)
+        return min(wakeups, key=lambda wakeup: wakeup.at_s) if wakeups else None
 
     # What it knows.
 

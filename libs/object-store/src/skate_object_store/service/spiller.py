@@ -15,12 +15,13 @@ import errno
 import logging
 import os
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 
-from skate_object_store.constants import SPILL_CHUNK_BYTES
+from skate_object_store.constants import SPILL_CHUNK_BYTES, SPILL_CLOSE_S
 from skate_object_store.machine.records import (
     Place,
     ReadBack,
@@ -76,7 +77,7 @@ class Spiller:
         on_read: Callable[[ReadEnded], None],
     ) -> None:
         self._backend = backend
-        self._arena_fd = arena_fd
+        self._arena_fd = os.dup(arena_fd)  # Its own, for a thread that outlives the server.
         self._on_written = on_written
         self._on_read = on_read
         self._is_stopping = False
@@ -96,10 +97,17 @@ class Spiller:
         self._writer.submit(lambda: self._do_delete(file_key))
 
     def close(self) -> None:
-        """Stop after the chunks under way, and remove everything from the disk."""
+        """Stop after the chunks under way, and remove everything from the disk.
+
+        A disk that hangs for ``SPILL_CLOSE_S`` is left alone, with what is on it.
+        """
         self._is_stopping = True
-        self._writer.close()
-        self._reader.close()
+        deadline_s = time.monotonic() + SPILL_CLOSE_S
+        has_ended = [worker.close(deadline_s) for worker in (self._writer, self._reader)]
+        if not all(has_ended):
+            logger.error("event=store_spill_hangs seconds=%g", SPILL_CLOSE_S)
+            return
+        os.close(self._arena_fd)
         try:
             self._backend.close()
         except Exception:  # Boundary: a foreign back end; the server closes all the same.
@@ -224,14 +232,18 @@ class _Worker:
             self._thread.start()
         self._jobs.put(job)
 
-    def close(self) -> None:
+    def close(self, deadline_s: float) -> bool:
+        """Wait for the job under way; False if it did not end in time."""
         self._jobs.put(None)
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is None:
+            return True
+        self._thread.join(max(0.0, deadline_s - time.monotonic()))
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+            del job  # It holds what it was about.
 
 
 def _fitting(items: Sequence[SpillItem], room_bytes: int | None) -> list[SpillItem]:
