@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import msgspec
 
+from skate_rpc.object_report import ObjectRow
+
 
 class NodeMessage(msgspec.Struct, array_like=True, tag_field="t", gc=False):
     """Base of every message below; the tag is the class's number."""
@@ -155,6 +157,15 @@ class CancelPull(NodeMessage, tag=16):
     pull_id: int
 
 
+class ObjectsReport(NodeMessage, tag=24):
+    """The references that this process holds, the largest objects first."""
+
+    number: int  # of :class:`AskObjects`
+    rows: list[ObjectRow]
+    left_out: int = 0
+    left_out_bytes: int = 0
+
+
 class DeleteCopies(NodeMessage, tag=20):
     """From an owner: its objects are released, and these nodes hold copies. Safe to repeat."""
 
@@ -278,6 +289,13 @@ class NodeDied(NodeMessage, tag=43):
 
     node_id: bytes
     cause: Death
+
+
+class AskObjects(NodeMessage, tag=56):
+    """Somebody wants memory explained. Answered by :class:`ObjectsReport` of that number."""
+
+    number: int
+    rows_max: int
 
 
 # ---- parts ----
@@ -420,6 +438,13 @@ class NodeView(msgspec.Struct, array_like=True):
     session_dir: str = ""
 
 
+class ListObjects(msgspec.Struct, array_like=True):
+    """``list_objects`` -> list[NodeObjects]: every node's, those that did not answer with why."""
+
+    rows_max: int
+    timeout_s: float
+
+
 CONTROL_METHODS = (
     "kv_put",
     "kv_get",
@@ -432,6 +457,7 @@ CONTROL_METHODS = (
     "release_actor",
     "list_nodes",
     "list_actors",
+    "list_objects",
 )
 
 FromProcess = (
@@ -451,6 +477,7 @@ FromProcess = (
     | UnsubscribeActor
     | PullObject
     | CancelPull
+    | ObjectsReport
     | DeleteCopies
     | KnowOwner
 )
@@ -467,4 +494,5 @@ FromRaylet = (
     | WorkerDied
     | PullEnded
     | NodeDied
+    | AskObjects
 )

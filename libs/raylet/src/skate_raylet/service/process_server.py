@@ -59,6 +59,7 @@ class ProcessServer:
         owners: OwnerBook,
         on_driver_gone: Callable[[LocalProcess, str], None],
         on_task_events: Callable[[list[node.TaskEvent]], None] | None,
+        on_objects: Callable[[LocalProcess, node.ObjectsReport], None],
     ) -> None:
         self._config = config
         self._machine = machine
@@ -94,6 +95,7 @@ class ProcessServer:
             node.TaskEvents: self._on_events,
             node.SubscribeActor: self._on_subscribe,
             node.UnsubscribeActor: self._on_unsubscribe,
+            node.ObjectsReport: on_objects,
             node.PullObject: self._on_pull,
             node.CancelPull: self._on_cancel_pull,
             node.DeleteCopies: self._on_delete_copies,

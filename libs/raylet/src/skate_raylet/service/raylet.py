@@ -46,6 +46,7 @@ from skate_raylet.service.job_book import JobBook, job_of
 from skate_raylet.service.loan_office import LoanOffice
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
 from skate_raylet.service.node_runner import NodeRunner
+from skate_raylet.service.object_reporter import ObjectReporter
 from skate_raylet.service.owner_book import OwnerBook
 from skate_raylet.service.process_server import ProcessServer
 from skate_raylet.service.reaper import Reaper
@@ -162,6 +163,15 @@ class Raylet:
         self._directory = ActorDirectory(self._ask_for_actor)
         cache = FunctionCache(config.function_cache_bytes)
         self._gateway = Gateway(client, config.node_id, cache, self._available)
+        self._objects = ObjectReporter(
+            self._node_info,
+            config.token,
+            self._processes,
+            self._store,
+            self._store_calls,
+            client.nodes.list,
+        )
+        self._gateway.serve("list_objects", node.ListObjects, self._objects.list_objects)
         self._actors = ActorHost(
             config.node_id, self._machine.total, self._link, self._processes, self._runner.tell
         )
@@ -188,6 +198,7 @@ class Raylet:
             owners=self._owners,
             on_driver_gone=self._driver_gone,
             on_task_events=self._task_events,
+            on_objects=self._objects.on_report,
         )
         self._server.store_endpoint = self._store.endpoint
         self._grpc = SecureServer(config.token)
@@ -199,6 +210,7 @@ class Raylet:
             self._fill_status,
             self._begin_stop,
             self._loans.serve,
+            self._objects,
         )
         self._grpc.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, servicer)
         self.grpc_endpoint = await self._grpc.start(config.grpc_endpoint)
