@@ -253,13 +253,19 @@ class ActorSubmitter:
 
     def children_of(self, task_id: bytes) -> list[bytes]:
         """The unfinished calls that this task made."""
+        return [call.task_id for call, _ in self.unfinished() if call.parent == task_id]
+
+    def unfinished(self) -> list[tuple[ActorCall, str]]:
+        """The calls that have not ended, each with its status by Ray's name. O(calls)."""
+        found: list[tuple[ActorCall, str]] = []
         with self._ownership.lock:
-            return [
-                call.task_id
-                for calls in self._actors.values()
-                for call in (*calls.waiting, *calls.in_flight.values())
-                if call.parent == task_id
-            ]
+            for calls in self._actors.values():
+                for call in calls.waiting:
+                    is_ready = call.is_resolved  # then it waits for the actor
+                    status = "PENDING_NODE_ASSIGNMENT" if is_ready else "PENDING_ARGS_AVAIL"
+                    found.append((call, status))
+                found += ((call, "SUBMITTED_TO_WORKER") for call in calls.in_flight.values())
+        return found
 
     def cancel(self, task_id: bytes, *, is_recursive: bool) -> bool:
         """Stop a call. False: it is not here."""

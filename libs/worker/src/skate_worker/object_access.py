@@ -5,13 +5,17 @@ Before it: ``membership``. After it: ``task_submission``, whose large arguments 
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from skate_rpc import node_protocol as node
 from skate_worker.arrivals import Arrivals
+from skate_worker.call_site import call_site
 from skate_worker.errors import (
     GetTimeoutError,
     ObjectLostError,
@@ -33,8 +37,12 @@ from skate_worker.waiting import ReadyCount
 if TYPE_CHECKING:
     pass
 
+_log = logging.getLogger("skate")
+
 # A worker that waits longer lends its CPU; most waits are shorter than the message.
 BLOCKED_AFTER_S = 0.001
+LOADERS_MAX = 16  # futures whose bytes are fetched from other nodes at once
+WARN_BLOCKING_VARIABLE = "SKATE_WARN_BLOCKING_GET_INSIDE_ASYNC"
 SEAL_WAIT_S = 0.25  # at a time, so that news of the owner's death are seen
 SEAL_WAITS = 8
 FEW_POSITIONS = 16  # up to here, deleting from a copied list beats building it anew
@@ -47,6 +55,9 @@ class NotHereError(ObjectLostError):
 class ObjectAccess(Membership):
     """A member that reads and writes objects. Thread-safe."""
 
+    _loaders: ThreadPoolExecutor | None = None
+    _warns_blocking = os.environ.get(WARN_BLOCKING_VARIABLE, "1") != "0"
+
     # ---- values ----
 
     def put(self, value: Any) -> ObjectRef[Any]:
@@ -58,7 +69,9 @@ class ObjectAccess(Membership):
     def _own_value(self, object_id: bytes, serialized: Serialized) -> ObjectRef[Any]:
         ownership = self.ownership
         if serialized.total_bytes > INLINE_MAX_BYTES:
-            ownership.put_parts(object_id, serialized, bytes(self.worker_id))
+            site = call_site()
+            ownership.put_parts(object_id, serialized, bytes(self.worker_id), site)
+            ownership.sites[object_id] = site
             state, data = STORED, None
         else:
             state, data = INLINE, serialized.to_bytes()
@@ -85,6 +98,8 @@ class ObjectAccess(Membership):
         pending = [entry for entry in entries if entry.state == PENDING]
         ends_s: float | None = None
         if pending:
+            if len(pending) < len(entries):
+                self._raise_first_error(entries)
             if timeout_s is not None:
                 ends_s = time.monotonic() + timeout_s
             self._wait_for(pending if not self.ownership.has_remote else entries, timeout_s)
@@ -102,6 +117,11 @@ class ObjectAccess(Membership):
             self.ownership.tell_untold(None, _nothing)
         return values
 
+    def _raise_first_error(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            if entry.state == FAILED:
+                self._load(entry)
+
     def _wait_for(self, pending: list[Entry], timeout_s: float | None) -> None:
         unique = list(dict.fromkeys(pending))
         count = self._count(len(unique), node.PULL_FOR_GET, stops_at_failure=True)
@@ -117,10 +137,9 @@ class ObjectAccess(Membership):
                 f"get() timed out after {timeout_s:g} s: {left} of {len(unique)} objects are not"
                 " ready yet."
             )
-        for entry in unique:
-            if entry.state == FAILED:
-                self.ownership.unwatch_all(unique, count)
-                self._load(entry)
+        if any(entry.state == FAILED for entry in unique):
+            self.ownership.unwatch_all(unique, count)
+            self._raise_first_error(unique)
         if isinstance(count, Arrivals):
             for failure in count.failures.values():
                 self.ownership.unwatch_all(unique, count)
@@ -154,6 +173,8 @@ class ObjectAccess(Membership):
 
     def _block(self, count: ReadyCount, timeout_s: float | None) -> bool:
         executor = self.executor
+        if executor is not None and self.stop_async_actor is not None:
+            self._warn_blocking()
         if executor is None or not executor.is_executing_here():
             return count.wait(timeout_s)
         short_s = BLOCKED_AFTER_S if timeout_s is None else min(BLOCKED_AFTER_S, timeout_s)
@@ -168,12 +189,26 @@ class ObjectAccess(Membership):
         finally:
             self.raylet.post(node.Unblocked())
 
+    def _warn_blocking(self) -> None:
+        # Once a process, and only where the wait stops the event loop of an async actor.
+        if self._warns_blocking and asyncio._get_running_loop() is not None:
+            self._warns_blocking = False
+            _log.warning(
+                "get() or wait() blocks the event loop of this async actor at %s: no other call of"
+                " it runs meanwhile. Use `await ref`, or asyncio.gather(*refs)"
+                " (%s=0 silences this).",
+                call_site(),
+                WARN_BLOCKING_VARIABLE,
+            )
+
     def _load(self, entry: Entry) -> Any:
         state = entry.state
         if state == INLINE:
             return deserialize(entry.data)
         if state == STORED:
             return deserialize(self._stored(entry))
+        if entry.owner is None:
+            self.ownership.errors.seen.add(entry.object_id)
         value = deserialize(entry.data)
         if isinstance(value, ErrorValue):
             try:
@@ -340,6 +375,29 @@ class ObjectAccess(Membership):
         if not self.ownership.watch(entry, settled):
             settled(entry)
 
+    def may_wait_for_bytes(self, ref: ObjectRef[Any]) -> bool:
+        """Whether a ``get`` of this ready reference may have to fetch from another node."""
+        entry = ref._entry
+        return entry.state == STORED and not self.plane.is_here(entry)
+
+    def where_it_may_wait(
+        self, ref: ObjectRef[Any], load: Callable[[ObjectRef[Any]], None]
+    ) -> None:
+        """Run ``load`` here, or on a thread of its own if it may have to wait for bytes."""
+        if not self.may_wait_for_bytes(ref):
+            load(ref)
+            return
+        with self.ownership.lock:
+            if self._loaders is None:
+                self._loaders = ThreadPoolExecutor(LOADERS_MAX, "skate-loader")
+        self._loaders.submit(load, ref)
+
+    def close(self) -> None:
+        """See :meth:`Membership.close`."""
+        super().close()
+        if self._loaders is not None:
+            self._loaders.shutdown(wait=False, cancel_futures=True)
+
     # ---- references ----
 
     def note_dropped(self, entry: Entry) -> None:
@@ -352,12 +410,6 @@ class ObjectAccess(Membership):
 
     def pin_out_of_band(self, entry: Entry) -> None:
         """Someone pickled a reference by other means: keep the object while the process lives."""
-        warnings.warn(
-            f"ObjectRef({entry.object_id.hex()}) was pickled by something other than Skate, which"
-            " can not tell when those bytes are gone: its object is kept as long as this process"
-            " lives. Pass references as arguments or inside values instead.",
-            stacklevel=3,
-        )
         with self.ownership.lock:
             entry.pins += 1
 

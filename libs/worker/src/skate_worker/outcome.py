@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from skate_worker.call_site import clipped
 from skate_worker.errors import make_task_error
 from skate_worker.generator_returns import references_of
 from skate_worker.machine.references import Entry
@@ -54,7 +55,7 @@ class OutcomeWriter:
                 is_inline = fits and item.total_bytes <= INLINE_MAX_BYTES
                 if is_inline:
                     inline_bytes += item.total_bytes
-                returns.append(self._written(peer, task_id, index, item, is_inline))
+                returns.append(self._written(peer, task_id, index, item, is_inline, name))
         except BaseException:
             self._delete_written(task_id, returns)  # the outcome will be an error
             raise
@@ -80,7 +81,7 @@ class OutcomeWriter:
         """One return of a task that yields, and whether pins are held for it: under its id."""
         pinned: list[Entry] = []
         is_inline = value.total_bytes <= INLINE_MAX_BYTES
-        returned = self._written(peer, task_id, index, value, is_inline)
+        returned = self._written(peer, task_id, index, value, is_inline, "")
         if value.contained:
             returned.contained = self._hold(peer, value, pinned)
         if pinned:
@@ -160,14 +161,15 @@ class OutcomeWriter:
                 self.free(task_id)
 
     def _written(
-        self, peer: Peer, task_id: bytes, index: int, value: Serialized, is_inline: bool
+        self, peer: Peer, task_id: bytes, index: int, value: Serialized, is_inline: bool, name: str
     ) -> Returned:
         if self.kept_returns and index in self.kept_returns.get(task_id, ()):
             return Returned(b"")
         if is_inline:
             return Returned(value.to_bytes())
         object_id = task_id + index.to_bytes(4, "big")
-        self._ownership.put_parts(object_id, value, peer.worker_id)
+        note = clipped(f"{name}()") if name else "an item of a generator"
+        self._ownership.put_parts(object_id, value, peer.worker_id, note)
         return Returned(b"", value.total_bytes, node_id=self._ownership.node_id)
 
     def _delete_written(self, task_id: bytes, returns: list[Returned]) -> None:

@@ -166,6 +166,17 @@ class OwnedObjects:
                     copies.setdefault(node_id, []).append(entry.object_id)
         self._delete(copies)
 
+    def freed(self, entries: list[Entry]) -> None:
+        """Stored values were freed and their entries failed: delete every copy, tell who waits for
+        one. Without the lock.
+        """
+        with self._ownership.lock:
+            waiting = [(entry, self._directory.waiting(entry.object_id)) for entry in entries]
+        self.delete(entries)
+        for entry, processes in waiting:
+            for worker_id, node_id in processes.items():
+                self._answer(entry, worker_id, node_id)
+
     def delete_at(self, node_id: bytes, object_ids: list[bytes]) -> None:
         """Delete what a store holds although nobody needs it. Without the lock."""
         if not self._directory.is_dead(node_id):

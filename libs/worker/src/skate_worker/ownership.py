@@ -47,6 +47,7 @@ from skate_worker.task_protocol import (
     ObjectValue,
     Reference,
 )
+from skate_worker.unhandled_errors import UnhandledErrors
 
 if TYPE_CHECKING:
     from skate_rpc.event_loop import IoThread
@@ -102,6 +103,9 @@ class Ownership:
         # them: 0, or the number of the Borrow that is under way.
         self.untold: dict[Entry, int] = {}
         self._borrow_numbers = itertools.count(1)
+        self.errors = UnhandledErrors()
+        # Which line made an object: of stored values always, of others on request.
+        self.sites: dict[bytes, str] = {}
         # Objects that stand for the handles of actors that this process created.
         self.actor_keepers: dict[bytes, bytes] = {}
         self.on_actor_unheld: Callable[[bytes], None] = _nobody
@@ -149,8 +153,12 @@ class Ownership:
         for entry in released:
             if entry.owner is None:
                 if entry.state != INLINE:
+                    if entry.state == FAILED:
+                        self.errors.released(entry.object_id, entry.data)
                     stored.append(entry)
                 entry.data = None
+                if self.sites:
+                    self.sites.pop(entry.object_id, None)
                 if self.actor_keepers:
                     actor_id = self.actor_keepers.pop(entry.object_id, None)
                     if actor_id is not None:
@@ -164,7 +172,7 @@ class Ownership:
         if stored:
             self.on_stored_released(stored)
         for owner, object_ids in ended.items():
-            self._tell(owner, EndBorrow(object_ids))
+            self.tell(owner, EndBorrow(object_ids))
 
         if self._when_unowned is not None:
             self._check_unowned()
@@ -253,19 +261,24 @@ class Ownership:
                 if entry.waiters is not None and callback in entry.waiters:
                     entry.waiters.remove(callback)
 
-    def put_parts(self, object_id: bytes, value: Serialized, owner_id: bytes) -> None:
-        """Write a large value into the node's store, in the name of its owner."""
+    def put_parts(
+        self, object_id: bytes, value: Serialized, owner_id: bytes, note: str = ""
+    ) -> None:
+        """Write a large value into the node's store, in the name of its owner.
+
+        ``note``: the line that made it, for when memory is short.
+        """
         store = self.store
         assert store is not None
         # What was dropped a moment ago gives room, in memory that has been touched already: a loop
         # that puts and drops uses the same range again and again.
         self.drain_dropped()
         try:
-            store.put(object_id, value.parts, value.total_bytes, owner=owner_id)
+            store.put(object_id, value.parts, value.total_bytes, owner=owner_id, note=note)
         except ObjectExistsError:
             # An earlier attempt of the task wrote it and died before it could say so.
             store.delete([object_id])
-            store.put(object_id, value.parts, value.total_bytes, owner=owner_id)
+            store.put(object_id, value.parts, value.total_bytes, owner=owner_id, note=note)
 
     def promote(self, entry: Entry) -> Entry:
         """A copy of an inline value in the node's store, where any number of them fits a message.
@@ -362,7 +375,7 @@ class Ownership:
                 released = []
                 holder.contained = (holder.contained or []) + inner
         if twice:
-            self._send(sender, EndBorrow(twice))
+            self.send(sender, EndBorrow(twice))
         if unknown:
             holder_pinned = self._pin(holder)
             self.tell_owners(unknown, None, lambda: self._told(holder, holder_pinned, then))
@@ -440,7 +453,7 @@ class Ownership:
             for borrow in waits:
                 borrow.callbacks.append(one_known)
         for owner, message in messages:
-            if not self._tell(owner, message):
+            if not self.tell(owner, message):
                 self._borrow_known(message.number)
         if not waits:
             then()
@@ -459,7 +472,7 @@ class Ownership:
                 for object_id in message.object_ids:
                     self.table.add_borrower(object_id, peer.worker_id)
             if message.number:
-                self._send(peer, BorrowKnown(message.number))
+                self.send(peer, BorrowKnown(message.number))
         elif kind is BorrowKnown:
             self._borrow_known(message.number)
         elif kind is EndBorrow:
@@ -543,7 +556,7 @@ class Ownership:
             # Nobody waits for it any more: what the owner registered for this process ends.
             unused = [r.object_id for r in message.contained if r.owner_id == peer.worker_id]
             if unused:
-                self._send(peer, EndBorrow(unused))
+                self.send(peer, EndBorrow(unused))
             return
         if message.failure:
             self.fail((entry,), ObjectFreedError(message.object_id.hex()))
@@ -562,7 +575,7 @@ class Ownership:
         with self.lock:
             entry = self.table.entries.get(message.object_id)
         if entry is None or entry.owner is not None:
-            self._send(peer, ObjectValue(message.object_id, failure="freed"))
+            self.send(peer, ObjectValue(message.object_id, failure="freed"))
             return
         if not self.watch(entry, lambda settled: self._answer(peer, settled)):
             self._answer(peer, entry)
@@ -570,7 +583,7 @@ class Ownership:
     def _answer(self, peer: Peer, entry: Entry) -> None:
         if entry.is_released:
             # Those who waited before the asker were the last to hold it.
-            self._send(peer, ObjectValue(entry.object_id, failure="freed"))
+            self.send(peer, ObjectValue(entry.object_id, failure="freed"))
             return
         contained: list[Reference] = []
         with self.lock:
@@ -588,8 +601,10 @@ class Ownership:
             )
         else:
             is_error = entry.state == FAILED
+            if is_error:
+                self.errors.seen.add(entry.object_id)  # the borrower's to show
             answer = ObjectValue(entry.object_id, entry.data, is_error, contained=contained)
-        if not self._send(peer, answer):
+        if not self.send(peer, answer):
             self.end_borrows(inner, peer.worker_id)  # it died before the answer came
 
     def _borrow_known(self, number: int) -> None:
@@ -606,15 +621,17 @@ class Ownership:
     def _ask(self, entry: Entry) -> None:
         owner = entry.owner
         assert owner is not None
-        if self.deaths.is_dead(owner) or not self._tell(owner, AskObject(entry.object_id)):
+        if self.deaths.is_dead(owner) or not self.tell(owner, AskObject(entry.object_id)):
             self.lose((entry,))
 
-    def _tell(self, owner: Owner, message: Any) -> bool:
+    def tell(self, owner: Owner, message: Any) -> bool:
+        """Send to an owner soon. False: there is no way to it."""
         if self.peers is None:
             return False
-        return self._send(self.peers.get(owner.worker_id, owner.endpoint), message)
+        return self.send(self.peers.get(owner.worker_id, owner.endpoint), message)
 
-    def _send(self, peer: Peer, message: Any) -> bool:
+    def send(self, peer: Peer, message: Any) -> bool:
+        """Send to a peer soon. False: its connection is closed."""
         try:
             peer.connection.post(message)
         except StreamClosedError:

@@ -275,7 +275,10 @@ class Recovery:
             loss += f" ({told.rstrip('.')})"
         detail = f"{loss}, and {_TEXTS[refusal.reason].format(what=what)}"
         return ObjectReconstructionFailedError(
-            entry.object_id.hex(), detail=detail, reason=refusal.reason.value
+            entry.object_id.hex(),
+            call_site=self._ownership.sites.get(entry.object_id, ""),
+            detail=detail,
+            reason=refusal.reason.value,
         )
 
 

@@ -169,9 +169,11 @@ class Completion:
                 else:
                     entry.node_id = returned.node_id
                     entry.size_bytes = returned.size_bytes
+                    ownership.sites.setdefault(entry.object_id, f"{submission.message.name}()")
                     callbacks = entry.settle(STORED, None)
                     is_stored = True
                     if entry.is_released:
+                        ownership.sites.pop(entry.object_id, None)
                         stray.setdefault(returned.node_id, []).append(entry.object_id)
                     elif returned.node_id != ownership.node_id:
                         ownership.has_remote = True

@@ -126,6 +126,7 @@ def _fill(
     inline_bytes = 0
     for position, entry in submission.top_level or ():
         if entry.state == FAILED:
+            ownership.errors.seen.add(entry.object_id)  # the dependent task tells it
             then(submission, DependencyFailed(entry.data))
             return
         if entry.state == INLINE:

@@ -99,6 +99,43 @@ class EndBorrow(TaskMessage, tag=6):
     object_ids: list[bytes]
 
 
+# ---- about objects, beside the borrowing protocol ----
+
+
+class FreeObjects(TaskMessage, tag=48):
+    """To an owner: delete the values of these objects, whoever still refers to them."""
+
+    object_ids: list[bytes]
+
+
+class ObjectsFreed(TaskMessage, tag=49):
+    """From an owner to a borrower: these values are gone for good; a ``get`` raises."""
+
+    object_ids: list[bytes]
+
+
+class AskLocations(TaskMessage, tag=50):
+    """To an owner: where are these? Answered by :class:`Locations` of that number."""
+
+    number: int
+    object_ids: list[bytes]
+
+
+class Location(msgspec.Struct, array_like=True, gc=False):
+    """What an owner knows of where an object is."""
+
+    object_id: bytes
+    node_ids: list[bytes]  # whose stores hold it; empty for a small value
+    size_bytes: int = -1  # -1: it is not there yet
+
+
+class Locations(TaskMessage, tag=51):
+    """From an owner: the objects asked for that it knows."""
+
+    number: int
+    rows: list[Location]
+
+
 # ---- copies of stored objects: any process to an owner, and its answer ----
 
 
@@ -276,6 +313,10 @@ AnyMessage = (
     | Borrow
     | BorrowKnown
     | EndBorrow
+    | FreeObjects
+    | ObjectsFreed
+    | AskLocations
+    | Locations
     | AskCopy
     | CopySources
     | CopyMade
