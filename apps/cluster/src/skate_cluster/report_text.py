@@ -51,7 +51,7 @@ def _nodes(report: Report, is_verbose: bool) -> list[str]:
         )
         for node in (report.nodes if is_verbose else report.live_nodes)
     ]
-    return _columns(rows)
+    return columns(rows)
 
 
 def _store(node: Node) -> str:
@@ -72,7 +72,7 @@ def _resources(report: Report) -> list[str]:
             continue
         form = format_bytes if name in _BYTE_RESOURCES else _plain
         rows.append((name, f"{form(used)} / {form(total)}"))
-    return _columns(rows)
+    return columns(rows)
 
 
 def _leases(report: Report, is_verbose: bool) -> list[str]:
@@ -82,7 +82,7 @@ def _leases(report: Report, is_verbose: bool) -> list[str]:
             ("actor" if lease.actor_id else "task", _shape(lease.resources)) for _, lease in leases
         )
         rows = [(str(count), kind, shape) for (kind, shape), count in counts.most_common()]
-        return _columns([("count", "kind", "resources"), *rows]) if rows else ["  none"]
+        return columns([("count", "kind", "resources"), *rows]) if rows else ["  none"]
     if not leases:
         return ["  none"]
     rows5 = [
@@ -95,7 +95,7 @@ def _leases(report: Report, is_verbose: bool) -> list[str]:
         )
         for node, lease in leases[:_LEASE_ROWS_MAX]
     ]
-    lines = _columns([("node", "pid", "kind", "resources", ""), *rows5])
+    lines = columns([("node", "pid", "kind", "resources", ""), *rows5])
     return lines + _left_out(len(leases), _LEASE_ROWS_MAX)
 
 
@@ -113,7 +113,7 @@ def _pending(report: Report) -> list[str]:
         (str(count), shape, f"{longest[shape, reason]:.0f} s", reason)
         for (shape, reason), count in counts.most_common(_PENDING_ROWS_MAX)
     ]
-    lines = _columns([("count", "resources", "longest", "why"), *rows])
+    lines = columns([("count", "resources", "longest", "why"), *rows])
     return lines + _left_out(len(counts), _PENDING_ROWS_MAX)
 
 
@@ -133,7 +133,8 @@ def _plain(amount: float) -> str:
     return format_units(to_units(amount)) if amount >= 0 else f"-{_plain(-amount)}"
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as indented lines with aligned columns; "none" when there are no rows."""
     if not rows:
         return ["  none"]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

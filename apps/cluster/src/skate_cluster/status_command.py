@@ -8,10 +8,9 @@ import json
 import click
 
 from skate_cluster.addresses import chosen_address, find_cluster
-from skate_cluster.exit_codes import FAILED, TIMED_OUT, UNREACHABLE, CommandError
+from skate_cluster.failed_calls import explained
 from skate_cluster.report import collect_report
 from skate_cluster.report_text import format_report
-from skate_rpc.errors import RpcAuthenticationError, RpcError, RpcTimeoutError, RpcUnavailableError
 
 
 @click.command(name="status", short_help="Show the cluster.")
@@ -40,26 +39,8 @@ def command(
 ) -> None:
     """Show nodes, resources in use, leases, what waits and why, and the object stores."""
     cluster = find_cluster(chosen_address(address), token_file, temp_dir)
-    try:
+    with explained(cluster.gcs_endpoint, timeout):
         report = asyncio.run(collect_report(cluster.gcs_endpoint, cluster.token, timeout))
-    except RpcAuthenticationError as error:
-        raise CommandError(
-            f"The cluster at {cluster.gcs_endpoint} refused the token: {error.message}", FAILED
-        ) from None
-    except RpcTimeoutError:
-        raise CommandError(
-            f"The cluster at {cluster.gcs_endpoint} did not answer within {timeout:g} s;"
-            " look into the logs of its head.",
-            TIMED_OUT,
-        ) from None
-    except RpcUnavailableError:
-        raise CommandError(
-            f"The cluster at {cluster.gcs_endpoint} can not be reached; check the address and that"
-            " its head runs.",
-            UNREACHABLE,
-        ) from None
-    except RpcError as error:
-        raise CommandError(str(error), FAILED) from None
     if style == "json":
         click.echo(json.dumps(report.to_json(), indent=2, sort_keys=True))
     else:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from skate import actor as actor
     from skate import cluster_utils as cluster_utils
     from skate import exceptions as exceptions
+    from skate import experimental as experimental
+    from skate import internal as internal
     from skate import runtime_context as runtime_context
     from skate import util as util
     from skate.actor import get_actor as get_actor
@@ -76,7 +78,15 @@ _MODULE_OF = {
     "shutdown": "skate.session",
     "wait": "skate.objects",
 }
-_SUBMODULES = ("actor", "cluster_utils", "exceptions", "runtime_context", "util")
+_SUBMODULES = (
+    "actor",
+    "cluster_utils",
+    "exceptions",
+    "experimental",
+    "internal",
+    "runtime_context",
+    "util",
+)
 
 __all__ = [  # noqa: PLE0604 - every name is in the table, and the table is the one place
     "__version__",

@@ -47,22 +47,30 @@ def put(value: T, *, _owner: None = None, _tensor_transport: None = None) -> Obj
 
 
 @overload
-def get(object_refs: ObjectRef[T], *, timeout: float | None = None) -> T: ...
+def get(object_refs: ObjectRef[T], *, timeout: float | None = None, copy: bool = False) -> T: ...
 @overload
 def get(
-    object_refs: ObjectRefGenerator[T], *, timeout: float | None = None
+    object_refs: ObjectRefGenerator[T], *, timeout: float | None = None, copy: bool = False
 ) -> ObjectRefGenerator[T]: ...
 @overload
-def get(object_refs: list[ObjectRef[T]], *, timeout: float | None = None) -> list[T]: ...
+def get(
+    object_refs: list[ObjectRef[T]], *, timeout: float | None = None, copy: bool = False
+) -> list[T]: ...
 @overload
-def get(object_refs: list[Any], *, timeout: float | None = None) -> list[Any]: ...
-def get(object_refs: Any, *, timeout: float | None = None) -> Any:
+def get(
+    object_refs: list[Any], *, timeout: float | None = None, copy: bool = False
+) -> list[Any]: ...
+def get(object_refs: Any, *, timeout: float | None = None, copy: bool = False) -> Any:
     """The value of a reference, or the values of a list in its order; waits for them.
 
     A generator is returned as it is: its references are what has values.
 
     ``timeout`` in seconds; None and -1 wait without end, 0 looks once. The first error among them
     is raised as soon as it is known, also as an instance of the class that the task raised.
+
+    Arrays in a value are read-only views of shared memory: nothing is copied, and numpy refuses a
+    write with "assignment destination is read-only". With ``copy=True`` they lie in private memory
+    and can be written to.
 
     Raises:
         GetTimeoutError: not all values came in time (also a ``TimeoutError``).
@@ -74,7 +82,9 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
     core = current_core()
     if type(object_refs) is ObjectRef:
         if object_refs._core is not core:
-            core = _live_core([object_refs])
+            core = live_core([object_refs])
+        if copy:
+            return core.get_copies((object_refs,), timeout)[0]
         return core.get((object_refs,), timeout)[0]
     if isinstance(object_refs, ObjectRefGenerator):
         return object_refs
@@ -89,7 +99,10 @@ def get(object_refs: Any, *, timeout: float | None = None) -> Any:
                 f"get() takes a list of ObjectRefs, but the list has {type(item).__name__}."
                 f"{_hint(item)}"
             )
-    return _live_core(object_refs).get(object_refs, timeout) if object_refs else []
+    if not object_refs:
+        return []
+    core = live_core(object_refs)
+    return core.get_copies(object_refs, timeout) if copy else core.get(object_refs, timeout)
 
 
 @overload
@@ -162,7 +175,7 @@ def wait(
             f"num_returns must lie between 1 and the number of references ({len(object_refs)}),"
             f" got {num_returns}."
         )
-    return _live_core(object_refs).wait(object_refs, num_returns, timeout, fetch_local)
+    return live_core(object_refs).wait(object_refs, num_returns, timeout, fetch_local)
 
 
 def cancel(
@@ -184,11 +197,15 @@ def cancel(
         raise ValueError(
             "force=True can not cancel a call of an actor; use skate.kill() to end the actor."
         )
-    _live_core([ref]).cancel(ref, force, recursive)
+    live_core([ref]).cancel(ref, force, recursive)
 
 
-def _live_core(refs: list[Any]) -> CoreWorker:
-    """The session, which has to be that of all these references."""
+def live_core(refs: list[Any]) -> CoreWorker:
+    """The session, which has to be that of all these references.
+
+    Raises:
+        UnknownOwnerError: one of them belongs to a session that has ended.
+    """
     core = current_core() or require_session()
     if is_first_core() or set(map(_CORE, refs)) == {core}:
         return core

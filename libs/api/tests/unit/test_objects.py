@@ -34,6 +34,10 @@ class Runtime:
         self.calls.append(("get", len(refs), timeout_s))
         return [ref.binary()[0] for ref in refs]
 
+    def get_copies(self, refs: Any, timeout_s: Any) -> list[Any]:
+        self.calls.append(("get_copies", len(refs), timeout_s))
+        return [ref.binary()[0] for ref in refs]
+
     def wait(self, refs: Any, num_returns: int, timeout_s: Any, fetch_local: bool) -> Any:
         self.calls.append(("wait", num_returns, timeout_s, fetch_local))
         return refs[:num_returns], refs[num_returns:]
@@ -80,6 +84,12 @@ def test_get_timeout_is_passed_on(runtime: Runtime, timeout: Any, passed: Any) -
     skate.get(ref(1), timeout=timeout)
 
     assert runtime.calls == [("get", 1, passed)]
+
+
+def test_get_with_copy_asks_for_copies(runtime: Runtime) -> None:
+    assert skate.get(ref(1), copy=True, timeout=2) == 1
+    assert skate.get([ref(2), ref(3)], copy=True) == [2, 3]
+    assert runtime.calls == [("get_copies", 1, 2.0), ("get_copies", 2, None)]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import os
 _C = ctypes.CDLL(None, use_errno=True)
 
 _MADV_POPULATE_WRITE = 23
+_MAP_NORESERVE = 0x4000
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -43,8 +44,21 @@ def map_shared(fd: int, size: int, *, is_writable: bool) -> int:
     return address
 
 
+def map_private(fd: int, offset: int, size: int) -> int:
+    """Map a range of ``fd`` so that writes stay in this process; ``offset`` is page-aligned.
+
+    Shares the file's pages until they are written to, and reserves no memory for that.
+    """
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+    address: int | None = _mmap(None, size, protection, flags, fd, offset)
+    if address is None or address == _MAP_FAILED:
+        raise _last_error("mmap")
+    return address
+
+
 def unmap(address: int, size: int) -> None:
-    """Undo :func:`map_shared`. Touching the range afterwards ends the process."""
+    """Undo a mapping. Touching the range afterwards ends the process."""
     if _munmap(address, size) != 0:
         raise _last_error("munmap")
 

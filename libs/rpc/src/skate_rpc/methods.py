@@ -74,6 +74,7 @@ _TABLE = (
     Method("EventService", "Subscribe", _READ, "", deadline_s=None),
     Method("RayletService", "StartActor", _IDEMPOTENT, "actor_id and incarnation"),
     Method("RayletService", "KillActor", _IDEMPOTENT, "actor_id and incarnation"),
+    Method("RayletService", "Objects", _READ, ""),
     Method("RayletService", "Status", _READ, ""),
     Method("RayletService", "Shutdown", _IDEMPOTENT, "the node"),
     Method("RayletService", "Borrow", _IDEMPOTENT, "the borrower and its ask_id", deadline_s=None),

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import msgspec
 
+from skate_rpc.object_report import ObjectRow
+
 
 class NodeMessage(msgspec.Struct, array_like=True, tag_field="t", gc=False):
     """Base of every message below; the tag is the class's number."""
@@ -155,6 +157,31 @@ class CancelPull(NodeMessage, tag=16):
     pull_id: int
 
 
+class ObjectsReport(NodeMessage, tag=24):
+    """The references that this process holds, the largest objects first."""
+
+    number: int  # of :class:`AskObjects`
+    rows: list[ObjectRow]
+    left_out: int = 0
+    left_out_bytes: int = 0
+
+
+class DeleteCopies(NodeMessage, tag=20):
+    """From an owner: its objects are released, and these nodes hold copies. Safe to repeat."""
+
+    copies: dict[bytes, list[bytes]]  # node id -> object ids
+
+
+class KnowOwner(NodeMessage, tag=21):
+    """This process deals with an owner on another node, which may have objects in this store.
+
+    When that node dies nobody names the processes that died with it: what they own goes then.
+    """
+
+    owner_id: bytes
+    node_id: bytes
+
+
 # ---- raylet to process ----
 
 
@@ -262,6 +289,13 @@ class NodeDied(NodeMessage, tag=43):
 
     node_id: bytes
     cause: Death
+
+
+class AskObjects(NodeMessage, tag=56):
+    """Somebody wants memory explained. Answered by :class:`ObjectsReport` of that number."""
+
+    number: int
+    rows_max: int
 
 
 # ---- parts ----
@@ -407,6 +441,13 @@ class NodeView(msgspec.Struct, array_like=True):
     session_dir: str = ""
 
 
+class ListObjects(msgspec.Struct, array_like=True):
+    """``list_objects`` -> list[NodeObjects]: every node's, those that did not answer with why."""
+
+    rows_max: int
+    timeout_s: float
+
+
 CONTROL_METHODS = (
     "kv_put",
     "kv_get",
@@ -419,6 +460,7 @@ CONTROL_METHODS = (
     "release_actor",
     "list_nodes",
     "list_actors",
+    "list_objects",
 )
 
 FromProcess = (
@@ -438,6 +480,9 @@ FromProcess = (
     | UnsubscribeActor
     | PullObject
     | CancelPull
+    | ObjectsReport
+    | DeleteCopies
+    | KnowOwner
 )
 FromRaylet = (
     ProcessRegistered
@@ -452,4 +497,5 @@ FromRaylet = (
     | WorkerDied
     | PullEnded
     | NodeDied
+    | AskObjects
 )

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import grpc.aio
+import msgspec
 
 from skate_rpc.calls import Caller, RetryPolicy
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2, raylet_pb2, raylet_pb2_grpc
+from skate_rpc.object_report import ROWS_MAX, NodeObjects
+
+GRACE_S = 2.0  # for the reply, beyond what those who are asked may take
 
 
 class RayletClient:
@@ -64,6 +68,24 @@ class RayletClient:
         return await self._caller.unary(
             "RayletService.Status", self._stub.Status, raylet_pb2.NodeStatusRequest(), timeout_s
         )
+
+    async def objects(
+        self, *, whole_cluster: bool, rows_max: int = ROWS_MAX, timeout_s: float
+    ) -> list[NodeObjects]:
+        """What the node, or every live node of its cluster, knows of its objects.
+
+        ``timeout_s`` is for the nodes and processes that are asked; who is late is in the answer
+        with why. The call itself may take ``GRACE_S`` longer.
+        """
+        reply = await self._caller.unary(
+            "RayletService.Objects",
+            self._stub.Objects,
+            raylet_pb2.NodeObjectsRequest(
+                whole_cluster=whole_cluster, rows_max=rows_max, timeout_s=timeout_s
+            ),
+            timeout_s + GRACE_S,
+        )
+        return [msgspec.msgpack.decode(node, type=NodeObjects) for node in reply.nodes]
 
     async def shutdown(
         self, grace_s: float, reason: str, *, timeout_s: float | None = None

@@ -285,6 +285,11 @@ class AsyncCalls(_ConcurrentCalls):
                 started_s = time.perf_counter()
                 running_task.set(self.context(message))
                 method = getattr(self.executor.actor, message.method)
+                if message.resolved and not self.core.has_here(message.resolved):
+                    # Not on the loop, whose other calls go on meanwhile.
+                    await self._loop.run_in_executor(
+                        None, self.core.stored_arguments, message.resolved
+                    )
                 args, kwargs = load_arguments(self.core, message)
                 value = method(*args, **kwargs)
                 if inspect.isawaitable(value):

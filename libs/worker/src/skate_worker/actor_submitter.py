@@ -147,7 +147,11 @@ class ActorSubmitter:
     def _connect(self, calls: Calls, view: node.ActorView) -> None:
         peer = self._peers.get(view.worker_id, view.endpoint)
         peer.actor = calls
+        self._peers.lives_on(peer, view.node_id)
         with self._ownership.lock:
+            if calls.connection is not None and calls.connection is not peer.connection:
+                # The line to the last incarnation is open still: its node may only be cut off.
+                calls.unknown += calls.disconnected()
             calls.connected(peer.connection, view.incarnation)
         self._send_waiting(calls)
 
@@ -240,6 +244,8 @@ class ActorSubmitter:
     def on_results(self, peer: Peer, results: list[Any]) -> None:
         """Outcomes from one actor, in one batch."""
         calls: Calls = peer.actor
+        if calls.connection is not peer.connection:
+            return  # from an incarnation that was given up: its calls ran again, or failed
         finished: list[tuple[Submission, Any]] = []
         with self._ownership.lock:
             for result in results:
@@ -255,13 +261,19 @@ class ActorSubmitter:
 
     def children_of(self, task_id: bytes) -> list[bytes]:
         """The unfinished calls that this task made."""
+        return [call.task_id for call, _ in self.unfinished() if call.parent == task_id]
+
+    def unfinished(self) -> list[tuple[ActorCall, str]]:
+        """The calls that have not ended, each with its status by Ray's name. O(calls)."""
+        found: list[tuple[ActorCall, str]] = []
         with self._ownership.lock:
-            return [
-                call.task_id
-                for calls in self._actors.values()
-                for call in (*calls.waiting, *calls.in_flight.values())
-                if call.parent == task_id
-            ]
+            for calls in self._actors.values():
+                for call in calls.waiting:
+                    is_ready = call.is_resolved  # then it waits for the actor
+                    status = "PENDING_NODE_ASSIGNMENT" if is_ready else "PENDING_ARGS_AVAIL"
+                    found.append((call, status))
+                found += ((call, "SUBMITTED_TO_WORKER") for call in calls.in_flight.values())
+        return found
 
     def cancel(self, task_id: bytes, *, is_recursive: bool) -> bool:
         """Stop a call. False: it is not here."""

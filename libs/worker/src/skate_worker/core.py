@@ -1,23 +1,70 @@
 """The runtime of a driver or worker, as the API sees it.
 
-One class in four layers, each of which relies only on those before it: ``membership``,
-``object_access``, ``task_submission``, ``actor_management``.
+One class in layers, each of which relies only on those before it: ``membership``,
+``object_access``, and on that ``object_control`` beside ``task_submission`` and
+``actor_management``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from skate_rpc import node_protocol as node
+from skate_rpc.object_report import ROWS_MAX, NodeObjects
 from skate_worker.actor_management import ActorManagement
+from skate_worker.call_site import call_site, clipped, records_all
 from skate_worker.execution import Executor
+from skate_worker.object_control import ObjectControl
+from skate_worker.object_ref import ObjectRef
+from skate_worker.object_report import make_report
 from skate_worker.outcome import OutcomeWriter
 from skate_worker.streams import Streams
+from skate_worker.submission import Submission
+
+ANSWER_MORE_S = 10.0  # for the list of nodes and the way back, beyond what those asked may take
 
 
-class CoreWorker(ActorManagement):
+class CoreWorker(ActorManagement, ObjectControl):
     """One process's membership in a cluster, with all it can do. Thread-safe.
 
     Made by :meth:`connect_driver` or :meth:`connect_worker`.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if records_all():
+            self._note_all_sites()
+
+    def list_objects(self, timeout_s: float) -> list[NodeObjects]:
+        """What every live node and process says of its objects; who is late, with why."""
+        body = node.ListObjects(ROWS_MAX, timeout_s)
+        return self.raylet.call("list_objects", body, list[NodeObjects], timeout_s + ANSWER_MORE_S)
+
+    def _handlers(self) -> dict[type[Any], Callable[[Any], None]]:
+        return {**super()._handlers(), node.AskObjects: self._on_ask_objects}
+
+    def _on_ask_objects(self, message: node.AskObjects) -> None:
+        self.raylet.post(make_report(self, message))
+
+    def _note_all_sites(self) -> None:
+        # In the place of a question in every put and submission, which would cost all programs.
+        put, prepare = self.put, self._prepare
+
+        def noting_put(value: Any) -> ObjectRef[Any]:
+            ref = put(value)
+            self.ownership.sites[ref._entry.object_id] = call_site()
+            return ref
+
+        def noting_prepare(submission: Submission, *rest: Any) -> list[ObjectRef[Any]]:
+            refs = prepare(submission, *rest)
+            site = clipped(f"{submission.message.name}() from {call_site()}")
+            for ref in refs:
+                self.ownership.sites[ref._entry.object_id] = site
+            return refs
+
+        self.put = noting_put  # type: ignore[method-assign]
+        self._prepare = noting_prepare  # type: ignore[assignment]
 
     def nodes(self) -> list[node.NodeView]:
         """The node table, dead nodes included."""

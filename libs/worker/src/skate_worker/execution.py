@@ -77,6 +77,11 @@ class Executor:
 
     def push(self, work: list[Work]) -> None:
         """Queue what arrived."""
+        for _, message in work:
+            if message.resolved:
+                self._core.plane.prefetch(message.resolved)
+            if message.attempt and message.kept_returns:
+                self._outcomes.kept_returns[message.task_id] = message.kept_returns
         elsewhere = self.handle_elsewhere
         if elsewhere is not None:
             for item in work:
@@ -373,8 +378,13 @@ def load_arguments(core: CoreWorker, message: Any) -> tuple[tuple[Any, ...], dic
     if not resolved:
         return deserialize_args(message.args)
     values: list[tuple[int | str, Any]] = []
+    stored: dict[int | str, Any] | None = None
     for item in resolved:
-        data = item.data or core.read_stored(item.object_id)
+        data = item.data
+        if not data:
+            if stored is None:
+                stored = core.stored_arguments(resolved)
+            data = stored[item.position]
         value = deserialize(data)
         if isinstance(value, ErrorValue):
             try:

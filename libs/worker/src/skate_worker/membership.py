@@ -23,7 +23,7 @@ from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
 from skate_rpc.handshake import ClientHandshake
 from skate_rpc.process_endpoints import LOOPBACK
-from skate_worker.actor_submitter import ActorSubmitter
+from skate_worker.actor_submitter import ActorCall, ActorSubmitter
 from skate_worker.context import TaskContext, running_task
 from skate_worker.errors import (
     LocalRayletDiedError,
@@ -34,12 +34,14 @@ from skate_worker.functions import FunctionTable
 from skate_worker.machine.generator_stream import GeneratorStream
 from skate_worker.machine.references import PENDING, Owner
 from skate_worker.node_client import NodeClient
+from skate_worker.object_plane import ObjectPlane
 from skate_worker.object_ref import ObjectRef
 from skate_worker.outcome import OutcomeWriter
 from skate_worker.ownership import Ownership
 from skate_worker.peers import Peer, Peers
 from skate_worker.results import Completion
 from skate_worker.specs import TaskOptions
+from skate_worker.submission import Submission, resolve
 from skate_worker.task_protocol import (
     Cancel,
     FreeReturns,
@@ -208,6 +210,12 @@ class Membership(ABC):
         )
         self.functions = FunctionTable(self.raylet)
         self.ownership.on_actor_unheld = self._release_actor
+        self.plane = ObjectPlane(
+            self.ownership, self.peers, self.raylet, self._loop, self._submit_again
+        )
+        self.peers.on_known = self.plane.peer_known
+        self.completion.recovery = self.plane.recovery
+        self.completion.delete_stray = self.plane.owned.delete_at
         if not self.is_driver:
             self._prepare_execution()
 
@@ -217,6 +225,9 @@ class Membership(ABC):
     def _finish_parts(self, registered: node.ProcessRegistered) -> None:
         self.ownership.node_id = registered.node_id
         self.ownership.new_object_id = self._new_object_id
+        self.peers.node_id = registered.node_id
+        self.as_owner = Owner(bytes(self.worker_id), self.peers.endpoint, registered.node_id)
+        self.ownership.as_owner = self.as_owner
         self.ownership.store = StoreClient(
             registered.store_endpoint,
             owner=bytes(self.worker_id),
@@ -285,6 +296,8 @@ class Membership(ABC):
             node.CreateActor: lambda m: self._running().create_actor(m),
             node.ExitNow: self._on_exit_now,
             node.WorkerDied: self._on_worker_died,
+            node.NodeDied: lambda m: self.plane.node_died(m),  # noqa: PLW0108
+            node.PullEnded: lambda m: self.plane.fetching.on_pull_ended(m),  # noqa: PLW0108
         }
 
     def _on_peer_messages(self, peer: Peer, batch: list[Any]) -> None:
@@ -351,7 +364,7 @@ class Membership(ABC):
             self._running().producers.on_taken(message.task_id, message.consumed)
         elif kind is StopStream:
             self._running().producers.stop(message.task_id)
-        else:
+        elif not self.plane.on_message(peer, message):
             self.ownership.on_message(peer, message)
 
     def _on_peer_lost(self, peer: Peer, reason: str) -> None:
@@ -363,9 +376,26 @@ class Membership(ABC):
         # and a process that only lost this connection could not be told from a dead one by its
         # owner either.
         self._process_lost(peer.worker_id, reason)
+        self.plane.peer_lost(peer.worker_id, reason)
 
     def _on_worker_died(self, message: node.WorkerDied) -> None:
         self._process_lost(message.worker_id, message.cause.message)
+        self.plane.worker_died(message.worker_id, message.cause)
+
+    def _submit_again(self, submission: Submission) -> None:
+        """Run a finished task once more; its arguments may still have to be made."""
+        if isinstance(submission, ActorCall):
+            calls = self.actor_calls.calls_of(submission.task_id[8:])
+            submission.is_resolved = False
+            self.actor_calls.submit(calls, submission)
+            resolve(
+                self.ownership,
+                submission,
+                lambda _, failure: self.actor_calls.resolved(calls, submission, failure),
+            )
+        else:
+            self.tasks.expect(submission)
+            resolve(self.ownership, submission, self.tasks.resolved)
 
     def _process_lost(self, worker_id: bytes, cause: str) -> None:
         self.ownership.on_process_lost(worker_id, cause)
@@ -395,6 +425,7 @@ class Membership(ABC):
         with self.ownership.lock:
             pending = [e for e in self.ownership.table.entries.values() if e.state == PENDING]
         self.ownership.fail(pending, LocalRayletDiedError(self._lost_reason))
+        self.plane.end(LocalRayletDiedError(self._lost_reason))
         self._on_raylet_lost(reason)
 
     # ---- the end ----
@@ -409,7 +440,11 @@ class Membership(ABC):
         raylet = getattr(self, "raylet", None)
         peers = getattr(self, "peers", None)
 
+        plane = getattr(self, "plane", None)
+
         def hang_up() -> None:
+            if plane is not None:
+                plane.end(SkateSystemError(f"Process {self.pid} left the cluster."))
             if raylet is not None:
                 raylet.close()
             if peers is not None:

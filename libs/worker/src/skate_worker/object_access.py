@@ -5,11 +5,17 @@ Before it: ``membership``. After it: ``task_submission``, whose large arguments 
 
 from __future__ import annotations
 
-import warnings
+import asyncio
+import logging
+import os
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from skate_rpc import node_protocol as node
+from skate_worker.arrivals import Arrivals
+from skate_worker.call_site import call_site
 from skate_worker.errors import (
     GetTimeoutError,
     ObjectLostError,
@@ -25,19 +31,32 @@ from skate_worker.serialization import (
     deserialize,
     serialize,
 )
+from skate_worker.task_protocol import Resolved
 from skate_worker.waiting import ReadyCount
 
 if TYPE_CHECKING:
     pass
 
+_log = logging.getLogger("skate")
+
 # A worker that waits longer lends its CPU; most waits are shorter than the message.
 BLOCKED_AFTER_S = 0.001
-SEAL_WAIT_S = 10.0
+LOADERS_MAX = 16  # futures whose bytes are fetched from other nodes at once
+WARN_BLOCKING_VARIABLE = "SKATE_WARN_BLOCKING_GET_INSIDE_ASYNC"
+SEAL_WAIT_S = 0.25  # at a time, so that news of the owner's death are seen
+SEAL_WAITS = 8
 FEW_POSITIONS = 16  # up to here, deleting from a copied list beats building it anew
+
+
+class NotHereError(ObjectLostError):
+    """The value is stored, but not in this node's store: it has to be brought. Internal."""
 
 
 class ObjectAccess(Membership):
     """A member that reads and writes objects. Thread-safe."""
+
+    _loaders: ThreadPoolExecutor | None = None
+    _warns_blocking = os.environ.get(WARN_BLOCKING_VARIABLE, "1") != "0"
 
     # ---- values ----
 
@@ -50,7 +69,9 @@ class ObjectAccess(Membership):
     def _own_value(self, object_id: bytes, serialized: Serialized) -> ObjectRef[Any]:
         ownership = self.ownership
         if serialized.total_bytes > INLINE_MAX_BYTES:
-            ownership.put_parts(object_id, serialized, bytes(self.worker_id))
+            site = call_site()
+            ownership.put_parts(object_id, serialized, bytes(self.worker_id), site)
+            ownership.sites[object_id] = site
             state, data = STORED, None
         else:
             state, data = INLINE, serialized.to_bytes()
@@ -75,29 +96,63 @@ class ObjectAccess(Membership):
         """
         entries = [ref._entry for ref in refs]
         pending = [entry for entry in entries if entry.state == PENDING]
+        ends_s: float | None = None
         if pending:
-            self._wait_for(pending, timeout_s)
-        values = [self._load(entry) for entry in entries]
+            if len(pending) < len(entries):
+                self._raise_first_error(entries)
+            if timeout_s is not None:
+                ends_s = time.monotonic() + timeout_s
+            self._wait_for(pending if not self.ownership.has_remote else entries, timeout_s)
+        try:
+            values = [self._load(entry) for entry in entries]
+        except NotHereError:
+            if timeout_s is not None and ends_s is None:
+                ends_s = time.monotonic() + timeout_s
+            views = self.bring(entries, ends_s, node.PULL_FOR_GET)
+            values = [
+                deserialize(views[entry]) if entry in views else self._load(entry)
+                for entry in entries
+            ]
         if self.ownership.untold:
             self.ownership.tell_untold(None, _nothing)
         return values
 
+    def _raise_first_error(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            if entry.state == FAILED:
+                self._load(entry)
+
     def _wait_for(self, pending: list[Entry], timeout_s: float | None) -> None:
         unique = list(dict.fromkeys(pending))
-        count = ReadyCount(len(unique), stops_at_failure=True)
+        count = self._count(len(unique), node.PULL_FOR_GET, stops_at_failure=True)
         for entry in self.ownership.watch_all(unique, count):
             count(entry)
-        if not self._block(count, timeout_s):
+        is_done = self._block(count, timeout_s)
+        if isinstance(count, Arrivals):
+            count.stop()
+        if not is_done:
             self.ownership.unwatch_all(unique, count)
-            left = sum(1 for entry in unique if entry.state == PENDING)
+            left = sum(1 for entry in unique if not self._is_readable(entry))
             raise GetTimeoutError(
                 f"get() timed out after {timeout_s:g} s: {left} of {len(unique)} objects are not"
                 " ready yet."
             )
-        for entry in unique:
-            if entry.state == FAILED:
+        if any(entry.state == FAILED for entry in unique):
+            self.ownership.unwatch_all(unique, count)
+            self._raise_first_error(unique)
+        if isinstance(count, Arrivals):
+            for failure in count.failures.values():
                 self.ownership.unwatch_all(unique, count)
-                self._load(entry)
+                raise failure
+
+    def _count(self, needed: int, priority: int, *, stops_at_failure: bool = False) -> ReadyCount:
+        if self.ownership.has_remote:
+            return Arrivals(needed, self.plane, priority, stops_at_failure=stops_at_failure)
+        return ReadyCount(needed, stops_at_failure=stops_at_failure)
+
+    def _is_readable(self, entry: Entry) -> bool:
+        state = entry.state
+        return state != PENDING and (state != STORED or self.plane.is_here(entry))
 
     def wait_for_entry(self, entry: Entry) -> None:
         """Wait until the entry is settled."""
@@ -118,6 +173,8 @@ class ObjectAccess(Membership):
 
     def _block(self, count: ReadyCount, timeout_s: float | None) -> bool:
         executor = self.executor
+        if executor is not None and self.stop_async_actor is not None:
+            self._warn_blocking()
         if executor is None or not executor.is_executing_here():
             return count.wait(timeout_s)
         short_s = BLOCKED_AFTER_S if timeout_s is None else min(BLOCKED_AFTER_S, timeout_s)
@@ -132,12 +189,26 @@ class ObjectAccess(Membership):
         finally:
             self.raylet.post(node.Unblocked())
 
+    def _warn_blocking(self) -> None:
+        # Once a process, and only where the wait stops the event loop of an async actor.
+        if self._warns_blocking and asyncio._get_running_loop() is not None:
+            self._warns_blocking = False
+            _log.warning(
+                "get() or wait() blocks the event loop of this async actor at %s: no other call of"
+                " it runs meanwhile. Use `await ref`, or asyncio.gather(*refs)"
+                " (%s=0 silences this).",
+                call_site(),
+                WARN_BLOCKING_VARIABLE,
+            )
+
     def _load(self, entry: Entry) -> Any:
         state = entry.state
         if state == INLINE:
             return deserialize(entry.data)
         if state == STORED:
             return deserialize(self._stored(entry))
+        if entry.owner is None:
+            self.ownership.errors.seen.add(entry.object_id)
         value = deserialize(entry.data)
         if isinstance(value, ErrorValue):
             try:
@@ -149,23 +220,93 @@ class ObjectAccess(Membership):
         raise SkateSystemError(f"Object {entry.object_id.hex()} failed without an error.")
 
     def _stored(self, entry: Entry) -> memoryview:
-        if entry.node_id != self.ownership.node_id:
-            raise ObjectLostError(
-                entry.object_id.hex(),
-                detail="it is larger than 100 KiB and in another node's store, and values of that"
-                " size do not travel between nodes yet",
-            )
-        return self.read_stored(entry.object_id)
+        view = self._view(entry)
+        if view is None:
+            raise NotHereError(entry.object_id.hex(), detail="it is not in this node's store")
+        return view
 
-    def read_stored(self, object_id: bytes) -> memoryview:
-        """A view of an object in this node's store. Raises :class:`ObjectLostError`."""
+    def _view(self, entry: Entry) -> memoryview | None:
+        """A view of a stored value, if it is in this node's store."""
         store = self.ownership.store
         assert store is not None
-        # Whoever wrote it said so on another connection: its seal may still be on the way.
-        view: memoryview | None = store.get([object_id], SEAL_WAIT_S)[0]
+        object_id = entry.object_id
+        if entry.node_id == self.ownership.node_id:
+            # Whoever wrote it said so on another connection: its seal may still be on the way.
+            for _ in range(SEAL_WAITS):
+                view: memoryview | None = store.get([object_id], SEAL_WAIT_S)[0]
+                if view is not None or entry.state != STORED:
+                    return view
+                if entry.owner is not None and self.plane.deaths.is_dead(entry.owner):
+                    return None
+            return None
+        if object_id not in self.plane.here:
+            return None
+        view = store.get([object_id], 0)[0]
         if view is None:
-            raise ObjectLostError(object_id.hex(), detail="it is not in the store of this node")
+            self.plane.here.pop(object_id, None)  # it was evicted
         return view
+
+    def bring(
+        self, entries: list[Entry], ends_s: float | None, priority: int
+    ) -> dict[Entry, memoryview]:
+        """Wait until every value can be read here; returns views of those that are stored.
+
+        All that is on other nodes is pulled at the same time. Raises the first error, also of
+        values that are not stored, or :class:`GetTimeoutError` at ``ends_s``.
+        """
+        unique = list(dict.fromkeys(entries))
+        views: dict[Entry, memoryview] = {}
+        while True:
+            missing: list[Entry] = []
+            for entry in unique:
+                if entry.state == FAILED:
+                    self._load(entry)
+                if entry.state == STORED and entry not in views:
+                    view = self._view(entry)
+                    if view is not None:
+                        views[entry] = view
+                        continue
+                if entry.state == PENDING or (entry.state == STORED and entry not in views):
+                    missing.append(entry)
+            if not missing:
+                return views
+            self._bring_once(missing, ends_s, priority)
+
+    def _bring_once(self, missing: list[Entry], ends_s: float | None, priority: int) -> None:
+        count = Arrivals(len(missing), self.plane, priority, stops_at_failure=True)
+        for entry in self.ownership.watch_all(missing, count):
+            if entry.state == STORED:
+                count.fetch(entry)
+            else:
+                count(entry)
+        left_s = None if ends_s is None else max(0.0, ends_s - time.monotonic())
+        is_done = self._block(count, left_s)
+        count.stop()
+        self.ownership.unwatch_all(missing, count)
+        for failure in count.failures.values():
+            raise failure
+        if not is_done:
+            left = sum(1 for entry in missing if not self._is_readable(entry))
+            raise GetTimeoutError(
+                f"get() timed out: {left} of {len(missing)} objects have not come from other"
+                " nodes yet."
+            )
+
+    # ---- arguments of a task that runs here ----
+
+    def has_here(self, resolved: list[Resolved]) -> bool:
+        """Whether all arguments that are stored have their primary copy on this node."""
+        here = self.ownership.node_id
+        return all(item.stored_at is None or item.stored_at.node_id == here for item in resolved)
+
+    def stored_arguments(self, resolved: list[Resolved]) -> dict[int | str, Any]:
+        """The serialised values, by position, of a task's arguments that were in stores.
+
+        Waits until all are on this node. Raises what the owner says of one that can not be had.
+        """
+        stored = {item.position: _entry_of(item) for item in resolved if not item.data}
+        views = self.bring(list(stored.values()), None, node.PULL_FOR_ARGUMENT)
+        return {position: views.get(entry, entry.data) for position, entry in stored.items()}
 
     def wait(
         self,
@@ -177,6 +318,9 @@ class ObjectAccess(Membership):
         """Split ``refs`` into at most ``num_returns`` ready ones and the rest, both in the given
         order.
         """
+        if fetch_local and self.ownership.has_remote:
+            ready_at = self._wait_local(refs, num_returns, timeout_s)
+            return _split(refs, ready_at)
         ready_at = _ready_positions(refs, num_returns)
         if len(ready_at) < num_returns:
             pending = [ref._entry for ref in refs if ref._entry.state == PENDING]
@@ -190,26 +334,69 @@ class ObjectAccess(Membership):
                 self._block(count, timeout_s)
                 self.ownership.unwatch_all(pending, count)
             ready_at = _ready_positions(refs, num_returns)
-        ready = [refs[position] for position in ready_at]
-        rest = list(refs)
-        if len(ready_at) == len(rest):
-            rest = []
-        elif len(ready_at) <= FEW_POSITIONS:
-            for position in reversed(ready_at):
-                del rest[position]
-        else:
-            taken = set(ready_at)
-            rest = [ref for position, ref in enumerate(refs) if position not in taken]
-        return ready, rest
+        return _split(refs, ready_at)
+
+    def _wait_local(
+        self, refs: Sequence[ObjectRef[Any]], num_returns: int, timeout_s: float | None
+    ) -> list[int]:
+        """As :meth:`wait`, where values may lie on other nodes: those count when they are here."""
+        entries = [ref._entry for ref in refs]
+        unready = [entry for entry in entries if not self._is_readable(entry)]
+        needed = num_returns - (len(entries) - len(unready))
+        failed: set[Entry] = set()
+        if needed > 0:
+            count = Arrivals(needed, self.plane, node.PULL_FOR_WAIT)
+            for entry in self.ownership.watch_all(unready, count):
+                count(entry)
+            self._block(count, timeout_s)
+            self.ownership.unwatch_all(unready, count)
+            # What can not be brought here is ready too: a get raises the reason. What is on its
+            # way goes on: a program that looks again and again would get nothing otherwise.
+            failed = set(count.failures)
+        ready_at = [
+            at for at, entry in enumerate(entries) if self._is_readable(entry) or entry in failed
+        ]
+        return ready_at[:num_returns]
 
     def is_ready(self, ref: ObjectRef[Any]) -> bool:
-        """Whether a value or error is there."""
-        return ref._entry.state != PENDING
+        """Whether a value or error is there, and on this node."""
+        return self._is_readable(ref._entry)
 
     def when_ready(self, ref: ObjectRef[Any], callback: Callable[[ObjectRef[Any]], None]) -> None:
-        """Call back once the value or error is there; at once on this thread if it is already."""
-        if not self.ownership.watch(ref._entry, lambda _: callback(ref)):
-            callback(ref)
+        """Call back once the value or error is on this node; at once on this thread if it is."""
+        entry = ref._entry
+
+        def settled(_: Entry) -> None:
+            if self._is_readable(entry):
+                callback(ref)
+            else:
+                self.plane.fetch(entry, lambda _: callback(ref))
+
+        if not self.ownership.watch(entry, settled):
+            settled(entry)
+
+    def may_wait_for_bytes(self, ref: ObjectRef[Any]) -> bool:
+        """Whether a ``get`` of this ready reference may have to fetch from another node."""
+        entry = ref._entry
+        return entry.state == STORED and not self.plane.is_here(entry)
+
+    def where_it_may_wait(
+        self, ref: ObjectRef[Any], load: Callable[[ObjectRef[Any]], None]
+    ) -> None:
+        """Run ``load`` here, or on a thread of its own if it may have to wait for bytes."""
+        if not self.may_wait_for_bytes(ref):
+            load(ref)
+            return
+        with self.ownership.lock:
+            if self._loaders is None:
+                self._loaders = ThreadPoolExecutor(LOADERS_MAX, "skate-loader")
+        self._loaders.submit(load, ref)
+
+    def close(self) -> None:
+        """See :meth:`Membership.close`."""
+        super().close()
+        if self._loaders is not None:
+            self._loaders.shutdown(wait=False, cancel_futures=True)
 
     # ---- references ----
 
@@ -223,14 +410,35 @@ class ObjectAccess(Membership):
 
     def pin_out_of_band(self, entry: Entry) -> None:
         """Someone pickled a reference by other means: keep the object while the process lives."""
-        warnings.warn(
-            f"ObjectRef({entry.object_id.hex()}) was pickled by something other than Skate, which"
-            " can not tell when those bytes are gone: its object is kept as long as this process"
-            " lives. Pass references as arguments or inside values instead.",
-            stacklevel=3,
-        )
         with self.ownership.lock:
             entry.pins += 1
+
+
+def _entry_of(item: Resolved) -> Entry:
+    """An argument's entry, known to this task alone: its caller holds the object."""
+    at = item.stored_at
+    assert at is not None
+    entry = Entry(item.object_id, Owner(at.owner_id, at.owner_endpoint, at.owner_node))
+    entry.state = STORED
+    entry.node_id = at.node_id
+    entry.size_bytes = at.size_bytes
+    return entry
+
+
+def _split(
+    refs: Sequence[ObjectRef[Any]], ready_at: list[int]
+) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+    ready = [refs[position] for position in ready_at]
+    rest = list(refs)
+    if len(ready_at) == len(rest):
+        rest = []
+    elif len(ready_at) <= FEW_POSITIONS:
+        for position in reversed(ready_at):
+            del rest[position]
+    else:
+        taken = set(ready_at)
+        rest = [ref for position, ref in enumerate(refs) if position not in taken]
+    return ready, rest
 
 
 def _ready_positions(refs: Sequence[ObjectRef[Any]], needed: int) -> list[int]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Generator
+import warnings
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from skate_core_ids import JobID, ObjectID, TaskID
@@ -67,16 +68,57 @@ class ObjectRef(Generic[T_co]):
         """A future that gets the value or the error. Cancelling it does not cancel the task."""
         future: concurrent.futures.Future[T_co] = concurrent.futures.Future()
 
-        def resolve(ref: ObjectRef[T_co]) -> None:
+        def resolve(outcome: Any, error: BaseException | None) -> None:
             if not future.set_running_or_notify_cancel():
                 return
-            try:
-                future.set_result(ref._core.get([ref], None)[0])
-            except BaseException as error:  # noqa: BLE001 - the boundary of the future: it carries the error on
+            if error is None:
+                future.set_result(outcome)
+            else:
                 future.set_exception(error)
 
-        self._core.when_ready(self, resolve)
+        self._when_loaded(resolve)
         return future
+
+    def as_future(self, _internal: bool = False) -> asyncio.Future[T_co]:
+        """Deprecated: await the reference, or wrap :meth:`future` by ``asyncio.wrap_future``."""
+        if not _internal:
+            warnings.warn(
+                "ObjectRef.as_future() is deprecated: await the reference itself, or use"
+                " asyncio.wrap_future(ref.future()).",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        return asyncio.wrap_future(self.future())
+
+    def _on_completed(self, callback: Callable[[Any], object]) -> None:
+        """Call back once with the value, or with the exception that ``get`` would raise.
+
+        On another thread, or at once on this one when the value is there.
+        """
+        self._when_loaded(lambda outcome, error: callback(outcome if error is None else error))
+
+    def _when_loaded(self, then: Callable[[Any, BaseException | None], object]) -> None:
+        def load(ref: ObjectRef[T_co]) -> None:
+            try:
+                outcome: Any = ref._core.get([ref], None)[0]
+            except BaseException as error:  # noqa: BLE001 - the boundary: it carries the error on
+                then(None, error)
+            else:
+                then(outcome, None)
+
+        # The thread that settles a value must not wait for its bytes, which it may have to receive.
+        self._core.when_ready(self, lambda ref: ref._core.where_it_may_wait(ref, load))
+
+    def call_site(self) -> str:
+        """The line that made the object, where it is known (SURFACE O20)."""
+        return self._core.ownership.sites.get(self._entry.object_id, "")
+
+    def __copy__(self) -> ObjectRef[T_co]:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ObjectRef[T_co]:
+        # A reference is a name and does not change; pickling it, as copying would, pins the object.
+        return self
 
     def __await__(self) -> Generator[Any, None, T_co]:
         return self._wait().__await__()
@@ -97,7 +139,12 @@ class ObjectRef(Generic[T_co]):
         if not self._core.is_ready(self):
             self._core.when_ready(self, on_ready)
             await ready
-        value: T_co = self._core.get([self], None)[0]
+        value: T_co
+        if self._core.may_wait_for_bytes(self):
+            # Not on the event loop, whose other coroutines run meanwhile.
+            value = (await loop.run_in_executor(None, self._core.get, [self]))[0]
+        else:
+            value = self._core.get([self], None)[0]
         return value
 
     def __eq__(self, other: object) -> bool:
@@ -120,10 +167,12 @@ class ObjectRef(Generic[T_co]):
 def _reduce(ref: ObjectRef[Any]) -> tuple[Any, ...]:
     core, entry = ref._core, ref._entry
     owner = entry.owner or core.as_owner
-    return _rebuild, (entry.object_id, owner.worker_id, owner.endpoint)
+    return _rebuild, (entry.object_id, owner.worker_id, owner.endpoint, owner.node_id)
 
 
-def _rebuild(object_id: bytes, owner_id: bytes, endpoint: str) -> ObjectRef[Any]:
+def _rebuild(
+    object_id: bytes, owner_id: bytes, endpoint: str, owner_node: bytes = b""
+) -> ObjectRef[Any]:
     core = current_slot[0]
     if core is None:
         core = require_core()
@@ -135,7 +184,7 @@ def _rebuild(object_id: bytes, owner_id: bytes, endpoint: str) -> ObjectRef[Any]
         table.adopted.append(entry)
         if not entry.is_released or core.ownership.is_still_held(entry):
             return ObjectRef(core, entry)
-    return core.adopt(object_id, Owner(owner_id, endpoint))
+    return core.adopt(object_id, Owner(owner_id, endpoint, owner_node))
 
 
 register_reference_type(ObjectRef, _reduce)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from skate_worker.call_site import clipped
 from skate_worker.errors import make_task_error
 from skate_worker.generator_returns import references_of
 from skate_worker.machine.references import Entry
@@ -27,6 +28,8 @@ class OutcomeWriter:
         self._ownership = ownership
         self._ip = ip
         self._pins: dict[bytes, tuple[bytes, list[Entry]]] = {}  # task id -> (owner's id, entries)
+        # task id -> returns that exist already, of a task that runs again for the others
+        self.kept_returns: dict[bytes, list[int]] = {}
 
     def success(
         self, peer: Peer, task_id: bytes, name: str, value: Any, num_returns: int, run_us: int
@@ -52,17 +55,19 @@ class OutcomeWriter:
                 is_inline = fits and item.total_bytes <= INLINE_MAX_BYTES
                 if is_inline:
                     inline_bytes += item.total_bytes
-                returns.append(self._written(peer, task_id, index, item, is_inline))
+                returns.append(self._written(peer, task_id, index, item, is_inline, name))
         except BaseException:
             self._delete_written(task_id, returns)  # the outcome will be an error
             raise
         # Only what can no longer fail is held for the owner.
         pinned: list[Entry] = []
         for item, returned in zip(values, returns, strict=True):
-            if item.contained:
+            if item.contained and (returned.data or returned.node_id):
                 returned.contained = self._hold(peer, item, pinned)
         if pinned:
             self._pins[task_id] = (peer.worker_id, pinned)
+        if self.kept_returns:
+            self.kept_returns.pop(task_id, None)
         if peer.connection.is_closed:
             # Its end was noticed before there was anything to free, and nobody else frees it now.
             self._delete_written(task_id, returns)
@@ -76,7 +81,7 @@ class OutcomeWriter:
         """One return of a task that yields, and whether pins are held for it: under its id."""
         pinned: list[Entry] = []
         is_inline = value.total_bytes <= INLINE_MAX_BYTES
-        returned = self._written(peer, task_id, index, value, is_inline)
+        returned = self._written(peer, task_id, index, value, is_inline, "")
         if value.contained:
             returned.contained = self._hold(peer, value, pinned)
         if pinned:
@@ -133,6 +138,8 @@ class OutcomeWriter:
         is_cancelled: bool = False,
     ) -> TaskReturned:
         """The outcome of a call that ended with an error that is sent as it is."""
+        if self.kept_returns:
+            self.kept_returns.pop(task_id, None)
         data = serialize(error, is_error=True).to_bytes()
         returns = [Returned(data, is_error=True) for _ in range(references_of(num_returns))]
         return TaskReturned(
@@ -157,12 +164,15 @@ class OutcomeWriter:
                 self.free(task_id)
 
     def _written(
-        self, peer: Peer, task_id: bytes, index: int, value: Serialized, is_inline: bool
+        self, peer: Peer, task_id: bytes, index: int, value: Serialized, is_inline: bool, name: str
     ) -> Returned:
+        if self.kept_returns and index in self.kept_returns.get(task_id, ()):
+            return Returned(b"")
         if is_inline:
             return Returned(value.to_bytes())
         object_id = task_id + index.to_bytes(4, "big")
-        self._ownership.put_parts(object_id, value, peer.worker_id)
+        note = clipped(f"{name}()") if name else "an item of a generator"
+        self._ownership.put_parts(object_id, value, peer.worker_id, note)
         return Returned(b"", value.total_bytes, node_id=self._ownership.node_id)
 
     def _delete_written(self, task_id: bytes, returns: list[Returned]) -> None:

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from skate_object_store import ObjectExistsError, StoreClient
 from skate_rpc.stream import StreamClosedError
-from skate_worker.errors import ObjectFreedError, OwnerDiedError
+from skate_worker.deaths import Deaths
+from skate_worker.errors import ObjectFreedError
 from skate_worker.machine.references import (
     FAILED,
     INLINE,
@@ -46,6 +47,7 @@ from skate_worker.task_protocol import (
     ObjectValue,
     Reference,
 )
+from skate_worker.unhandled_errors import UnhandledErrors
 
 if TYPE_CHECKING:
     from skate_rpc.event_loop import IoThread
@@ -87,6 +89,11 @@ class Ownership:
         self.table = ReferenceTable()
         self.worker_id = worker_id
         self.node_id = node_id
+        self.as_owner = Owner(worker_id, "", node_id)
+        self.deaths = Deaths()
+        self.on_stored_released: Callable[[list[Entry]], None] = _nobody
+        # Some value lies in another node's store: until then nobody has to look where they are.
+        self.has_remote = False
         self.peers: Peers | None = None
         self.store: StoreClient | None = None
         self._loop = loop
@@ -96,6 +103,9 @@ class Ownership:
         # them: 0, or the number of the Borrow that is under way.
         self.untold: dict[Entry, int] = {}
         self._borrow_numbers = itertools.count(1)
+        self.errors = UnhandledErrors()
+        # Which line made an object: of stored values always, of others on request.
+        self.sites: dict[bytes, str] = {}
         # Objects that stand for the handles of actors that this process created.
         self.actor_keepers: dict[bytes, bytes] = {}
         self.on_actor_unheld: Callable[[bytes], None] = _nobody
@@ -138,25 +148,31 @@ class Ownership:
 
     def finish_released(self, released: list[Entry]) -> None:
         """Free values of owned entries, and tell the owners of borrowed ones. Without the lock."""
-        stored: list[bytes] = []
+        stored: list[Entry] = []
         ended: dict[Owner, list[bytes]] = {}
         for entry in released:
             if entry.owner is None:
-                if entry.state == STORED and entry.node_id == self.node_id:
-                    stored.append(entry.object_id)
+                if entry.state != INLINE:
+                    if entry.state == FAILED:
+                        self.errors.released(entry.object_id, entry.data)
+                    stored.append(entry)
                 entry.data = None
+                if self.sites:
+                    self.sites.pop(entry.object_id, None)
                 if self.actor_keepers:
                     actor_id = self.actor_keepers.pop(entry.object_id, None)
                     if actor_id is not None:
                         self.on_actor_unheld(actor_id)
             else:
                 self.untold.pop(entry, None)
+                if entry.state == STORED:
+                    stored.append(entry)
                 if entry.is_told:
                     ended.setdefault(entry.owner, []).append(entry.object_id)
-        if stored and self.store is not None:
-            self.store.delete(stored)
+        if stored:
+            self.on_stored_released(stored)
         for owner, object_ids in ended.items():
-            self._tell(owner, EndBorrow(object_ids))
+            self.tell(owner, EndBorrow(object_ids))
 
         if self._when_unowned is not None:
             self._check_unowned()
@@ -245,19 +261,24 @@ class Ownership:
                 if entry.waiters is not None and callback in entry.waiters:
                     entry.waiters.remove(callback)
 
-    def put_parts(self, object_id: bytes, value: Serialized, owner_id: bytes) -> None:
-        """Write a large value into the node's store, in the name of its owner."""
+    def put_parts(
+        self, object_id: bytes, value: Serialized, owner_id: bytes, note: str = ""
+    ) -> None:
+        """Write a large value into the node's store, in the name of its owner.
+
+        ``note``: the line that made it, for when memory is short.
+        """
         store = self.store
         assert store is not None
         # What was dropped a moment ago gives room, in memory that has been touched already: a loop
         # that puts and drops uses the same range again and again.
         self.drain_dropped()
         try:
-            store.put(object_id, value.parts, value.total_bytes, owner=owner_id)
+            store.put(object_id, value.parts, value.total_bytes, owner=owner_id, note=note)
         except ObjectExistsError:
             # An earlier attempt of the task wrote it and died before it could say so.
             store.delete([object_id])
-            store.put(object_id, value.parts, value.total_bytes, owner=owner_id)
+            store.put(object_id, value.parts, value.total_bytes, owner=owner_id, note=note)
 
     def promote(self, entry: Entry) -> Entry:
         """A copy of an inline value in the node's store, where any number of them fits a message.
@@ -309,8 +330,8 @@ class Ownership:
         owner = entry.owner
         if owner is None:
             assert self.peers is not None
-            return Reference(entry.object_id, self.worker_id, self.peers.endpoint)
-        return Reference(entry.object_id, owner.worker_id, owner.endpoint)
+            return Reference(entry.object_id, self.worker_id, self.peers.endpoint, self.node_id)
+        return Reference(entry.object_id, owner.worker_id, owner.endpoint, owner.node_id)
 
     def take_contained(
         self,
@@ -332,7 +353,9 @@ class Ownership:
                 is_own = reference.owner_id == self.worker_id
                 entry = self.table.borrow(
                     reference.object_id,
-                    None if is_own else Owner(reference.owner_id, reference.owner_endpoint),
+                    None
+                    if is_own
+                    else Owner(reference.owner_id, reference.owner_endpoint, reference.owner_node),
                 )
                 entry.pins += 1
                 inner.append(entry)
@@ -352,7 +375,7 @@ class Ownership:
                 released = []
                 holder.contained = (holder.contained or []) + inner
         if twice:
-            self._send(sender, EndBorrow(twice))
+            self.send(sender, EndBorrow(twice))
         if unknown:
             holder_pinned = self._pin(holder)
             self.tell_owners(unknown, None, lambda: self._told(holder, holder_pinned, then))
@@ -430,7 +453,7 @@ class Ownership:
             for borrow in waits:
                 borrow.callbacks.append(one_known)
         for owner, message in messages:
-            if not self._tell(owner, message):
+            if not self.tell(owner, message):
                 self._borrow_known(message.number)
         if not waits:
             then()
@@ -449,7 +472,7 @@ class Ownership:
                 for object_id in message.object_ids:
                     self.table.add_borrower(object_id, peer.worker_id)
             if message.number:
-                self._send(peer, BorrowKnown(message.number))
+                self.send(peer, BorrowKnown(message.number))
         elif kind is BorrowKnown:
             self._borrow_known(message.number)
         elif kind is EndBorrow:
@@ -460,18 +483,38 @@ class Ownership:
             if released:
                 self.finish_released(released)
 
+    def lose_orphans(self) -> None:
+        """Some process or node died: what it owned is lost, even with a copy. O(entries)."""
+        with self.lock:
+            orphans = [
+                entry
+                for entry in self.table.entries.values()
+                if entry.owner is not None
+                and entry.state in (PENDING, STORED)
+                and self.deaths.is_dead(entry.owner)
+            ]
+        self.lose(orphans)
+
+    def lose(self, entries: Iterable[Entry]) -> None:
+        """The owners of these entries are gone."""
+        woken: Waiters = []
+        for entry in entries:
+            assert entry.owner is not None
+            error = self.deaths.owner_died(entry.object_id, entry.owner)
+            data = serialize(error, is_error=True).to_bytes()
+            with self.lock:
+                if entry.state in (PENDING, STORED):
+                    waiters = entry.settle(FAILED, data)
+                    if waiters:
+                        woken.append((entry, waiters))
+        wake(woken)
+
     def on_process_lost(self, worker_id: bytes, cause: str) -> None:
-        """A process died: its borrows end, and what it owned is lost to this process."""
+        """A process died: its borrows end. See :meth:`lose_orphans` for what it owned."""
         self.after_grace(self._end_borrows_of, worker_id)
         if self.untold:
             # The dead one may have covered some of these.
             self.tell_untold(None, _nothing)
-        with self.lock:
-            orphans = [e for e in self.table.owned_by(worker_id) if e.state == PENDING]
-        for entry in orphans:
-            self.fail(
-                (entry,), OwnerDiedError(entry.object_id.hex(), worker_id.hex(), detail=cause)
-            )
         for number, borrow in list(self._borrows.items()):
             if borrow.owner_id == worker_id:
                 self._borrow_known(number)
@@ -513,7 +556,7 @@ class Ownership:
             # Nobody waits for it any more: what the owner registered for this process ends.
             unused = [r.object_id for r in message.contained if r.owner_id == peer.worker_id]
             if unused:
-                self._send(peer, EndBorrow(unused))
+                self.send(peer, EndBorrow(unused))
             return
         if message.failure:
             self.fail((entry,), ObjectFreedError(message.object_id.hex()))
@@ -523,6 +566,7 @@ class Ownership:
         if message.node_id:
             entry.node_id = message.node_id
             entry.size_bytes = message.size_bytes
+            self.has_remote = self.has_remote or message.node_id != self.node_id
             self.settle(entry, STORED, None)
         else:
             self.settle(entry, FAILED if message.is_error else INLINE, message.data)
@@ -531,7 +575,7 @@ class Ownership:
         with self.lock:
             entry = self.table.entries.get(message.object_id)
         if entry is None or entry.owner is not None:
-            self._send(peer, ObjectValue(message.object_id, failure="freed"))
+            self.send(peer, ObjectValue(message.object_id, failure="freed"))
             return
         if not self.watch(entry, lambda settled: self._answer(peer, settled)):
             self._answer(peer, entry)
@@ -539,7 +583,7 @@ class Ownership:
     def _answer(self, peer: Peer, entry: Entry) -> None:
         if entry.is_released:
             # Those who waited before the asker were the last to hold it.
-            self._send(peer, ObjectValue(entry.object_id, failure="freed"))
+            self.send(peer, ObjectValue(entry.object_id, failure="freed"))
             return
         contained: list[Reference] = []
         with self.lock:
@@ -557,8 +601,10 @@ class Ownership:
             )
         else:
             is_error = entry.state == FAILED
+            if is_error:
+                self.errors.seen.add(entry.object_id)  # the borrower's to show
             answer = ObjectValue(entry.object_id, entry.data, is_error, contained=contained)
-        if not self._send(peer, answer):
+        if not self.send(peer, answer):
             self.end_borrows(inner, peer.worker_id)  # it died before the answer came
 
     def _borrow_known(self, number: int) -> None:
@@ -575,18 +621,17 @@ class Ownership:
     def _ask(self, entry: Entry) -> None:
         owner = entry.owner
         assert owner is not None
-        if not self._tell(owner, AskObject(entry.object_id)):
-            self.fail(
-                (entry,),
-                OwnerDiedError(entry.object_id.hex(), owner.worker_id.hex()),
-            )
+        if self.deaths.is_dead(owner) or not self.tell(owner, AskObject(entry.object_id)):
+            self.lose((entry,))
 
-    def _tell(self, owner: Owner, message: Any) -> bool:
+    def tell(self, owner: Owner, message: Any) -> bool:
+        """Send to an owner soon. False: there is no way to it."""
         if self.peers is None:
             return False
-        return self._send(self.peers.get(owner.worker_id, owner.endpoint), message)
+        return self.send(self.peers.get(owner.worker_id, owner.endpoint), message)
 
-    def _send(self, peer: Peer, message: Any) -> bool:
+    def send(self, peer: Peer, message: Any) -> bool:
+        """Send to a peer soon. False: its connection is closed."""
         try:
             peer.connection.post(message)
         except StreamClosedError:
@@ -594,7 +639,7 @@ class Ownership:
         return True
 
 
-def _nobody(actor_id: bytes) -> None:
+def _nobody(about: Any) -> None:
     return None
 
 

@@ -27,12 +27,13 @@ Connection = StreamConnection[Any, Any]
 class Peer:
     """Another process, and what this process has to do with it."""
 
-    __slots__ = ("actor", "connection", "endpoint", "lease", "worker_id")
+    __slots__ = ("actor", "connection", "endpoint", "lease", "node_id", "worker_id")
 
     def __init__(self, worker_id: bytes, endpoint: str, connection: Connection) -> None:
         self.worker_id = worker_id
         self.endpoint = endpoint
         self.connection = connection
+        self.node_id = b""  # where it runs, once that is known
         self.lease: Any = None  # the lease on this worker, when it is leased to us
         self.actor: Any = None  # the queue of the actor that it is, when we call it
 
@@ -53,6 +54,8 @@ class Peers:
         """``endpoint``: the Unix socket; with an ``ip_address`` that others can call, TCP too."""
         self.endpoint = endpoint
         self._ip_address = ip_address
+        self.node_id = b""  # this process's, once it is registered
+        self.on_known: Callable[[Peer], None] = _nobody_asks
         self._worker_id = worker_id
         self._token = token
         self._loop = loop
@@ -103,7 +106,7 @@ class Peers:
             )
             peer = Peer(worker_id, endpoint, connection)
             connection.context = peer
-            connection.queue(Hello(self._worker_id, self.endpoint))
+            connection.queue(Hello(self._worker_id, self.endpoint, self.node_id))
             self._peers[worker_id] = peer
             self._connections[connection] = None
             return peer
@@ -111,6 +114,16 @@ class Peers:
     def find(self, worker_id: bytes) -> Peer | None:
         """The peer if there is a connection to it."""
         return self._peers.get(worker_id)
+
+    def lives_on(self, peer: Peer, node_id: bytes) -> None:
+        """It is known on which node a peer runs."""
+        if node_id and peer.node_id != node_id:
+            peer.node_id = node_id
+            self.on_known(peer)
+
+    def on_node(self, node_id: bytes) -> list[Peer]:
+        """The connected peers that are known to run on a node."""
+        return [peer for peer in list(self._peers.values()) if peer.node_id == node_id]
 
     def close(self) -> None:
         """Close everything. On the loop's thread."""
@@ -133,6 +146,7 @@ class Peers:
                 return
             peer = Peer(first.worker_id, first.endpoint, connection)
             connection.context = peer
+            self.lives_on(peer, first.node_id)
             with self._lock:
                 known = self._peers.get(first.worker_id)
                 if known is None or known.connection.is_closed:
@@ -150,3 +164,7 @@ class Peers:
                 del self._peers[peer.worker_id]
         if peer is not None and not self._is_closed:
             self._handle_lost(peer, reason)
+
+
+def _nobody_asks(peer: Peer) -> None:
+    return None

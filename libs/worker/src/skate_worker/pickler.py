@@ -9,6 +9,7 @@ from __future__ import annotations
 import copyreg
 import inspect
 import io
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ Reducer = Callable[[Any], Reduced]
 # Exact class to reducer. Filled at import of the reference types, and by users.
 _reference_reducers: dict[type, Reducer] = {}
 _value_reducers: dict[type, Reducer] = {}
+_own_reducers: dict[type, Reducer] = {}  # those of the above that Skate brings
+_awaited_modules = ["numpy", "torch"]  # whose types are not known yet, as nobody imported them
 
 
 class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -33,6 +36,10 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         # The C pickler looks into this table for nearly every object; a plain dict is several times
         # faster than cloudpickle's ChainMap (measured: ten fractions 9.8 us against 17.5 us).
         self.dispatch_table = _flat_table()
+        for name in _awaited_modules:
+            if name in sys.modules:
+                _know_modules()
+                break
         super().__init__(file, protocol=PROTOCOL, buffer_callback=buffer_callback)
         self.contained: list[Any] = []
 
@@ -94,7 +101,31 @@ def register_serializer(
 
 def deregister_serializer(cls: type) -> None:
     """Undo :func:`register_serializer`; nothing happens when the class was not registered."""
-    _value_reducers.pop(cls, None)
+    if cls in _own_reducers:
+        _value_reducers[cls] = _own_reducers[cls]
+    else:
+        _value_reducers.pop(cls, None)
+
+
+def _know_modules() -> None:
+    modules = sys.modules
+    numpy, torch = modules.get("numpy"), modules.get("torch")
+    # A module that another thread is importing has not all its names yet, and no values either.
+    if "numpy" in _awaited_modules and hasattr(numpy, "ndarray"):
+        from skate_worker.serialization.arrays import reduce_array  # noqa: PLC0415 - see its module
+
+        _know("numpy", {numpy.ndarray: reduce_array})  # type: ignore[union-attr]
+    if "torch" in _awaited_modules and hasattr(getattr(torch, "nn", None), "Parameter"):
+        from skate_worker.serialization.tensors import tensor_reducers  # noqa: PLC0415 - as above
+
+        _know("torch", tensor_reducers(torch))  # type: ignore[arg-type]
+
+
+def _know(module: str, reducers: dict[type, Reducer]) -> None:
+    _own_reducers.update(reducers)
+    for cls, reduce in reducers.items():
+        _value_reducers.setdefault(cls, reduce)
+    _awaited_modules.remove(module)
 
 
 def pickle_in_band(value: Any) -> bytes:

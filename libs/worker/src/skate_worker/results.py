@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from skate_rpc.stream import StreamClosedError
 from skate_worker.errors import make_dependency_error
-from skate_worker.machine.references import FAILED, INLINE, STORED, Entry
+from skate_worker.machine.references import FAILED, INLINE, PENDING, STORED, Entry
 from skate_worker.ownership import Ownership, Waiters, wake
 from skate_worker.peers import Peer
 from skate_worker.serialization import ErrorValue, deserialize, serialize
@@ -19,6 +19,7 @@ from skate_worker.submission import Submission
 from skate_worker.task_protocol import FreeReturns, TaskDone, TaskReturned
 
 if TYPE_CHECKING:
+    from skate_worker.recovery import Recovery
     from skate_worker.streams import Streams
 
 
@@ -33,6 +34,8 @@ class Completion:
         self._released: list[Entry] = []
         self.on_end: Callable[[Submission, str], None] | None = None
         self.streams: Streams | None = None
+        self.recovery: Recovery | None = None
+        self.delete_stray: Callable[[bytes, list[bytes]], None] = _delete_nowhere
 
     def settle(self, finished: list[tuple[Submission, Any]]) -> None:
         """Write the values of the common outcomes. With the lock."""
@@ -89,7 +92,7 @@ class Completion:
         """An attempt that died may have written returns, and did not live to say so."""
         store = self._ownership.store
         if store is not None:
-            store.delete([entry.object_id for entry in submission.entries])
+            store.delete([e.object_id for e in submission.entries if e.state != STORED])
 
     def fail_dependency(self, submission: Submission, data: bytes) -> None:
         """End a task that did not run because an argument is an error."""
@@ -105,6 +108,8 @@ class Completion:
         released: list[Entry] = []
         with self._ownership.lock:
             for entry in submission.entries:
+                if entry.state != PENDING:
+                    continue  # it has its value from an earlier attempt
                 callbacks = entry.settle(FAILED, data)
                 if callbacks:
                     waiters.append((entry, callbacks))
@@ -145,8 +150,22 @@ class Completion:
                 except StreamClosedError:
                     return  # the pins went with the worker
 
-        dropped: list[bytes] = []
+        stray: dict[bytes, list[bytes]] = {}  # stored where nobody needs it, by node
+        again: list[Entry] = []
+        is_stored = False
         for entry, returned in zip(submission.entries, result.returns, strict=True):
+            if entry.state != PENDING:
+                # It has its value from another attempt, which all readers see for ever.
+                if returned.node_id and returned.node_id != entry.node_id:
+                    stray.setdefault(returned.node_id, []).append(entry.object_id)
+                continue
+            if not returned.data and not returned.node_id:
+                # Left alone because it had its value, and that was lost since: run once more.
+                with ownership.lock:
+                    entry.state = STORED
+                    entry.node_id = b""
+                again.append(entry)
+                continue
             if returned.contained:
                 owed += 1
                 ownership.take_contained(entry, returned.contained, peer, one_held)
@@ -154,24 +173,38 @@ class Completion:
                 if returned.data:
                     state = FAILED if returned.is_error else INLINE
                     if submission.message.attempt:
-                        dropped.append(entry.object_id)
+                        stray.setdefault(ownership.node_id, []).append(entry.object_id)
                     callbacks = entry.settle(state, returned.data)
                 else:
                     entry.node_id = returned.node_id
                     entry.size_bytes = returned.size_bytes
+                    ownership.sites.setdefault(entry.object_id, f"{submission.message.name}()")
                     callbacks = entry.settle(STORED, None)
+                    is_stored = True
                     if entry.is_released:
-                        dropped.append(entry.object_id)
+                        ownership.sites.pop(entry.object_id, None)
+                        stray.setdefault(returned.node_id, []).append(entry.object_id)
+                    elif returned.node_id != ownership.node_id:
+                        ownership.has_remote = True
             if callbacks:
                 waiters.append((entry, callbacks))
         one_held()
         with ownership.lock:
+            if (is_stored or submission.message.attempt) and self.recovery is not None:
+                self.recovery.keep(submission, released)
             ownership.table.unpin_all(submission.pinned, released)
             submission.pinned = ()
-        if dropped and ownership.store is not None:
-            ownership.store.delete(dropped)
+        for node_id, object_ids in stray.items():
+            self.delete_stray(node_id, object_ids)
         wake(waiters)
+        if again and self.recovery is not None:
+            for entry in again:
+                self.recovery.recover(entry)
         if released:
             ownership.finish_released(released)
         if self.on_end is not None:
             self.on_end(submission, "failed" if result.is_error else "")
+
+
+def _delete_nowhere(node_id: bytes, object_ids: list[bytes]) -> None:
+    return None

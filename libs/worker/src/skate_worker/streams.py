@@ -95,6 +95,8 @@ class Streams:
         entry: Entry | None = None
         consumed: int | None = None
         waiters: Waiters = []
+        if returned.node_id and returned.node_id != self._ownership.node_id:
+            self._ownership.has_remote = True
         with self._ownership.lock:
             if stream is not None:
                 entry = stream.accept(message.index, message.attempt)

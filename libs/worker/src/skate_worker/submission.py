@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from skate_object_store import StoreError
-from skate_worker.machine.references import FAILED, INLINE, PENDING, STORED, Entry
+from skate_worker.machine.references import FAILED, INLINE, PENDING, Entry
 from skate_worker.ownership import INLINE_TOTAL_MAX_BYTES, Ownership
 from skate_worker.serialization import serialize
 from skate_worker.specs import RetryRule
-from skate_worker.task_protocol import PushCall, PushTask, Resolved
+from skate_worker.task_protocol import PushCall, PushTask, Resolved, StoredAt
 
 
 class Submission:
@@ -121,10 +121,12 @@ def _fill(
     submission: Submission,
     then: Callable[[Submission, DependencyFailed | None], None],
 ) -> None:
-    resolved: list[Resolved] = []
+    # What runs again has its small arguments already.
+    resolved: list[Resolved] = list(submission.message.resolved)
     inline_bytes = 0
     for position, entry in submission.top_level or ():
         if entry.state == FAILED:
+            ownership.errors.seen.add(entry.object_id)  # the dependent task tells it
             then(submission, DependencyFailed(entry.data))
             return
         if entry.state == INLINE:
@@ -139,8 +141,18 @@ def _fill(
                 then(submission, DependencyFailed(serialize(error, is_error=True).to_bytes()))
                 return
             submission.pinned += (copy,)
-            resolved.append(Resolved(position, b"", copy.object_id))
-        elif entry.state == STORED:
-            resolved.append(Resolved(position, b"", entry.object_id))
+            resolved.append(_stored(ownership, position, copy))
+        elif entry.state == PENDING:
+            # It was there when the others were waited for, and lost since: it is made again.
+            resolve(ownership, submission, then)
+            return
+        else:
+            resolved.append(_stored(ownership, position, entry))
     submission.message.resolved = resolved
     then(submission, None)
+
+
+def _stored(ownership: Ownership, position: int | str, entry: Entry) -> Resolved:
+    owner = entry.owner or ownership.as_owner
+    at = StoredAt(entry.node_id, entry.size_bytes, owner.worker_id, owner.endpoint, owner.node_id)
+    return Resolved(position, b"", entry.object_id, at)

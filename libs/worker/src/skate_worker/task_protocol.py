@@ -13,12 +13,23 @@ class TaskMessage(msgspec.Struct, array_like=True, tag_field="t", gc=False):
     """Base of every message below; the tag is the class's number."""
 
 
+class StoredAt(msgspec.Struct, array_like=True, gc=False):
+    """Where a stored value is, and whom to ask for other copies of it."""
+
+    node_id: bytes
+    size_bytes: int
+    owner_id: bytes
+    owner_endpoint: str
+    owner_node: bytes = b""
+
+
 class Resolved(msgspec.Struct, array_like=True, gc=False):
     """The value of a reference that stood at the top level of the arguments."""
 
     position: int | str
-    data: bytes  # the serialised value; empty when it is in the store
-    object_id: bytes = b""  # set when the value is in the store of the executing node
+    data: bytes  # the serialised value; empty when it is in a store
+    object_id: bytes = b""  # set when the value is in a store
+    stored_at: StoredAt | None = None
 
 
 class Reference(msgspec.Struct, array_like=True, gc=False):
@@ -27,6 +38,7 @@ class Reference(msgspec.Struct, array_like=True, gc=False):
     object_id: bytes
     owner_id: bytes
     owner_endpoint: str
+    owner_node: bytes = b""
 
 
 class Returned(msgspec.Struct, array_like=True, gc=False):
@@ -47,6 +59,7 @@ class Hello(TaskMessage, tag=1):
 
     worker_id: bytes
     endpoint: str
+    node_id: bytes = b""
 
 
 class AskObject(TaskMessage, tag=2):
@@ -86,6 +99,85 @@ class EndBorrow(TaskMessage, tag=6):
     object_ids: list[bytes]
 
 
+# ---- about objects, beside the borrowing protocol ----
+
+
+class FreeObjects(TaskMessage, tag=48):
+    """To an owner: delete the values of these objects, whoever still refers to them."""
+
+    object_ids: list[bytes]
+
+
+class ObjectsFreed(TaskMessage, tag=49):
+    """From an owner to a borrower: these values are gone for good; a ``get`` raises."""
+
+    object_ids: list[bytes]
+
+
+class AskLocations(TaskMessage, tag=50):
+    """To an owner: where are these? Answered by :class:`Locations` of that number."""
+
+    number: int
+    object_ids: list[bytes]
+
+
+class Location(msgspec.Struct, array_like=True, gc=False):
+    """What an owner knows of where an object is."""
+
+    object_id: bytes
+    node_ids: list[bytes]  # whose stores hold it; empty for a small value
+    size_bytes: int = -1  # -1: it is not there yet
+
+
+class Locations(TaskMessage, tag=51):
+    """From an owner: the objects asked for that it knows."""
+
+    number: int
+    rows: list[Location]
+
+
+# ---- copies of stored objects: any process to an owner, and its answer ----
+
+
+class AskCopy(TaskMessage, tag=64):
+    """To an owner: from which nodes may a process on ``node_id`` pull the object?
+
+    Answered by :class:`CopySources`, once or, when it has to wait, twice. The puller then says
+    :class:`CopyMade` or :class:`PullStopped`, or asks again with the nodes that did not have it.
+    """
+
+    object_id: bytes
+    node_id: bytes
+    lost_at: list[bytes] = []
+    why_lost: str = ""
+
+
+class CopySources(TaskMessage, tag=65):
+    """From an owner: pull from these, the best first. None, and no ``data`` or ``failure``: wait,
+    the object is being made or its copies serve others.
+    """
+
+    object_id: bytes
+    node_ids: list[bytes] = []
+    size_bytes: int = 0
+    data: bytes = b""  # the object is small, or an error, and this is it
+    is_error: bool = False
+    failure: str = ""  # "freed": the owner no longer has it
+
+
+class CopyMade(TaskMessage, tag=66):
+    """To an owner: there is a copy on this node now."""
+
+    object_id: bytes
+    node_id: bytes
+
+
+class PullStopped(TaskMessage, tag=67):
+    """To an owner: this process neither pulls nor waits any more."""
+
+    object_id: bytes
+
+
 # ---- owner to executor ----
 
 
@@ -101,6 +193,7 @@ class PushTask(TaskMessage, tag=16):
     attempt: int = 0
     trace_parent: str = ""
     max_calls: int = 0
+    kept_returns: list[int] = []  # run again for its other returns: these exist and stay
 
 
 class PushCall(TaskMessage, tag=17):
@@ -116,6 +209,7 @@ class PushCall(TaskMessage, tag=17):
     trace_parent: str = ""
     concurrency_group: str = ""
     is_retriable: bool = False  # report its result at once, or a death would run it again
+    kept_returns: list[int] = []
 
 
 class TakeBack(TaskMessage, tag=18):
@@ -219,6 +313,14 @@ AnyMessage = (
     | Borrow
     | BorrowKnown
     | EndBorrow
+    | FreeObjects
+    | ObjectsFreed
+    | AskLocations
+    | Locations
+    | AskCopy
+    | CopySources
+    | CopyMade
+    | PullStopped
     | PushTask
     | PushCall
     | TakeBack

@@ -158,6 +158,7 @@ class TaskSubmitter:
         peer = self._peers.get(message.worker_id, message.endpoint)
         lease.connection = peer.connection
         peer.lease = lease
+        self._peers.lives_on(peer, message.node_id)
         with self._ownership.lock:
             self._pool.granted(queue, lease, time.monotonic())
             self._begin(lease, queue)
@@ -477,13 +478,17 @@ class TaskSubmitter:
 
     def children_of(self, task_id: bytes) -> list[bytes]:
         """The unfinished tasks that this task submitted."""
-        waiting = list(self._unresolved.values())
+        return [task.task_id for task, _ in self.unfinished() if task.parent == task_id]
+
+    def unfinished(self) -> list[tuple[Submission, str]]:
+        """The tasks that have not ended, each with its status by Ray's name. O(tasks)."""
+        tasks = [(task, "PENDING_ARGS_AVAIL") for task in list(self._unresolved.values())]
         with self._ownership.lock:
             for queue in self._pool.queues.values():
-                waiting += queue.pending
+                tasks += ((task, "PENDING_NODE_ASSIGNMENT") for task in queue.pending)
                 for lease in queue.leases.values():
-                    waiting += lease.in_flight.values()
-        return [submission.task_id for submission in waiting if submission.parent == task_id]
+                    tasks += ((task, "SUBMITTED_TO_WORKER") for task in lease.in_flight.values())
+        return tasks
 
     def statistics(self) -> dict[str, int]:
         """Counts for people and tests: tasks pending and in flight, leases, requests."""

@@ -24,6 +24,17 @@ def raylet(tmp_path: Path) -> Iterator[MiniRaylet]:
 
 
 @pytest.fixture
+def second(raylet: MiniRaylet, tmp_path: Path) -> Iterator[MiniRaylet]:
+    """Another node, joined to the first; tasks that ask for the resource "second" run there."""
+    directory = tmp_path / "second"
+    directory.mkdir()
+    server = MiniRaylet(directory, "second")
+    raylet.join(server)
+    yield server
+    server.close()
+
+
+@pytest.fixture
 def core(raylet: MiniRaylet) -> Iterator[CoreWorker]:
     driver = CoreWorker.connect_driver(raylet_endpoint=raylet.endpoint, token=TOKEN)
     set_current_core(driver)

@@ -2,12 +2,14 @@
 """A raylet of a few lines for tests of the worker alone: real sockets and processes, no resources.
 
 It grants every lease at once with a worker process of its own, keeps the key-value table in memory,
-and starts actors where it stands. What it does not do (queueing, accounting, restarts, many nodes)
-the real one is tested for.
+and starts actors where it stands. Several can be joined: a lease or actor that asks for a resource
+named like one of them runs there, and objects are copied from store to store. What it does not do
+(queueing, accounting, restarts) the real one is tested for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,11 +21,11 @@ from typing import Any
 
 import msgspec
 
-from skate_object_store import StoreServer
+from skate_object_store import ObjectExistsError, StoreClient, StoreServer
 from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
-from skate_rpc.handshake import ServerHandshake
-from skate_rpc.stream import StreamConnection, StreamListener
+from skate_rpc.handshake import ClientHandshake, ServerHandshake
+from skate_rpc.stream import StreamClosedError, StreamConnection, StreamListener
 
 TOKEN = "test-token" * 4
 _START = """
@@ -38,7 +40,8 @@ _encode = msgspec.msgpack.encode
 class MiniRaylet:
     """Serves one session directory until :meth:`close`."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str = "first") -> None:
+        self.name = name
         self.endpoint = f"unix:{directory}/raylet.sock"
         self.node_id = os.urandom(28)
         self.job_id = b"\0\0\0\1"
@@ -51,6 +54,14 @@ class MiniRaylet:
         self.loop = IoThread("mini-raylet")
         self.loop.start()
         self.blocked = 0
+        self.others: dict[bytes, MiniRaylet] = {}  # the joined ones
+        self.pulls: list[node.PullObject] = []
+        self.hold_pulls = threading.Event()  # while set, pulls are not answered
+        self.held: list[tuple[Any, node.PullObject]] = []
+        self.cancelled: list[int] = []
+        self.is_dead = False
+        self.is_closing = False
+        self._store_client: StoreClient | None = None
         self.workers: dict[bytes, StreamConnection[Any, Any]] = {}
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.leases: dict[bytes, tuple[StreamConnection[Any, Any], int]] = {}
@@ -78,6 +89,7 @@ class MiniRaylet:
         assert ready.wait(10)
 
     def close(self) -> None:
+        self.is_closing = True
         done = threading.Event()
 
         def hang_up() -> None:
@@ -92,9 +104,94 @@ class MiniRaylet:
             process.kill()
             process.wait(10)
         self.loop.stop()
+        if self._store_client is not None:
+            self._store_client.close()
         self.store.close()
 
+    def join(self, other: MiniRaylet) -> None:
+        """Make one cluster of two nodes; more by joining each with each."""
+        self.others[other.node_id] = other
+        other.others[self.node_id] = self
+        other._kv = self._kv
+
+    def die(self) -> None:
+        """The node vanishes: its processes are killed, and every other node tells its own."""
+        self.is_dead = True
+        for process in self.processes.values():
+            process.kill()
+            process.wait(10)
+        death = node.Death("node_lost", "its machine was switched off")
+        for other in self.others.values():
+            other.tell(node.NodeDied(self.node_id, death))
+
+    def tell(self, message: Any) -> None:
+        """Send to every process of this node."""
+        for connection in list(self.workers.values()):
+            with contextlib.suppress(StreamClosedError):
+                connection.send(message)
+
+    def stored(self) -> int:
+        """How many objects are in this node's store."""
+        objects: int = self.store.statistics().objects
+        return objects
+
+    def client(self) -> StoreClient:
+        """A client of this node's store, for copying and for losing objects on purpose."""
+        if self._store_client is None:
+            self._store_client = StoreClient(
+                self.store.endpoint, handshake=ClientHandshake(TOKEN.encode())
+            )
+        return self._store_client
+
+    def _on_PullObject(self, connection: Any, message: node.PullObject) -> None:
+        self.pulls.append(message)
+        if self.hold_pulls.is_set():
+            self.held.append((connection, message))
+        else:
+            self._pull(connection, message)
+
+    def release_pulls(self) -> None:
+        """Answer the pulls that were held."""
+        self.hold_pulls.clear()
+        held, self.held = self.held, []
+        for connection, message in held:
+            self.loop.call_soon_threadsafe(self._pull, connection, message)
+
+    def _pull(self, connection: Any, message: node.PullObject) -> None:
+        lost: list[bytes] = []
+        for node_id in message.node_ids:
+            if node_id == self.node_id:
+                if self.client().contains(message.object_id):
+                    break
+            elif (other := self.others.get(node_id)) is not None and not other.is_dead:
+                view = other.client().get([message.object_id], 0)[0]
+                if view is not None:
+                    try:
+                        self.client().put(
+                            message.object_id, (view,), evictable=True, owner=message.owner_id
+                        )
+                    except ObjectExistsError:
+                        pass
+                    break
+            lost.append(node_id)
+        else:
+            connection.send(node.PullEnded(message.pull_id, "lost", "nobody has it", lost))
+            return
+        connection.send(node.PullEnded(message.pull_id))
+
+    def _on_CancelPull(self, connection: Any, message: node.CancelPull) -> None:
+        self.cancelled.append(message.pull_id)
+        self.held = [item for item in self.held if item[1].pull_id != message.pull_id]
+        connection.send(node.PullEnded(message.pull_id, "cancelled"))
+
+    def _on_DeleteCopies(self, connection: Any, message: node.DeleteCopies) -> None:
+        for node_id, object_ids in message.copies.items():
+            holder = self if node_id == self.node_id else self.others[node_id]
+            holder.client().delete(object_ids)
+
     def _spawn(self) -> None:
+        if self.is_closing:
+            return
         number = len(self.processes)
         process = subprocess.Popen(
             [sys.executable, "-c", _START], stdin=subprocess.PIPE, start_new_session=True
@@ -125,7 +222,14 @@ class MiniRaylet:
             self._serve()
 
     def _on_RequestLease(self, connection: Any, message: node.RequestLease) -> None:
-        self._wanted.append((connection, message))
+        there = self._named_by(message.resources)
+        there.loop.call_soon_threadsafe(there._take, connection, message)
+
+    def _named_by(self, resources: dict[str, int]) -> MiniRaylet:
+        return next((r for r in self.others.values() if r.name in resources), self)
+
+    def _take(self, asker: Any, message: Any) -> None:
+        self._wanted.append((asker, message))
         if not self._idle:
             self._spawn()
         self._serve()
@@ -160,6 +264,10 @@ class MiniRaylet:
             )
 
     def _on_ReturnLease(self, connection: Any, message: node.ReturnLease) -> None:
+        for other in self.others.values():
+            if message.lease_id in other.leases:
+                other.loop.call_soon_threadsafe(other._on_ReturnLease, connection, message)
+                return
         asker_pid = self.leases.pop(message.lease_id, None)
         if asker_pid is None:
             return
@@ -179,6 +287,11 @@ class MiniRaylet:
 
     def _on_close(self, connection: Any, reason: str) -> None:
         context = connection.context
+        registered = context[0] if isinstance(context, tuple) else context
+        if registered is not None and not self.is_dead:
+            died = node.Death("signaled", "killed by signal SIGKILL", registered.pid, signal=9)
+            for node_of in (self, *self.others.values()):
+                node_of.tell(node.WorkerDied(registered.worker_id, died))
         self._idle = [item for item in self._idle if item[0] is not connection]
         death = node.Death("signaled", "killed by signal SIGKILL", signal=9)
         if isinstance(context, tuple):
@@ -201,11 +314,11 @@ class MiniRaylet:
         elif call.method == "register_actor":
             spec = msgspec.msgpack.decode(call.body, type=node.ActorRegistration)
             view = node.ActorView(spec.actor_id, "PENDING_CREATION", class_name=spec.class_name)
-            self.actors[spec.actor_id] = view
+            there = self._named_by(spec.placement_resources)
+            for known in (self, *self.others.values()):
+                known.actors[spec.actor_id] = view
             creation = node.CreateActor(spec.actor_id, 0, spec.creation_task)
-            self._wanted.append((connection, creation))
-            self._spawn()
-            self._serve()
+            there.loop.call_soon_threadsafe(there._start_actor, connection, creation)
             body = _encode(node.RegisteredActor(view, True))
         elif call.method in ("kill_actor", "release_actor"):
             actor_id = msgspec.msgpack.decode(call.body, type=node.ActorRelease).actor_id
@@ -216,6 +329,11 @@ class MiniRaylet:
         else:
             error, kind = f"{call.method} is not served here", "invalid"
         connection.send(node.ControlReply(call.call_id, body, error, kind))
+
+    def _start_actor(self, connection: Any, creation: node.CreateActor) -> None:
+        self._wanted.append((connection, creation))
+        self._spawn()
+        self._serve()
 
     def _pid_of(self, worker: Any) -> int:
         context = worker.context
@@ -234,6 +352,7 @@ class MiniRaylet:
             "ALIVE",
             endpoint=registered.endpoint,
             worker_id=registered.worker_id,
+            node_id=self.node_id,
             pid=registered.pid,
         )
 
@@ -243,7 +362,8 @@ class MiniRaylet:
 
     def _publish(self, actor_id: bytes, state: str, **fields: Any) -> None:
         view = msgspec.structs.replace(self.actors[actor_id], state=state, **fields)
-        self.actors[actor_id] = view
-        for connection in self._subscribers.get(actor_id, []):
-            if not connection.is_closed:
-                connection.send(node.ActorUpdate(view))
+        for known in (self, *self.others.values()):
+            known.actors[actor_id] = view
+            for connection in known._subscribers.get(actor_id, []):
+                if not connection.is_closed:
+                    connection.send(node.ActorUpdate(view))

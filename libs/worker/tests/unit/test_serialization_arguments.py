@@ -28,6 +28,7 @@ class Core:
     class as_owner:  # noqa: N801 - an attribute of the runtime.
         worker_id = b"w"
         endpoint = "unix:/w"
+        node_id = b"n"
 
     def note_dropped(self, entry: Any) -> None:
         pass

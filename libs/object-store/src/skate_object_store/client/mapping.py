@@ -16,19 +16,23 @@ _NEW, _SET_UP = b"\0", b"\1"
 
 
 class ArenaMapping:
-    """Takes over ``fd`` and closes it. :meth:`close` only when no view is left."""
+    """Takes over ``fd``. :meth:`close` only when no view is left."""
 
     def __init__(self, fd: int, size_bytes: int) -> None:
         self.size_bytes = size_bytes
+        self.fd = fd
+        """For mappings of single objects."""
         try:
+            os.set_inheritable(fd, False)
             self.read_address = libc.map_shared(fd, size_bytes, is_writable=False)
             try:
                 self.write_address = libc.map_shared(fd, size_bytes, is_writable=True)
             except OSError:
                 libc.unmap(self.read_address, size_bytes)
                 raise
-        finally:
+        except BaseException:
             os.close(fd)
+            raise
         whole = (ctypes.c_ubyte * size_bytes).from_address(self.write_address)
         self.writable = memoryview(whole).cast("B")
         """The whole arena. Never handed out: views of it would not be noticed."""
@@ -58,6 +62,7 @@ class ArenaMapping:
         """Unmap. Touching a view afterwards would end the process."""
         if self._is_open:
             self._is_open = False
+            os.close(self.fd)
             self.writable.release()
             libc.unmap(self.read_address, self.size_bytes)
             libc.unmap(self.write_address, self.size_bytes)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from skate_object_store.client.attachment import Attachment
 from skate_object_store.client.copying import UNLOCKED_BYTES, borrowed
 from skate_object_store.client.link import Call
+from skate_object_store.client.private_views import private_view
 from skate_object_store.constants import (
     CREATE_WAIT_S,
     FRAME_BYTES_MAX,
@@ -249,6 +250,22 @@ class StoreClient:
                 for position, view in zip(positions, found, strict=True):
                     views[position] = view
         return views
+
+    def private_view(self, view: memoryview) -> memoryview | None:
+        """A writable view of the same bytes that only this process sees.
+
+        Nothing is copied until a page is written to, and then that page. It keeps the object as
+        ``view`` does. For memory users without a notion of read-only; of little use below some
+        hundred KiB, where a copy costs less than the mapping.
+
+        Args:
+            view: What :meth:`get` returned, or a slice of it. For other memory the answer is None.
+
+        Raises:
+            OSError: the process has too many mappings.
+        """
+        with self._attachment as attachment:
+            return private_view(attachment.mapping, view)
 
     def contains(self, object_id: bytes) -> bool:
         """Whether the object is in the store, sealed. One round trip."""

@@ -94,6 +94,15 @@ class Gateway:
         """The methods that are served."""
         return tuple(self._methods)
 
+    def serve(
+        self,
+        name: str,
+        body_type: type[Any],
+        method: Callable[[LocalProcess, Any], Awaitable[Any]],
+    ) -> None:
+        """Answer a call by another part of the node."""
+        self._methods[name] = body_type, method
+
     def call(self, process: LocalProcess, call: ControlCall) -> None:
         """Begin a call; the reply goes to the process."""
         if process.calls_under_way >= CALLS_MAX:

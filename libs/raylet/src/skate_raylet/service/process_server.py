@@ -24,6 +24,7 @@ from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
 from skate_raylet.service.job_book import SYS_PATH_KEY, Job, JobBook
 from skate_raylet.service.local_process import Connection, LocalProcess, LocalProcesses
+from skate_raylet.service.owner_book import OwnerBook
 from skate_raylet.service.transfer.object_transfers import ObjectTransfers
 from skate_raylet.service.worker_processes import WorkerProcess, WorkerProcesses
 from skate_rpc import node_protocol as node
@@ -55,8 +56,10 @@ class ProcessServer:
         link: GcsLink,
         jobs: JobBook,
         transfers: ObjectTransfers,
+        owners: OwnerBook,
         on_driver_gone: Callable[[LocalProcess, str], None],
         on_task_events: Callable[[list[node.TaskEvent]], None] | None,
+        on_objects: Callable[[LocalProcess, node.ObjectsReport], None],
     ) -> None:
         self._config = config
         self._machine = machine
@@ -69,6 +72,7 @@ class ProcessServer:
         self._link = link
         self._jobs = jobs
         self._transfers = transfers
+        self._owners = owners
         self._on_driver_gone = on_driver_gone
         self._on_task_events = on_task_events
         self._loop = asyncio.get_running_loop()
@@ -91,8 +95,11 @@ class ProcessServer:
             node.TaskEvents: self._on_events,
             node.SubscribeActor: self._on_subscribe,
             node.UnsubscribeActor: self._on_unsubscribe,
+            node.ObjectsReport: on_objects,
             node.PullObject: self._on_pull,
             node.CancelPull: self._on_cancel_pull,
+            node.DeleteCopies: self._on_delete_copies,
+            node.KnowOwner: self._on_know_owner,
         }
 
     def start(self) -> str:
@@ -324,6 +331,12 @@ class ProcessServer:
 
     def _on_pull(self, process: LocalProcess, message: node.PullObject) -> None:
         self._transfers.pull(process.worker_id, message)
+
+    def _on_delete_copies(self, process: LocalProcess, message: node.DeleteCopies) -> None:
+        self._transfers.delete_copies(message)
+
+    def _on_know_owner(self, process: LocalProcess, message: node.KnowOwner) -> None:
+        self._owners.know(message.owner_id, message.node_id)
 
     def _on_cancel_pull(self, process: LocalProcess, message: node.CancelPull) -> None:
         self._transfers.cancel(process.worker_id, message)

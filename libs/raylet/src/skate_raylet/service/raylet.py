@@ -47,6 +47,8 @@ from skate_raylet.service.job_forks import JobForks
 from skate_raylet.service.loan_office import LoanOffice
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
 from skate_raylet.service.node_runner import NodeRunner
+from skate_raylet.service.object_reporter import ObjectReporter
+from skate_raylet.service.owner_book import OwnerBook
 from skate_raylet.service.process_server import ProcessServer
 from skate_raylet.service.reaper import Reaper
 from skate_raylet.service.servicer import RayletServicer
@@ -118,6 +120,7 @@ class Raylet:
         )
         self._processes = LocalProcesses()
         self._jobs = JobBook()
+        self._owners = OwnerBook(self._release_owner_soon)
         self._deaths: dict[bytes, node.Death] = {}  # of workers whose end is being handled
         self._dead: OrderedDict[bytes, None] = OrderedDict()  # deaths that were told already
         self._dead_nodes: OrderedDict[bytes, None] = OrderedDict()  # as for processes
@@ -162,6 +165,15 @@ class Raylet:
         self._directory = ActorDirectory(self._ask_for_actor)
         cache = FunctionCache(config.function_cache_bytes)
         self._gateway = Gateway(client, config.node_id, cache, self._available)
+        self._objects = ObjectReporter(
+            self._node_info,
+            config.token,
+            self._processes,
+            self._store,
+            self._store_calls,
+            client.nodes.list,
+        )
+        self._gateway.serve("list_objects", node.ListObjects, self._objects.list_objects)
         self._actors = ActorHost(
             config.node_id, self._machine.total, self._link, self._processes, self._runner.tell
         )
@@ -185,8 +197,10 @@ class Raylet:
             link=self._link,
             jobs=self._jobs,
             transfers=self._transfers,
+            owners=self._owners,
             on_driver_gone=self._driver_gone,
             on_task_events=self._task_events,
+            on_objects=self._objects.on_report,
         )
         self._server.store_endpoint = self._store.endpoint
         self._grpc = SecureServer(config.token)
@@ -198,6 +212,7 @@ class Raylet:
             self._fill_status,
             self._begin_stop,
             self._loans.serve,
+            self._objects,
         )
         self._grpc.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, servicer)
         self.grpc_endpoint = await self._grpc.start(config.grpc_endpoint)
@@ -408,9 +423,8 @@ class Raylet:
         while len(self._dead) > DEAD_REMEMBERED_MAX:
             self._dead.popitem(last=False)
         self._transfers.owner_died(worker_id, death.message)
-        self._store_calls.submit(self._release_owner, worker_id)  # what it owns may lie here
-        # Again, for what a task wrote in its name before it heard of the death.
-        self._loop.call_later(RELEASE_AGAIN_S, self._release_again, worker_id)
+        self._release_owner_soon(worker_id)  # what it owns may lie here
+        self._owners.forget(worker_id)
         message = node.WorkerDied(worker_id, death)
         is_job_over = self._jobs.get(job_id).is_finished
         for process in self._processes:
@@ -422,6 +436,11 @@ class Raylet:
     def _is_actor(self, process: LocalProcess) -> bool:
         lease = self._machine.lease_of_worker(process.worker_id)
         return lease is not None and not lease.holder_id
+
+    def _release_owner_soon(self, worker_id: bytes) -> None:
+        self._store_calls.submit(self._release_owner, worker_id)
+        # Again, for what a task wrote in its name before it heard of the death.
+        self._loop.call_later(RELEASE_AGAIN_S, self._release_again, worker_id)
 
     def _release_again(self, worker_id: bytes) -> None:
         if self._stopped is not None and not self._stopped.done():
@@ -466,6 +485,7 @@ class Raylet:
             self._transfers.node_died(node_id, f"it died: {cause.message}")
             for process in self._processes:
                 process.post(node.NodeDied(node_id, cause))
+            self._owners.node_died(node_id)
 
     def _learn_job(self, info: gcs_pb2.JobInfo) -> None:
         is_over = self._jobs.update(job_of(info))

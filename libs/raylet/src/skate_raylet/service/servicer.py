@@ -8,12 +8,14 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import msgspec
 
 from skate_raylet.machine.lease_table import ActorRequest, Ending, Granted
 from skate_raylet.machine.node_machine import NodeMachine
 from skate_raylet.service.actor_host import ActorHost
 from skate_raylet.service.convert import death_from_proto, resources_to_proto
 from skate_raylet.service.local_process import LocalProcesses
+from skate_raylet.service.object_reporter import ObjectReporter
 from skate_rpc.gen.skate.v1 import raylet_pb2, raylet_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -33,6 +35,7 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         serve_borrower: Callable[
             [AsyncIterator[raylet_pb2.LoanOrders]], AsyncGenerator[raylet_pb2.LoanNews, None]
         ],
+        objects: ObjectReporter,
     ) -> None:
         self._machine = machine
         self._actors = actors
@@ -41,6 +44,7 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         self._fill_status = fill_status
         self._shut_down = shut_down
         self._serve_borrower = serve_borrower
+        self._objects = objects
 
     async def StartActor(  # noqa: N802  gRPC's name
         self, request: raylet_pb2.StartActorRequest, context: Context
@@ -86,6 +90,16 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
                 waiting_s=now_s - waiting.reason.since_s,
             )
         return reply
+
+    async def Objects(  # noqa: N802
+        self, request: raylet_pb2.NodeObjectsRequest, context: Context
+    ) -> raylet_pb2.NodeObjectsReply:
+        """What the processes and the store of this node, or of all, say of their objects."""
+        if request.whole_cluster:
+            nodes = await self._objects.cluster(request.rows_max, request.timeout_s)
+        else:
+            nodes = [await self._objects.node(request.rows_max, request.timeout_s)]
+        return raylet_pb2.NodeObjectsReply(nodes=map(msgspec.msgpack.encode, nodes))
 
     async def Shutdown(  # noqa: N802
         self, request: raylet_pb2.ShutdownNodeRequest, context: Context

@@ -35,6 +35,7 @@ class Owner(NamedTuple):
 
     worker_id: bytes
     endpoint: str
+    node_id: bytes = b""  # with its node it dies
 
 
 class Entry:
@@ -115,6 +116,20 @@ class ReferenceTable:
             entry = Entry(object_id, owner)
             self.entries[object_id] = entry
         return entry
+
+    def revive(self, entry: Entry) -> Entry:
+        """A released object is needed again, to make a later one; nothing holds it yet.
+
+        It is stored, without a copy. Returns the entry that stands for it: another one if a
+        reference to it came in from outside meanwhile.
+        """
+        known = self.entries.setdefault(entry.object_id, entry)
+        if known is entry and entry.is_released:
+            entry.is_released = False
+            entry.state = STORED
+            entry.node_id = b""
+            entry.data = None
+        return known
 
     def drop_local(self, entry: Entry, released: list[Entry]) -> None:
         """One ``ObjectRef`` instance is gone. Appends what is thereby released."""

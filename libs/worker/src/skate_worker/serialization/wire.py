@@ -119,10 +119,11 @@ def serialize(
     return _serialize_any(value, is_error, subject, is_call)
 
 
-def deserialize(data: Buffer) -> Any:
+def deserialize(data: Buffer, *, is_writable: bool = False) -> Any:
     """The value that was serialised, or an :class:`ErrorValue` when it is a stored error.
 
     Over a ``memoryview``, arrays are read-only views of that memory and keep it alive.
+    ``is_writable``: the memory is the caller's own, and arrays over it may be written to.
 
     Raises:
         DeserializationError: the bytes can not be turned back here, for example because a module is
@@ -138,7 +139,7 @@ def deserialize(data: Buffer) -> Any:
         if not flags & _BUFFERS:
             value = loads(view[1:])
         else:
-            value = _load_with_buffers(view)
+            value = _load_with_buffers(view if is_writable else view.toreadonly())
         return ErrorValue(value) if flags & _ERROR else value
     except Exception as error:
         raise DeserializationError(f"{type(error).__name__}: {error}") from error
@@ -191,7 +192,6 @@ def _lay_out(
 
 
 def _load_with_buffers(view: memoryview) -> Any:
-    view = view.toreadonly()
     _, count, pickle_size = _HEADER.unpack_from(view)
     start = _HEADER.size
     end = start + _SPAN.size * count

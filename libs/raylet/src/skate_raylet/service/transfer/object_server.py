@@ -21,9 +21,11 @@ from skate_raylet.service.transfer.sockets import (
 from skate_raylet.service.transfer.store_access import StoreAccess
 from skate_raylet.service.transfer.wire import (
     REQUEST_BYTES,
+    Deletion,
     MalformedError,
     Status,
     pack_reply,
+    unpack_ids,
     unpack_request,
 )
 
@@ -130,6 +132,9 @@ class ObjectServer:
                 head = peer.receive(REQUEST_BYTES, IDLE_S)
                 peer.idle_since_s = float("inf")
                 request = unpack_request(head)
+                if isinstance(request, Deletion):
+                    self._delete(peer, unpack_ids(peer.receive(request.length, SILENT_S)))
+                    continue
                 object_id = peer.receive(request.id_bytes, SILENT_S)
                 self._answer(peer, object_id, request.offset, request.length)
         except ConnectionError as error:
@@ -140,6 +145,15 @@ class ObjectServer:
             with self._lock:
                 self._peers.pop(peer, None)
             peer.sock.close()
+
+    def _delete(self, peer: _Peer, object_ids: list[bytes]) -> None:
+        status = Status.OK
+        try:
+            self._store.client().delete(object_ids)
+        except StoreError as error:
+            _log.warning("event=copies_not_deleted error=%s", error)
+            status = Status.FAILED
+        send_all(peer.sock, pack_reply(status), SILENT_S)
 
     def _answer(self, peer: _Peer, object_id: bytes, offset: int, length: int) -> None:
         self._start_soothing()

@@ -22,6 +22,7 @@ from skate_object_store import FullReason, ObjectExistsError, StoreError, StoreF
 from skate_raylet.machine import pull_events as on
 from skate_raylet.machine.pull_config import PullConfig, PullStatistics
 from skate_raylet.machine.pull_planner import PullPlanner
+from skate_raylet.service.transfer.copy_deletions import CopyDeletions
 from skate_raylet.service.transfer.daemon_threads import DaemonThreads
 from skate_raylet.service.transfer.object_listener import ObjectListener
 from skate_raylet.service.transfer.object_server import ObjectServer
@@ -78,6 +79,7 @@ class ObjectTransfers:
         self._fetch_threads = DaemonThreads("skate-pull", FETCH_THREADS)
         self._server = ObjectServer(self._store)
         self._connections = PeerConnections(token)
+        self._deletions = CopyDeletions(node_id, self._store, self._connections)
         self._listener: ObjectListener | None = None
         self._endpoints: dict[bytes, str] = {}
         self._copies: dict[bytes, memoryview] = {}  # being written
@@ -108,6 +110,7 @@ class ObjectTransfers:
                 timer.cancel()
         for fetch in self._fetches.values():
             fetch.stop()
+        self._deletions.close()
         self._connections.close()
         await asyncio.to_thread(self._store.close)
 
@@ -135,6 +138,10 @@ class ObjectTransfers:
         """A process no longer waits."""
         self._tell(on.PullCancelled(process_id, message.pull_id))
 
+    def delete_copies(self, message: node.DeleteCopies) -> None:
+        """An owner on this node has released objects."""
+        self._deletions.delete(message.copies)
+
     def process_ended(self, process_id: bytes) -> None:
         """A process of this node is gone."""
         self._tell(on.ProcessGone(process_id))
@@ -147,11 +154,13 @@ class ObjectTransfers:
         """A node is alive and serves objects there; repeating it changes nothing."""
         if endpoint and self._endpoints.get(node_id) != endpoint:
             self._endpoints[node_id] = endpoint
+            self._deletions.node_seen(node_id, endpoint)
             self._tell(on.NodeSeen(node_id))
 
     def node_died(self, node_id: bytes, why: str) -> None:
         """A node is dead."""
         self._endpoints.pop(node_id, None)
+        self._deletions.node_died(node_id)
         self._tell(on.NodeGone(node_id, why))
 
     def statistics(self) -> TransferStatistics:

@@ -1,4 +1,4 @@
-"""What two nodes say to each other when one fetches an object from the other.
+"""What two nodes say to each other when one fetches an object from the other, or deletes one.
 
 A connection carries requests one after the other; the handshake of the stream
 (``skate_rpc.handshake``) comes before the first. Numbers are in network order::
@@ -6,23 +6,31 @@ A connection carries requests one after the other; the handshake of the stream
     request   kind 1 | id length 1 | 0 2 | offset 8 | length 8 | id
     reply     status 1 | 0 7 | size of the object 8 | the bytes asked for, if status is OK
 
+A deletion names objects that their owner has released: its kind is 2, the length that of what
+follows, the id length and the offset are 0, and each id is preceded by a byte with its length. The
+reply is OK, with a size of 0.
+
 ``WAIT`` says that the source is bringing the object back from its disk; another reply follows.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
 _REQUEST = struct.Struct("!BBxxQQ")
 _REPLY = struct.Struct("!B7xQ")
 _FETCH = 1
+_DELETE = 2
 
 REQUEST_BYTES = _REQUEST.size
 REPLY_BYTES = _REPLY.size
 ID_BYTES_MAX = 255
 """What the one byte of its length can say; also the store's limit."""
+DELETION_BYTES_MAX = 64 << 10
+"""Of the ids that one request names."""
 OBJECT_BYTES_MAX = 1 << 62
 """Offsets and lengths beyond this are malformed, so that their sums stay numbers of 8 bytes."""
 
@@ -41,6 +49,12 @@ class MalformedError(Exception):
     """The peer does not speak this protocol; the connection is of no more use."""
 
 
+class Deletion(NamedTuple):
+    """The fixed part of a deletion; ``length`` bytes of ids follow it."""
+
+    length: int
+
+
 class Request(NamedTuple):
     """The fixed part of a request; ``id_bytes`` of id follow it."""
 
@@ -56,9 +70,32 @@ def pack_request(object_id: bytes, offset: int, length: int) -> bytes:
     return _REQUEST.pack(_FETCH, len(object_id), offset, length) + object_id
 
 
-def unpack_request(data: bytes) -> Request:
+def pack_deletion(object_ids: Iterable[bytes]) -> bytes:
+    """A whole request. Raises ``ValueError`` for more than ``DELETION_BYTES_MAX`` of ids."""
+    body = b"".join(bytes((len(object_id),)) + object_id for object_id in object_ids)
+    if len(body) > DELETION_BYTES_MAX:
+        raise ValueError(f"{len(body)} bytes of ids are too many for one deletion")
+    return _REQUEST.pack(_DELETE, 0, 0, len(body)) + body
+
+
+def unpack_ids(body: bytes) -> list[bytes]:
+    """What follows a deletion's fixed part. Raises :class:`MalformedError`."""
+    object_ids: list[bytes] = []
+    at = 0
+    while at < len(body):
+        end = at + 1 + body[at]
+        if end > len(body) or not body[at]:
+            raise MalformedError("a malformed list of ids")
+        object_ids.append(body[at + 1 : end])
+        at = end
+    return object_ids
+
+
+def unpack_request(data: bytes) -> Request | Deletion:
     """The fixed part. Raises :class:`MalformedError`."""
     kind, id_bytes, offset, length = _REQUEST.unpack(data)
+    if kind == _DELETE and not id_bytes and length <= DELETION_BYTES_MAX:
+        return Deletion(length)
     if kind != _FETCH:
         raise MalformedError(f"unknown request {kind}")
     if not id_bytes:

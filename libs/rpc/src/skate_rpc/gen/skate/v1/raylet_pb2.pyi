@@ -275,6 +275,56 @@ class ShutdownNodeReply(_message.Message):
 Global___ShutdownNodeReply: _TypeAlias = ShutdownNodeReply  # noqa: Y015
 
 @_typing.final
+class NodeObjectsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHOLE_CLUSTER_FIELD_NUMBER: _builtins.int
+    ROWS_MAX_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    whole_cluster: _builtins.bool
+    """of every live node, asked by this one; else of this node alone"""
+    rows_max: _builtins.int
+    """of one process, and of one store"""
+    timeout_s: _builtins.float
+    """who has not answered by then is named in the reply"""
+    def __init__(
+        self,
+        *,
+        whole_cluster: _builtins.bool = ...,
+        rows_max: _builtins.int = ...,
+        timeout_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows_max", b"rows_max", "timeout_s", b"timeout_s", "whole_cluster", b"whole_cluster"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeObjectsRequest: _TypeAlias = NodeObjectsRequest  # noqa: Y015
+
+@_typing.final
+class NodeObjectsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """msgpack of skate_rpc.object_report.NodeObjects, which also goes over the stream"""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeObjectsReply: _TypeAlias = NodeObjectsReply  # noqa: Y015
+
+@_typing.final
 class LoanHello(_message.Message):
     """---- leases that a node's raylet (the borrower) asks of another's (the lender) for its own holders ----
 

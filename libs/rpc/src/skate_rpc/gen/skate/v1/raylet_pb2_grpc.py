@@ -49,6 +49,11 @@ class RayletServiceStub:
                 request_serializer=skate_dot_v1_dot_raylet__pb2.NodeStatusRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.NodeStatusReply.FromString,
                 _registered_method=True)
+        self.Objects = channel.unary_unary(
+                '/skate.v1.RayletService/Objects',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/skate.v1.RayletService/Shutdown',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.SerializeToString,
@@ -79,6 +84,13 @@ class RayletServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Status(self, request, context):
+        """read only
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Objects(self, request, context):
         """read only
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -118,6 +130,11 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.NodeStatusRequest.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.NodeStatusReply.SerializeToString,
+            ),
+            'Objects': grpc.unary_unary_rpc_method_handler(
+                    servicer.Objects,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -211,6 +228,33 @@ class RayletService:
             '/skate.v1.RayletService/Status',
             skate_dot_v1_dot_raylet__pb2.NodeStatusRequest.SerializeToString,
             skate_dot_v1_dot_raylet__pb2.NodeStatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Objects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/Objects',
+            skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.FromString,
             options,
             channel_credentials,
             insecure,

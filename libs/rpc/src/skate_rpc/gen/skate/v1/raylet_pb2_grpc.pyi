@@ -37,6 +37,8 @@ class RayletServiceStub:
     """idempotent"""
     Status: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeStatusRequest, _raylet_pb2.NodeStatusReply]
     """read only"""
+    Objects: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]
+    """read only"""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]
     """idempotent"""
     Borrow: _grpc.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]
@@ -53,6 +55,8 @@ class RayletServiceAsyncStub(RayletServiceStub):
     KillActor: _aio.UnaryUnaryMultiCallable[_raylet_pb2.KillActorOnNodeRequest, _raylet_pb2.KillActorOnNodeReply]  # type: ignore[assignment]
     """idempotent"""
     Status: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeStatusRequest, _raylet_pb2.NodeStatusReply]  # type: ignore[assignment]
+    """read only"""
+    Objects: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]  # type: ignore[assignment]
     """read only"""
     Shutdown: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]  # type: ignore[assignment]
     """idempotent"""
@@ -85,6 +89,14 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _raylet_pb2.NodeStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_raylet_pb2.NodeStatusReply, _abc.Awaitable[_raylet_pb2.NodeStatusReply]]:
+        """read only"""
+
+    @_abc_1.abstractmethod
+    def Objects(
+        self,
+        request: _raylet_pb2.NodeObjectsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.NodeObjectsReply, _abc.Awaitable[_raylet_pb2.NodeObjectsReply]]:
         """read only"""
 
     @_abc_1.abstractmethod

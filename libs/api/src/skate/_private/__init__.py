@@ -1,0 +1,1 @@
+"""Where Ray's programs look for what is not public."""

@@ -1,0 +1,150 @@
+"""Objects whose owner is on one node and whose bytes are on another, on real nodes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+
+import skate
+from skate.cluster_utils import Cluster
+from skate.exceptions import ObjectLostError, OwnerDiedError
+from skate_node import RunningNode
+from skate_object_store import StoreClient
+from skate_rpc.handshake import ClientHandshake
+
+WAIT_S = 30.0
+LARGE = 200_000
+
+# Workers can not import this module: pytest made it from a path.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture
+def cluster(session_root: Path) -> Iterator[Cluster]:
+    """A head that this process is connected to, and two nodes with a resource of their own."""
+    cluster = Cluster(initialize_head=True, connect=True, head_node_args={"num_cpus": 2})
+    cluster.add_node(num_cpus=2, resources={"left": 10})
+    cluster.add_node(num_cpus=2, resources={"right": 10})
+    cluster.wait_for_nodes()
+    yield cluster
+    skate.shutdown()
+    cluster.shutdown()
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = WAIT_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+def holds(running: RunningNode, *refs: Any) -> list[bool]:
+    """Which of the objects are in a node's store."""
+    client = StoreClient(running.store_endpoint, handshake=ClientHandshake(running.token.encode()))
+    with client:
+        return [client.contains(ref.binary()) for ref in refs]
+
+
+def is_owner_dead(ref: Any) -> bool:
+    try:
+        skate.get(ref, timeout=5)
+    except OwnerDiedError:
+        return True
+    return False
+
+
+@skate.remote
+class Holder:
+    """Makes, reads and keeps objects on its node."""
+
+    def __init__(self) -> None:
+        self.kept: Any = None
+
+    def make(self, number: int) -> Any:
+        return np.full(LARGE, number)
+
+    def total(self, values: Any) -> int:
+        return int(values.sum())
+
+    def own(self) -> Any:
+        self.kept = skate.put(np.ones(LARGE))
+        return [self.kept]
+
+    def read(self, refs: list[Any]) -> int:
+        return sum(int(values.sum()) for values in skate.get(refs))
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def on(name: str) -> Any:
+    return Holder.options(resources={name: 1}).remote()
+
+
+def test_value_made_on_another_node_is_read_passed_on_and_freed_everywhere(
+    cluster: Cluster,
+) -> None:
+    left, right = on("left"), on("right")
+    ref = left.make.remote(3)
+    assert skate.get(ref, timeout=WAIT_S)[0] == 3
+    assert skate.get(right.total.remote(ref), timeout=WAIT_S) == 3 * LARGE
+    assert skate.get(right.read.remote([ref]), timeout=WAIT_S) == 3 * LARGE
+    nodes = [cluster.head_node, *cluster.worker_nodes]
+    assert [holds(node, ref) for node in nodes if node is not None] == [[True]] * 3
+    held = skate.ObjectRef.binary(ref)
+
+    class Held:
+        @staticmethod
+        def binary() -> bytes:
+            return held
+
+    del ref
+    wait_until(lambda: not any(holds(node, Held)[0] for node in nodes if node is not None))
+
+
+def test_owner_on_another_node_is_named_when_it_dies(cluster: Cluster) -> None:
+    left = on("left")
+    (ref,) = skate.get(left.own.remote(), timeout=WAIT_S)
+    pid = skate.get(left.pid.remote(), timeout=WAIT_S)
+    assert skate.get(ref, timeout=WAIT_S).sum() == LARGE
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: is_owner_dead(ref), 5)
+    with pytest.raises(OwnerDiedError, match=f"pid={pid}"):
+        skate.get(ref, timeout=5)
+    # The copy on this node goes too.
+    assert cluster.head_node is not None
+    head = cluster.head_node
+    wait_until(lambda: holds(head, ref) == [False], 10)
+
+
+def test_owner_dies_with_its_node(cluster: Cluster) -> None:
+    right = on("right")
+    (ref,) = skate.get(right.own.remote(), timeout=WAIT_S)
+    assert skate.get(ref, timeout=WAIT_S).sum() == LARGE
+    assert cluster.head_node is not None
+    head = cluster.head_node
+    assert holds(head, ref) == [True]
+    cluster.remove_node(cluster.worker_nodes[1], allow_graceful=False)
+
+    wait_until(lambda: is_owner_dead(ref), 10)
+    wait_until(lambda: holds(head, ref) == [False], 10)
+
+
+def test_method_result_that_dies_with_its_node_says_so(cluster: Cluster) -> None:
+    right = on("right")
+    ref = right.make.remote(4)
+    skate.wait([ref], timeout=WAIT_S, fetch_local=False)
+    node = cluster.worker_nodes[1]
+    cluster.remove_node(node, allow_graceful=False)
+    with pytest.raises(ObjectLostError, match="max_task_retries") as caught:
+        skate.get(ref, timeout=WAIT_S)
+    assert str(node.node_id) in str(caught.value)
