@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+import msgspec
 import pytest
 
 from skate_rpc.calls import RetryPolicy
@@ -36,6 +37,7 @@ from skate_rpc.grpc_channel import open_channel
 from skate_rpc.grpc_limits import KV_VALUE_BYTES_MAX
 from skate_rpc.grpc_server import SecureServer
 from skate_rpc.handshake import AuthenticationError
+from skate_rpc.object_report import NodeObjects
 from skate_telemetry.context import TraceContext, current_trace, use_trace
 
 TOKEN = "5e" * 32
@@ -818,6 +820,7 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
         KillActor=raylet_pb2.KillActorOnNodeReply(),
         Status=raylet_pb2.NodeStatusReply(workers_idle=4),
         Shutdown=raylet_pb2.ShutdownNodeReply(),
+        Objects=raylet_pb2.NodeObjectsReply(nodes=[msgspec.msgpack.encode(NodeObjects(b"n"))]),
         Borrow=raylet_pb2.LoanNews(),  # tested below: it is no call with one answer
     )
 
@@ -830,12 +833,15 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
             assert (await client.start_actor(spec, 2)).accepted
             await client.kill_actor(b"a", 2, cause)
             assert (await client.status()).workers_idle == 4
+            objects = await client.objects(whole_cluster=True, rows_max=7, timeout_s=1.5)
+            assert [node.node_id for node in objects] == [b"n"]
             await client.shutdown(5.0, "told to")
             await channel.close()
         assert raylet.requests == [
             raylet_pb2.StartActorRequest(spec=spec, incarnation=2),
             raylet_pb2.KillActorOnNodeRequest(actor_id=b"a", incarnation=2, cause=cause),
             raylet_pb2.NodeStatusRequest(),
+            raylet_pb2.NodeObjectsRequest(whole_cluster=True, rows_max=7, timeout_s=1.5),
             raylet_pb2.ShutdownNodeRequest(grace_s=5.0, reason="told to"),
         ]
 
