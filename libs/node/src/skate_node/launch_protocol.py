@@ -54,7 +54,7 @@ class ReadyNode:
     raylet_endpoint: str
     metrics_endpoint: str
     token: str
-    ip_address: str
+    ip_address: str = "127.0.0.1"
 
 
 class ReadyWriter:

@@ -32,7 +32,6 @@ DEAD_KEPT_MAX: Final = 1000
 class _Neighbour(msgspec.Struct):
     view: NodeView
     claimed: dict[int, ResourceSet] = msgspec.field(default_factory=dict)  # by ask
-    shunned_until_s: float = float("-inf")
 
 
 class Neighbours:
@@ -43,6 +42,7 @@ class Neighbours:
         self._random = random
         self._nodes: dict[bytes, _Neighbour] = {}
         self._dead: dict[bytes, None] = {}
+        self._shunned: dict[bytes, float] = {}  # until when; few, and dropped when it is over
         self._turn = b""  # the node that was last chosen by SPREAD
 
     def __bool__(self) -> bool:
@@ -64,6 +64,7 @@ class Neighbours:
     def forget(self, node_id: bytes) -> None:
         """The node is dead."""
         self._nodes.pop(node_id, None)
+        self._shunned.pop(node_id, None)
         self._dead[node_id] = None
         while len(self._dead) > DEAD_KEPT_MAX:
             del self._dead[next(iter(self._dead))]
@@ -84,14 +85,14 @@ class Neighbours:
 
     def shun(self, node_id: bytes, now_s: float, pause_s: float) -> None:
         """Leave a node alone for a while."""
-        node = self._nodes.get(node_id)
-        if node is not None:
-            node.shunned_until_s = max(node.shunned_until_s, now_s + pause_s)
+        if node_id in self._nodes:
+            self._shunned[node_id] = max(self._shunned.get(node_id, now_s), now_s + pause_s)
 
     def next_change_s(self, now_s: float) -> float | None:
-        """When the next node is no longer shunned; None when none is."""
-        times = [n.shunned_until_s for n in self._nodes.values() if n.shunned_until_s > now_s]
-        return min(times, default=None)
+        """When the next node is no longer shunned; None when none is. O(shunned nodes)."""
+        for node_id in [one for one, until_s in self._shunned.items() if until_s <= now_s]:
+            del self._shunned[node_id]
+        return min(self._shunned.values(), default=None)
 
     def choose(self, request: LeaseRequested, local: NodeView, now_s: float) -> bytes | None:
         """The node for a new request, perhaps this one; None when none can ever hold it."""
@@ -161,13 +162,13 @@ class Neighbours:
         return placement.node_id
 
     def _is_shunned(self, node_id: bytes, now_s: float) -> bool:
-        return self._nodes[node_id].shunned_until_s > now_s
+        return self._shunned.get(node_id, now_s) > now_s
 
     def _views(self, now_s: float) -> list[NodeView]:
         return [
             _less(node.view, node.claimed.values()) if node.claimed else node.view
             for node in self._nodes.values()
-            if node.shunned_until_s <= now_s
+            if not self._shunned or not self._is_shunned(node.view.node_id, now_s)
         ]
 
 
