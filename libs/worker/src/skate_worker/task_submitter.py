@@ -292,10 +292,11 @@ class TaskSubmitter:
             else:
                 kind = OutOfMemoryError if cause.kind == "out_of_memory" else WorkerCrashedError
                 self._completion.fail(submission, kind.of(cause, submission.message.name))
-        if not again:
-            return
         queue = lease.queue
         assert queue is not None
+        # A task that could not be sent to the dying worker waits too: its lease still counted.
+        if not again and not queue.pending:
+            return
         with self._ownership.lock:
             self._pool.requeue(queue, again)
             wanted = self._pool.requests_wanted(queue)
