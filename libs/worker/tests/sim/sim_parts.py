@@ -38,6 +38,9 @@ class SimLoop:
         self.timers: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self.is_dead = False
 
+    def is_current(self) -> bool:
+        return True
+
     def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any) -> None:
         if not self.is_dead:
             self.ready.append((callback, args))
