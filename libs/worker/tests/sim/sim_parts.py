@@ -120,7 +120,13 @@ class SimStore:
         self.is_failing = False  # the next put raises
 
     def put(
-        self, object_id: bytes, parts: Sequence[Any], total_bytes: int, *, owner: bytes
+        self,
+        object_id: bytes,
+        parts: Sequence[Any],
+        total_bytes: int,
+        *,
+        owner: bytes,
+        note: str = "",
     ) -> None:
         stored = self.world.stored
         if self.is_failing:
