@@ -54,6 +54,16 @@ def holds(running: RunningNode, *refs: Any) -> list[bool]:
         return [client.contains(ref.binary()) for ref in refs]
 
 
+class Named:
+    """An object's name without a reference to it."""
+
+    def __init__(self, object_id: bytes) -> None:
+        self._object_id = object_id
+
+    def binary(self) -> bytes:
+        return self._object_id
+
+
 def is_owner_dead(ref: Any) -> bool:
     try:
         skate.get(ref, timeout=5)
@@ -100,15 +110,9 @@ def test_value_made_on_another_node_is_read_passed_on_and_freed_everywhere(
     assert skate.get(right.read.remote([ref]), timeout=WAIT_S) == 3 * LARGE
     nodes = [cluster.head_node, *cluster.worker_nodes]
     assert [holds(node, ref) for node in nodes if node is not None] == [[True]] * 3
-    held = skate.ObjectRef.binary(ref)
-
-    class Held:
-        @staticmethod
-        def binary() -> bytes:
-            return held
-
+    name = Named(ref.binary())
     del ref
-    wait_until(lambda: not any(holds(node, Held)[0] for node in nodes if node is not None))
+    wait_until(lambda: not any(holds(node, name)[0] for node in nodes if node is not None))
 
 
 def test_owner_on_another_node_is_named_when_it_dies(cluster: Cluster) -> None:
@@ -148,3 +152,39 @@ def test_method_result_that_dies_with_its_node_says_so(cluster: Cluster) -> None
     with pytest.raises(ObjectLostError, match="max_task_retries") as caught:
         skate.get(ref, timeout=WAIT_S)
     assert str(node.node_id) in str(caught.value)
+
+
+@skate.remote(max_retries=5)
+def made(number: int) -> Any:
+    return np.full(LARGE, number)
+
+
+@skate.remote(max_retries=5)
+def added(left: Any, right: Any) -> Any:
+    return left + right
+
+
+def test_results_of_tasks_survive_the_death_of_their_node(cluster: Cluster) -> None:
+    cluster.add_node(num_cpus=2, resources={"spare": 10})
+    there = {"resources": {"right": 1}}
+    leaves = [made.options(**there).remote(n) for n in range(4)]
+    sums = [added.options(**there).remote(leaves[n], leaves[n + 1]) for n in range(3)]
+    skate.wait(sums, num_returns=3, timeout=WAIT_S, fetch_local=False)
+    total = added.options(resources={"left": 1}).remote(sums[0], sums[2])
+    assert skate.get(total, timeout=WAIT_S)[0] == 6
+    del leaves
+    cluster.remove_node(cluster.worker_nodes[1], allow_graceful=False)
+    cluster.add_node(num_cpus=2, resources={"right": 10})  # where they can be made again
+    assert [int(values[0]) for values in skate.get(sums, timeout=60)] == [1, 3, 5]
+
+
+def test_broadcast_reaches_every_node_and_is_freed_from_all(cluster: Cluster) -> None:
+    ref = skate.put(np.ones(2_000_000))
+    holders = [on("left"), on("right"), on("left"), on("right")]
+    totals = skate.get([holder.read.remote([ref]) for holder in holders], timeout=WAIT_S)
+    assert totals == [2_000_000] * 4
+    nodes = [node for node in (cluster.head_node, *cluster.worker_nodes) if node is not None]
+    name = Named(ref.binary())
+    assert [holds(node, name) for node in nodes] == [[True]] * 3
+    del ref
+    wait_until(lambda: not any(holds(node, name)[0] for node in nodes))

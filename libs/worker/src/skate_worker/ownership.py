@@ -498,6 +498,7 @@ class Ownership:
     def lose(self, entries: Iterable[Entry]) -> None:
         """The owners of these entries are gone."""
         woken: Waiters = []
+        released: list[Entry] = []
         for entry in entries:
             assert entry.owner is not None
             error = self.deaths.owner_died(entry.object_id, entry.owner)
@@ -507,7 +508,11 @@ class Ownership:
                     waiters = entry.settle(FAILED, data)
                     if waiters:
                         woken.append((entry, waiters))
+                    inner, entry.contained = entry.contained, None
+                    self.table.unpin_all(inner or (), released)
         wake(woken)
+        if released:
+            self.finish_released(released)
 
     def on_process_lost(self, worker_id: bytes, cause: str) -> None:
         """A process died: its borrows end. See :meth:`lose_orphans` for what it owned."""

@@ -46,7 +46,7 @@ _TEXTS: Final[dict[Reason, str]] = {
 class KeptTask:
     """A finished task that may run again."""
 
-    __slots__ = ("arguments", "is_running", "nested", "pins", "submission")
+    __slots__ = ("arguments", "is_running", "nested", "small", "submission")
 
     def __init__(self, submission: Submission) -> None:
         self.submission = submission
@@ -59,10 +59,10 @@ class KeptTask:
         inside = [e for e in submission.pinned if e not in at_top and e.object_id not in copies]
         # Owned values in stores are deleted when nobody else needs them: they can be made again.
         self.nested = [e for e in inside if e.owner is None and e.state == STORED]
-        # What is small, and not the mark of an actor's handles, costs nothing to hold.
-        self.pins = [e for e in inside if e.owner is None and e.state != STORED and e.data != b""]
-        # What those copies are made from again.
-        self.pins += [e for _, e in self.arguments if e.state == INLINE]
+        # Small ones can not, so their bytes are kept; also those that the copies were made from.
+        # (Empty is the mark of an actor's handles: lineage does not keep an actor alive.)
+        small = [*inside, *(entry for _, entry in self.arguments)]
+        self.small = {e: e.data for e in small if e.owner is None and e.state == INLINE and e.data}
 
     @property
     def attempts_left(self) -> int:
@@ -85,6 +85,7 @@ class KeptTask:
         """What it holds in memory."""
         message = self.submission.message
         inline = sum(len(item.data) for item in message.resolved)
+        inline += sum(map(len, self.small.values()))
         return len(message.args) + inline + TASK_BYTES
 
 
@@ -110,37 +111,26 @@ class Recovery:
 
     # ---- keeping ----
 
-    def keep(self, submission: Submission, released: list[Entry]) -> None:
+    def keep(self, submission: Submission) -> None:
         """A task ended whose returns lie in a store; before its arguments are unpinned. With the
         lock.
         """
         kept = KeptTask(submission)
-        for entry in kept.pins:
-            entry.pins += 1
         live = [e.object_id for e in submission.entries if e.state == STORED and not e.is_released]
-        dropped = self.lineage.keep(
+        self.lineage.keep(
             submission.task_id,
             kept,
             kept.size_bytes,
             live,
-            [entry.object_id for _, entry in kept.arguments],
+            [entry.object_id for _, entry in kept.arguments if entry not in kept.small],
             [entry.object_id for entry in kept.nested],
         )
-        self._let_go(dropped, released)
 
     def released(self, entries: list[Entry]) -> None:
         """Nobody refers to these any more. Without the lock."""
-        released: list[Entry] = []
         with self._ownership.lock:
             for entry in entries:
-                self._let_go(self.lineage.released(entry.object_id), released)
-        if released:
-            self._ownership.finish_released(released)
-
-    def _let_go(self, tasks: list[KeptTask], released: list[Entry]) -> None:
-        for kept in tasks:
-            pins, kept.pins = kept.pins, []
-            self._ownership.table.unpin_all(pins, released)
+                self.lineage.released(entry.object_id)
 
     # ---- recovering ----
 
@@ -169,6 +159,8 @@ class Recovery:
                 error = self._error(entry, plan)
                 data = serialize(error, is_error=True).to_bytes()
                 callbacks = entry.settle(FAILED, data)
+                inner, entry.contained = entry.contained, None
+                self._ownership.table.unpin_all(inner or (), released)
                 self._forget_copies(entry)
                 if callbacks:
                     waiters.append((entry, callbacks))
@@ -203,10 +195,12 @@ class Recovery:
         table = self._ownership.table
         for kept in plan:
             submission = kept.submission
+            for entry, data in kept.small.items():
+                if entry.is_released and table.revive(entry) is entry:
+                    entry.state, entry.data = INLINE, data
             submission.top_level = [(at, table.revive(e)) for at, e in kept.arguments]
             held = [e for _, e in submission.top_level]
-            held += [table.revive(e) for e in kept.nested]
-            held += kept.pins
+            held += [table.revive(e) for e in (*kept.nested, *kept.small)]
             keeper = self._keeper(submission)
             if keeper is not None:
                 held.append(keeper)

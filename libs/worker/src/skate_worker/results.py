@@ -191,7 +191,7 @@ class Completion:
         one_held()
         with ownership.lock:
             if (is_stored or submission.message.attempt) and self.recovery is not None:
-                self.recovery.keep(submission, released)
+                self.recovery.keep(submission)
             ownership.table.unpin_all(submission.pinned, released)
             submission.pinned = ()
         for node_id, object_ids in stray.items():

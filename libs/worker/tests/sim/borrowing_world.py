@@ -26,11 +26,13 @@ from sim_parts import SimConnection, SimLoop, SimRaylet, SimStore, open_sim_stre
 
 from skate_core_ids import JobID
 from skate_object_store import StoreTimeoutError
+from skate_rpc import node_protocol as node
 from skate_worker.current import current_slot, set_current_core
-from skate_worker.errors import WorkerCrashedError
+from skate_worker.errors import ObjectLostError, WorkerCrashedError
 from skate_worker.execution import Executor
 from skate_worker.functions import FunctionTable
-from skate_worker.machine.references import PENDING, Owner
+from skate_worker.machine.references import PENDING, Entry, Owner
+from skate_worker.object_plane import ObjectPlane
 from skate_worker.object_ref import ObjectRef
 from skate_worker.outcome import OutcomeWriter
 from skate_worker.ownership import Ownership
@@ -193,9 +195,13 @@ class SimProcess(TaskSubmission):
         )
         self.ownership.peers = self.peers
         self.raylet = SimRaylet(world)  # type: ignore[assignment]
+        self.ownership.as_owner = self.as_owner
         self.completion = Completion(self.ownership, self.pid, self.ip)
         self.streams = self._make_streams()
         self.completion.streams = self.streams
+        self.plane = ObjectPlane(self.ownership, self.peers, self.raylet, loop, self._submit_again)
+        self.completion.recovery = self.plane.recovery
+        self.completion.delete_stray = self.plane.owned.delete_at
         self.tasks: Any = SimSubmitter(self)
         self.functions = FunctionTable(self.raylet)
         self._prepare_execution()
@@ -217,6 +223,10 @@ class SimProcess(TaskSubmission):
         self.outcomes = OutcomeWriter(self.ownership, self.ip)
         self.executor = Executor(self, self.outcomes)  # type: ignore[arg-type]
         self.executor._main_thread = 0  # `get` in a task never waits here
+
+    def _bring_once(self, missing: list[Entry], ends_s: float | None, priority: int) -> None:
+        # There is one node, so what is not in its store is gone; nothing can be waited for here.
+        raise ObjectLostError(missing[0].object_id.hex())
 
     def __repr__(self) -> str:
         return self.name
@@ -385,7 +395,8 @@ class World:
             if to_whom.is_alive:
                 self.enter(to_whom, f"is told that {about} died")
                 to_whom.noticed.add(about.worker_id)
-                to_whom._process_lost(about.worker_id, "the raylet says so")
+                death = node.Death("signaled", "the raylet says so")
+                to_whom._on_worker_died(node.WorkerDied(about.worker_id, death))
         elif chosen is self.store_notices:
             self._release_owner(self.store_notices.pop())
         else:

@@ -42,7 +42,7 @@ def without_messages(kind: type) -> Any:
     def tell(original: Any, self: Any, to: Any, message: Any) -> bool:
         return True if type(message) is kind else original(self, to, message)
 
-    return replaced(Ownership, "_send", tell)
+    return replaced(Ownership, "send", tell)
 
 
 @mutation
@@ -58,7 +58,7 @@ def owner_confirms_without_registering() -> Iterator[None]:
 
     def on_message(original: Any, self: Any, peer: Any, message: Any) -> None:
         if type(message) is Borrow:
-            self._send(peer, BorrowKnown(message.number))
+            self.send(peer, BorrowKnown(message.number))
         else:
             original(self, peer, message)
 

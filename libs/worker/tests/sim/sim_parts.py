@@ -38,6 +38,9 @@ class SimLoop:
         self.timers: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self.is_dead = False
 
+    def is_current(self) -> bool:
+        return True
+
     def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any) -> None:
         if not self.is_dead:
             self.ready.append((callback, args))
@@ -117,7 +120,13 @@ class SimStore:
         self.is_failing = False  # the next put raises
 
     def put(
-        self, object_id: bytes, parts: Sequence[Any], total_bytes: int, *, owner: bytes
+        self,
+        object_id: bytes,
+        parts: Sequence[Any],
+        total_bytes: int,
+        *,
+        owner: bytes,
+        note: str = "",
     ) -> None:
         stored = self.world.stored
         if self.is_failing:

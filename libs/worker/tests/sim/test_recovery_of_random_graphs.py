@@ -308,6 +308,7 @@ class World:
         with self.ownership.lock:
             self.completion.settle([(submission, outcome)])
         self.completion.finish(FakePeer(), [(submission, outcome)])  # type: ignore[arg-type]
+        self.completion.wake()
 
     # ---- faults ----
 

@@ -120,8 +120,8 @@ class ReferenceTable:
     def revive(self, entry: Entry) -> Entry:
         """A released object is needed again, to make a later one; nothing holds it yet.
 
-        It is stored, without a copy. Returns the entry that stands for it: another one if a
-        reference to it came in from outside meanwhile.
+        It is stored, without a copy, until told otherwise. Returns the entry that stands for it:
+        another one if a reference to it came in from outside meanwhile.
         """
         known = self.entries.setdefault(entry.object_id, entry)
         if known is entry and entry.is_released:
