@@ -82,7 +82,7 @@ class OutcomeWriter:
         pinned: list[Entry] = []
         is_inline = value.total_bytes <= INLINE_MAX_BYTES
         returned = self._written(peer, task_id, index, value, is_inline, "")
-        if value.contained:
+        if value.contained and (returned.data or returned.node_id):
             returned.contained = self._hold(peer, value, pinned)
         if pinned:
             self._pins[task_id + index.to_bytes(4, "big")] = (peer.worker_id, pinned)

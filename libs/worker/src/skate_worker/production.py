@@ -241,7 +241,7 @@ class Producers:
             finally:
                 allow()
         finally:
-            self._running.pop(message.task_id, None)
+            self._end(message.task_id)
             value.close()
 
     async def run_async(
@@ -259,7 +259,7 @@ class Producers:
         except Exception as error:  # noqa: BLE001 - the boundary of user code: a generator raised
             return production.fail(error, _run_us(started_s))
         finally:
-            self._running.pop(message.task_id, None)
+            self._end(message.task_id)
             await items.aclose()
 
     # ---- on the loop's thread ----
@@ -315,6 +315,11 @@ class Producers:
             actor_repr=self._core.actor_repr(),
         )
 
+    def _end(self, task_id: bytes) -> None:
+        self._running.pop(task_id, None)
+        if self.outcomes.kept_returns:
+            self.outcomes.kept_returns.pop(task_id, None)
+
     def _begin(self, peer: Peer, message: Any, value: Any) -> _Production | _Collection:
         kind, count = decode_returns(message.num_returns)
         if not inspect.isgenerator(value) and not inspect.isasyncgen(value):
@@ -326,7 +331,8 @@ class Producers:
         if kind == STATIC:
             production = _Collection(self, peer, message, count)
         else:
-            production = _Production(self, peer, message, count)
+            # One that runs again for lost items has nobody who takes the others.
+            production = _Production(self, peer, message, 0 if message.kept_returns else count)
         self._running[message.task_id] = production
         return production
 

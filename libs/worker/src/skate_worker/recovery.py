@@ -108,6 +108,8 @@ class Recovery:
         self.lineage: Lineage[KeptTask] = Lineage(limit_bytes)
         self._pullers: list[tuple[Entry, bytes, bytes]] = []
         self.answer: Callable[[Entry, bytes, bytes], None] = _answer_nobody
+        # Whether a task that still runs will make an item of a stream again.
+        self.is_made_anyway: Callable[[Entry], bool] = _never
 
     # ---- keeping ----
 
@@ -154,7 +156,11 @@ class Recovery:
                 return
             if self._directory.copies(entry.object_id, entry.node_id):
                 return
-            plan = self.lineage.plan(entry.object_id, self._presence)
+            plan: list[KeptTask] | Refusal = []
+            if self.is_made_anyway(entry):
+                self._forget_copies(entry)
+            else:
+                plan = self.lineage.plan(entry.object_id, self._presence)
             if isinstance(plan, Refusal):
                 error = self._error(entry, plan)
                 data = serialize(error, is_error=True).to_bytes()
@@ -278,3 +284,7 @@ class Recovery:
 
 def _answer_nobody(entry: Entry, worker_id: bytes, node_id: bytes) -> None:
     return None
+
+
+def _never(entry: Entry) -> bool:
+    return False

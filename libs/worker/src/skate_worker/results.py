@@ -134,8 +134,9 @@ class Completion:
         return submission.take_attempt()
 
     def _take_returns(self, peer: Peer, submission: Submission, result: TaskReturned) -> None:
-        if result.items >= 0 and self.streams is not None:
-            self.streams.on_outcome(submission, result)
+        is_stored = False
+        if submission.message.num_returns < 0 and self.streams is not None:
+            is_stored = self.streams.on_outcome(submission, result)
         ownership = self._ownership
         waiters: Waiters = []
         released: list[Entry] = []
@@ -152,7 +153,6 @@ class Completion:
 
         stray: dict[bytes, list[bytes]] = {}  # stored where nobody needs it, by node
         again: list[Entry] = []
-        is_stored = False
         for entry, returned in zip(submission.entries, result.returns, strict=True):
             if entry.state != PENDING:
                 # It has its value from another attempt, which all readers see for ever.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from skate_rpc.stream import StreamClosedError
 from skate_worker.generator_returns import DYNAMIC, STATIC, decode_returns
 from skate_worker.machine.generator_stream import GeneratorStream, item_id
-from skate_worker.machine.references import FAILED, INLINE, STORED, Entry
+from skate_worker.machine.references import FAILED, INLINE, PENDING, STORED, Entry
 from skate_worker.object_ref import ObjectRef
 from skate_worker.object_ref_generator import DynamicObjectRefGenerator, ObjectRefGenerator
 from skate_worker.ownership import Ownership, Waiters, contained_entries, wake
@@ -91,6 +91,8 @@ class Streams:
     def on_item(self, peer: Peer, message: ItemReturned) -> None:
         """A stream of ours yielded."""
         returned = message.value
+        if not returned.data and not returned.node_id:
+            return  # the task runs again for other items: this one exists and stays
         stream = self._running.get(message.task_id)
         entry: Entry | None = None
         consumed: int | None = None
@@ -100,9 +102,12 @@ class Streams:
         with self._ownership.lock:
             if stream is not None:
                 entry = stream.accept(message.index, message.attempt)
+                stream.has_stored = stream.has_stored or bool(returned.node_id)
                 if message.attempt == stream.attempt:
                     stream.producer = peer
                     consumed = stream.credit()
+            if entry is None:
+                entry = self._lost(message)
             if entry is not None and not returned.contained:
                 waiters = _fill(entry, returned)
         if entry is None:
@@ -113,14 +118,56 @@ class Streams:
         if consumed is not None:
             self._tell(peer, ItemsTaken(message.task_id, consumed))
 
-    def on_outcome(self, submission: Submission, result: TaskReturned) -> None:
-        """The task yielded its last; its completion is settled next."""
+    def on_outcome(self, submission: Submission, result: TaskReturned) -> bool:
+        """A generator's task has ended; its completion is settled next. Whether stores hold items.
+
+        From here on the items are returns like any other, which lineage can make again.
+        """
         stream = self._running.get(submission.task_id)
-        if stream is None:
-            return
-        stream.announced = result.items
-        if decode_returns(submission.message.num_returns)[0] == DYNAMIC:
-            result.returns = [self._collect(stream, submission.entries[0])]
+        kind = decode_returns(submission.message.num_returns)[0]
+        if stream is not None and result.items >= 0:
+            stream.announced = result.items
+            if kind == DYNAMIC:
+                result.returns = [self._collect(stream, submission.entries[0])]
+        has_stored = False
+        if stream is not None and stream.has_stored and result.items >= 0:
+            has_stored = self._add_items(submission, result.items)
+        missing = len(submission.entries) - len(result.returns)
+        if missing > 0:
+            last = result.returns[-1]
+            result.returns += [last if last.is_error else Returned(b"")] * missing
+        return has_stored
+
+    def _add_items(self, submission: Submission, count: int) -> bool:
+        task_id = submission.task_id
+        gone = Entry(submission.entries[0].object_id, None)
+        gone.state = INLINE
+        gone.is_released = True
+        with self._ownership.lock:
+            known = self._ownership.table.entries
+            items = [known.get(item_id(task_id, index), gone) for index in range(count)]
+        if all(entry.state not in (STORED, PENDING) for entry in items):
+            return False
+        submission.entries = [submission.entries[0], *items]
+        return True
+
+    def will_yield_again(self, entry: Entry) -> bool:
+        """An item has no copy left: whether the task, which still runs, makes it once more.
+
+        With the lock. The item is pending then, and has its value or an error when the task ends.
+        """
+        stream = self._running.get(entry.object_id[:24])
+        if stream is None or entry.task_id != stream.task_id:
+            return False
+        entry.state = PENDING
+        entry.node_id = b""
+        stream.lost.append(entry)
+        return True
+
+    def _lost(self, message: ItemReturned) -> Entry | None:
+        # An item that was here once, and whose last copy went with its node.
+        entry = self._ownership.table.entries.get(item_id(message.task_id, message.index))
+        return entry if entry is not None and entry.state == PENDING else None
 
     def _fill_container(self, peer: Peer, entry: Entry, message: ItemReturned) -> None:
         # What the value refers to is held, and the owners know it, before anyone sees the value.
@@ -146,13 +193,16 @@ class Streams:
             self._ownership.take_contained(
                 unwanted, message.value.contained, peer, freed if message.holds_pins else None
             )
-        if stream is None or stream.is_dropped:
+        if stream.is_dropped if stream is not None else not message.attempt:
             self._tell(peer, StopStream(message.task_id))
         if message.value.data or (stream is not None and message.attempt < stream.attempt):
             return
         with self._ownership.lock:
             held = self._ownership.table.entries.get(object_id)
             _fill(unwanted, message.value)
+            if held is not None and held.state == STORED:
+                # The copy of the running attempt is the one that lives longer.
+                held.node_id, unwanted.node_id = unwanted.node_id, held.node_id
         # Another attempt's copy on the same node is the same object in the store.
         if held is None or held.state != STORED or held.node_id != unwanted.node_id:
             self._ownership.finish_released([unwanted])
@@ -166,6 +216,9 @@ class Streams:
         with self._ownership.lock:
             if completion.state == FAILED:
                 waiters = stream.fail(completion.data, released)
+                for entry in stream.lost:
+                    if entry.state == PENDING:
+                        waiters.append((entry, entry.settle(FAILED, completion.data) or []))
             else:
                 waiters = stream.finish(released)
         if released:

@@ -54,9 +54,11 @@ class GeneratorStream:
         "attempt",
         "consumed",
         "end",
+        "has_stored",
         "head",
         "is_dropped",
         "limit",
+        "lost",
         "producer",
         "task_id",
     )
@@ -69,7 +71,10 @@ class GeneratorStream:
         self.end: int | None = None  # how many there are to take, an error included
         self.announced: int | None = None  # how many the task said that it yielded
         self.is_dropped = False
-        self.producer: Any = None  # the shell's: who yields
+        # The shell's: who yields, whether any item lies in a store, whose last copy went.
+        self.producer: Any = None
+        self.has_stored = False
+        self.lost: list[Entry] = []
         self._table = table
         self._unread: dict[int, Entry] = {}
         self.arrived = 0  # items of this attempt
