@@ -31,6 +31,7 @@ from skate_worker.errors import (
 )
 from skate_worker.execution import Executor
 from skate_worker.functions import FunctionTable
+from skate_worker.kept_interrupts import keep_interrupts
 from skate_worker.machine.generator_stream import GeneratorStream
 from skate_worker.machine.references import PENDING, Owner
 from skate_worker.node_client import NodeClient
@@ -166,6 +167,7 @@ class Membership(ABC):
             self._task_suffix = bytes(ActorID.nil_of(self.job_id))
             self._put_prefix = bytes(self._task_ids.of(self._task_suffix))
             self._finish_parts(registered)
+            keep_interrupts(self._loop.call_soon_threadsafe)
         except BaseException:
             self.close()
             raise

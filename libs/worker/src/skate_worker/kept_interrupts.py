@@ -1,0 +1,54 @@
+"""A Ctrl-C that comes while a reference ends is not lost.
+
+Python runs signal handlers between any two steps of Python code, the first step of a ``__del__``
+included. What is raised there has no caller to go to: Python prints "Exception ignored" and goes
+on, and a program in a loop never hears of its Ctrl-C, nor a task of its cancellation. So an
+interrupt that was lost in a finalizer of Skate's is sent again.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+_OURS = ("skate", "skate_worker")
+
+Post = Callable[..., Any]
+
+
+def keep_interrupts(post: Post) -> None:
+    """Install the hook for exceptions in finalizers, before whatever hook there is.
+
+    ``post(callback, *args)`` runs a callback on another thread, soon: an interrupt that is asked
+    for here would come inside the hook and be lost again. A later call replaces ``post``.
+    """
+    hook = sys.unraisablehook
+    if isinstance(hook, _KeptInterrupts):
+        hook.post = post
+    else:
+        sys.unraisablehook = _KeptInterrupts(post, hook)
+
+
+class _KeptInterrupts:
+    def __init__(self, post: Post, otherwise: Any) -> None:
+        self.post = post
+        self._otherwise = otherwise
+
+    def __call__(self, unraisable: Any) -> None:
+        module = getattr(unraisable.object, "__module__", None) or ""
+        is_ours = module.partition(".")[0] in _OURS
+        if not is_ours or not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._otherwise(unraisable)
+            return
+        # A signal, because the main thread may be waiting for a lock by then.
+        main_thread = threading.main_thread().ident
+        self.post(signal.pthread_kill, main_thread, signal.SIGINT)
+        traceback = unraisable.exc_traceback
+        if traceback is not None and traceback.tb_next is None:
+            # It came before the first step of the finalizer, which is yet to be done.
+            ended = traceback.tb_frame.f_locals.get("self")
+            if ended is not None:
+                ended.__del__()
