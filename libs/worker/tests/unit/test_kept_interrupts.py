@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -62,10 +61,10 @@ class Unraisable:
 
 
 @pytest.fixture
-def unheard(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def unheard(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", seen.append)
-    yield seen
+    return seen
 
 
 def test_interrupt_before_a_finalizer_s_first_step_has_it_run_again(unheard: list[Any]) -> None:
