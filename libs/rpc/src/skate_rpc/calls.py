@@ -24,6 +24,8 @@ from skate_rpc.errors import (
 )
 from skate_rpc.methods import DEFAULT_DEADLINE_S, METHODS, Method, Repeat
 
+WRITE_FAILED = "Internal error from Core"  # gRPC's words
+
 _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply")
 _Reply_co = TypeVar("_Reply_co", covariant=True)
@@ -151,6 +153,10 @@ class Caller:
                 kind = RpcTimeoutError
             # A server that stops cancels its open calls; our own cancellation is CancelledError.
             case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+                kind = RpcUnavailableError
+            # A message was being sent on a call that the server had just ended. gRPC then has lost
+            # the server's reason; who calls again hears it.
+            case grpc.StatusCode.INTERNAL if error.details() == WRITE_FAILED:
                 kind = RpcUnavailableError
             case grpc.StatusCode.UNAUTHENTICATED:
                 kind = RpcAuthenticationError
