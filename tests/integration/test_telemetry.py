@@ -121,6 +121,7 @@ def test_metrics_page_wants_the_token_and_counts_what_runs(cluster: Any) -> None
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(url, timeout=WAIT_S)
     assert refused.value.code == 401
+    refused.value.close()  # the error is the answer, with its socket
     token = next(Path(cluster.address_info["session_dir"]).glob("token")).read_text().strip()
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     with urllib.request.urlopen(request, timeout=WAIT_S) as response:
