@@ -246,6 +246,34 @@ def test_last_words_of_a_peer_that_no_longer_reads_are_delivered(
     assert [note.number for note in pair.client.notes] == [0, 1, 2]
 
 
+def test_last_words_that_came_before_reading_began_are_delivered(pair: Pair) -> None:
+    other = IoThread("other")
+    other.start()
+    gate = threading.Event()
+    inbox = Inbox()
+    try:
+        other.call_soon_threadsafe(gate.wait, WAIT_S)
+        connection = connect_stream(
+            pair.endpoint,
+            TOKEN,
+            other,
+            incoming=Note,
+            on_messages=inbox.on_messages,
+            on_close=inbox.on_close,
+        )
+        assert pair._opened.wait(WAIT_S)
+        pair.accepted[0].send(Note(1))
+        pair.accepted[0]._sock.shutdown(socket.SHUT_RDWR)
+        connection.send(Note(9))
+        assert connection.is_closed
+        gate.set()
+        inbox.wait_for(lambda: len(inbox.closed) == 1)
+        assert [note.number for note in inbox.notes] == [1]
+    finally:
+        gate.set()
+        other.stop()
+
+
 def test_socket_file_is_private_under_any_umask(loop: IoThread, tmp_path: Path) -> None:
     previous = os.umask(0)
     try:

@@ -274,7 +274,9 @@ class StreamConnection(Generic[In, Out]):
     def start_reading(self, leftover: bytes = b"") -> None:
         """Begin to deliver messages. ``leftover``: bytes that came with the handshake."""
         self._loop_thread = threading.get_ident()
-        if self.is_closed:
+        # Not `is_closed`: a write may have failed before this runs, and what the peer had said
+        # before it ended is to be read all the same.
+        if self.has_ended:
             return
         self._loop.add_reader(self._fd, self._on_readable)
         if leftover:
