@@ -104,7 +104,7 @@ def test_member(session: nox.Session, key: str) -> None:
     """Test one member with nothing but its own closure installed."""
     member = MEMBERS[key]
     install(session, closure(member, MEMBERS), *TESTING, tested=[member])
-    run_pytest(session, str(member.tests.relative_to(ROOT)))
+    run_pytest(session, str(member.tests.relative_to(ROOT)), "-m", "not planted")
 
 
 @nox.session
@@ -176,10 +176,12 @@ def integration(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def sim(session: nox.Session) -> None:
-    """Try more seeds of the worker's simulations: ``nox -s sim -- --seeds 200000``."""
+    """More seeds of the worker's simulation, and every planted bug:
+    ``nox -s sim -- --seeds 200000``.
+    """
     member = MEMBERS["worker"]
     install(session, closure(member, MEMBERS), *TESTING, tested=[member])
-    run_pytest(session, "libs/worker/tests/sim", "-k", "random_sessions")
+    run_pytest(session, "libs/worker/tests/sim", "-k", "random_sessions or planted")
 
 
 @nox.session(default=False)

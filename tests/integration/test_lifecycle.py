@@ -23,6 +23,7 @@ def open_files() -> int:
 
 
 def children() -> set[str]:
+    """Ids of this process's children; those of earlier tests may be among them."""
     tasks = Path("/proc/self/task")
     return {child for task in tasks.iterdir() for child in (task / "children").read_text().split()}
 
@@ -82,9 +83,10 @@ def test_clusters_started_at_once_all_work(session_root: Path) -> None:
 
 
 def test_idle_cluster_is_at_most_three_processes(session_root: Path) -> None:
+    before = children()
     skate.init(num_cpus=2)
     try:
-        daemon = children()
+        daemon = children() - before
         assert len(daemon) == 1
         below = Path(f"/proc/{next(iter(daemon))}/task")
         zygotes = {c for t in below.iterdir() for c in (t / "children").read_text().split()}
@@ -130,6 +132,7 @@ def test_unusable_session_root_is_named_in_the_error(
 
 
 def test_zygote_that_dies_is_replaced_without_failing_a_task(session_root: Path) -> None:
+    before = children()
     skate.init(num_cpus=2)
     try:
 
@@ -138,7 +141,7 @@ def test_zygote_that_dies_is_replaced_without_failing_a_task(session_root: Path)
             return os.getpid()
 
         first = skate.get(pid.remote())
-        daemon = next(iter(children()))
+        daemon = next(iter(children() - before))
         below = Path(f"/proc/{daemon}/task")
         pids = {int(c) for t in below.iterdir() for c in (t / "children").read_text().split()}
         zygote = next(
