@@ -69,9 +69,14 @@ def measure(peer: str, count: int, size_bytes: int, repeats: int) -> list[float]
             for node_id in node_ids
         ]
         module.get([taker.ready.remote() for taker in takers], timeout=ANSWER_S)
-        values = numpy.random.default_rng(1).integers(0, 256, size_bytes, dtype=numpy.uint8)
-        expected = [(node_id, checksum(values)) for node_id in node_ids]
-        return [_broadcast(module, takers, values, expected) for _ in range(1 + repeats)]
+        seconds = []
+        for number in range(1 + repeats):
+            # Other bytes each time: what an earlier object left in the memory must not pass.
+            random = numpy.random.default_rng(number)
+            values = random.integers(0, 256, size_bytes, dtype=numpy.uint8)
+            expected = [(node_id, checksum(values)) for node_id in node_ids]
+            seconds.append(_broadcast(module, takers, values, expected))
+        return seconds
     finally:
         module.shutdown()
         cluster.shutdown()
