@@ -34,6 +34,17 @@ SUPPORTED_PYTHONS = ("3.11", "3.12", "3.13")
 TESTING = ("pytest", "pytest-timeout")
 # What the tests across libraries need beyond what a user of Skate has installed.
 INTEGRATION = ("numpy", "opentelemetry-proto")
+# Of those, the ones in which objects, calls and tasks cross nodes.
+MULTINODE = (
+    "test_cluster_utils.py",
+    "test_generators_nodes.py",
+    "test_object_calls_between_nodes.py",
+    "test_object_plane.py",
+    "test_spillback.py",
+    "test_tcp_nodes.py",
+    "test_transfer.py",
+    "test_transfer_networks.py",
+)
 
 nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv|venv"
@@ -189,6 +200,14 @@ def chaos(session: nox.Session) -> None:
     """Kill processes of a running cluster: ``nox -s chaos -- --faults 3000``."""
     install(session, MEMBERS.values(), *TESTING, *INTEGRATION)
     run_pytest(session, "tests", "-m", "chaos")
+
+
+@nox.session(default=False)
+def multinode(session: nox.Session) -> None:
+    """Test clusters of several nodes alone; ``integration`` has these tests too."""
+    install(session, MEMBERS.values(), *TESTING, *INTEGRATION)
+    folder = Path("tests", "integration")
+    run_pytest(session, *(str(folder / name) for name in MULTINODE), "-m", "not chaos")
 
 
 @nox.session(default=False, venv_backend="none")

@@ -25,6 +25,14 @@ class MachineFacts:
     python: str
     load_before: tuple[float, float, float]
 
+    def line(self) -> str:
+        """What a report says of the machine."""
+        return (
+            f"{self.cpu_model}, {self.cores} cores ({self.cores_usable} usable), "
+            f"{self.memory_gb:g} GB; {self.system}, Linux {self.kernel}; "
+            f"load before {self.load_before[0]:.2f}"
+        )
+
 
 def machine_facts() -> MachineFacts:
     """The facts of this machine."""

@@ -234,16 +234,11 @@ def _facts(run: Run) -> str:
     versions: dict[str, dict[str, str]] = {turn.peer: turn.facts for turn in run.turns}
     rounds = max((turn.round for turn in run.turns), default=0)
     wall_s = sum(turn.wall_s for turn in run.turns)
-    hardware = (
-        f"- {machine.cpu_model}, {machine.cores} cores ({machine.cores_usable} usable), "
-        f"{machine.memory_gb:g} GB; {machine.system}, Linux {machine.kernel}; "
-        f"load before {machine.load_before[0]:.2f}"
-    )
     run_line = (
         f"- {run.started}, plan {run.plan_name}, {rounds} rounds, {run.plan.cpus} CPUs to each "
         f"cluster, {wall_s / 60:.1f} minutes"
     )
-    lines = [hardware, run_line]
+    lines = [f"- {machine.line()}", run_line]
     for peer in run.peers:
         found = ", ".join(f"{name} {version}" for name, version in versions.get(peer, {}).items())
         lines.append(f"- {peer}: {found}")

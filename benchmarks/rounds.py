@@ -115,7 +115,7 @@ def _run_process(
             child = subprocess.Popen(
                 [python, "-m", "benchmarks.round_process", spec.to_json()],
                 cwd=scratch,
-                env=_environment(scratch),
+                env=peer_variables(scratch),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -127,7 +127,7 @@ def _run_process(
             phase, problem = _follow(turn, child, read_fd, remaining, progress)
         finally:
             # Also when the runner is interrupted: nothing may be left behind.
-            _end(child)
+            end(child)
             turn.processes_left += processes.end_descendants(before)
         if problem:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
@@ -201,7 +201,8 @@ def _settle_problem(turn: Turn, remaining: list[str], phase: str, problem: str) 
             turn.results[workload_id] = Event(Kind.FAILED, workload_id, text=text)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def end(child: subprocess.Popen[bytes]) -> None:
+    """End a turn's process if it has not ended, at the latest by SIGKILL, and wait for it."""
     if child.poll() is None:
         child.terminate()
         try:
@@ -211,7 +212,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             child.wait()
 
 
-def _environment(scratch: Path) -> dict[str, str]:
+def peer_variables(scratch: Path) -> dict[str, str]:
     """The runner's environment, with every temporary file of the peer in the scratch folder."""
     return os.environ | {
         "PYTHONPATH": str(ROOT),
