@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks.broadcast import Options, main, render, run_turn
+from benchmarks.broadcast import Options, Samples, main, render, run_turn
 from benchmarks.broadcast_round import CHECKED_BYTES, checksum
 from benchmarks.machine_facts import machine_facts
 
@@ -15,7 +15,7 @@ OPTIONS = Options(nodes=2, megabytes=8, rounds=1, repeats=1, peers=("skate", "ra
 
 
 def test_table_has_medians_spread_and_the_first_peers_advantage() -> None:
-    samples = {
+    samples: dict[str, Samples] = {
         "skate": {"first": [0.5], "repeated": [0.1, 0.2, 0.4]},
         "ray": {"first": [1.0], "repeated": [0.6]},
     }
@@ -26,7 +26,7 @@ def test_table_has_medians_spread_and_the_first_peers_advantage() -> None:
 
 
 def test_table_of_a_peer_that_failed_says_so_and_has_no_ratio() -> None:
-    samples = {
+    samples: dict[str, Samples] = {
         "skate": {"first": [0.5], "repeated": [0.1]},
         "ray": {"first": [], "repeated": []},
     }
