@@ -17,6 +17,7 @@ import pytest
 import skate
 from skate.cluster_utils import Cluster
 from skate.exceptions import ObjectLostError, OwnerDiedError
+from skate.experimental import get_object_locations
 from skate_node import RunningNode
 from skate_object_store import StoreClient
 from skate_rpc.handshake import ClientHandshake
@@ -176,6 +177,33 @@ def test_results_of_tasks_survive_the_death_of_their_node(cluster: Cluster) -> N
     cluster.remove_node(cluster.worker_nodes[1], allow_graceful=False)
     cluster.add_node(num_cpus=2, resources={"right": 10})  # where they can be made again
     assert [int(values[0]) for values in skate.get(sums, timeout=60)] == [1, 3, 5]
+
+
+def test_last_copy_of_a_value_outlives_a_full_store(session_root: Path) -> None:
+    cluster = Cluster(
+        initialize_head=True,
+        connect=True,
+        head_node_args={"num_cpus": 1, "object_store_memory": 80 << 20},
+    )
+    try:
+        cluster.add_node(num_cpus=1, resources={"right": 10})
+        cluster.wait_for_nodes()
+        ref = made.options(resources={"right": 1}, max_retries=0).remote(8)
+        assert skate.get(ref, timeout=WAIT_S)[0] == 8
+        wait_until(lambda: len(locations(ref)) == 2)
+        cluster.remove_node(cluster.worker_nodes[0], allow_graceful=False)
+        wait_until(lambda: len(locations(ref)) == 1)
+        kept = [skate.put(np.zeros(1_000_000)) for _ in range(20)]  # twice what there is room for
+        assert skate.get(ref, timeout=WAIT_S)[0] == 8
+        assert skate.get(kept[0], timeout=WAIT_S)[0] == 0
+    finally:
+        skate.shutdown()
+        cluster.shutdown()
+
+
+def locations(ref: Any) -> list[str]:
+    found: list[str] = get_object_locations([ref])[ref]["node_ids"]
+    return found
 
 
 def test_broadcast_reaches_every_node_and_is_freed_from_all(cluster: Cluster) -> None:

@@ -20,6 +20,8 @@ not have made.
       │ RELEASE (serial count)... / DELETE ids ─────────► │   one way, batched
       │ WAIT ids wanted timeout ───────────────────────►  │
       │  ◄──────────────────────────────── READY indexes  │
+      │ KEEP ids ──────────────────────────────────────►  │
+      │  ◄──────────────────────────────── READY indexes  │   those that are primary now
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from enum import IntEnum
 from skate_object_store.constants import CREATE_WAIT_S, FRAME_BYTES_MAX, NOTE_BYTES_MAX
 from skate_object_store.machine.facts import Copy, Fullness, FullReason, Holder
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 class MalformedFrameError(Exception):
@@ -50,6 +52,7 @@ class Kind(IntEnum):
     CANCEL = 7
     RELEASE = 8
     DELETE = 9
+    KEEP = 10
     WELCOME = 64
     REFUSED = 65
     CREATED = 66
@@ -239,6 +242,16 @@ def pack_delete(object_ids: Sequence[bytes]) -> bytes:
 
 
 def unpack_delete(body: memoryview) -> list[bytes]:
+    """The ids."""
+    return _Reader(body).tags(None)
+
+
+def pack_keep(request: int, object_ids: Sequence[bytes]) -> bytes:
+    """Make these primary copies."""
+    return frame(Kind.KEEP, request, _tags(object_ids))
+
+
+def unpack_keep(body: memoryview) -> list[bytes]:
     """The ids."""
     return _Reader(body).tags(None)
 

@@ -349,6 +349,17 @@ def test_statistics_follow_what_happens(server: StoreServer, client: StoreClient
     assert view is not None
 
 
+def test_kept_copies_count_as_primary_and_others_are_not_named(
+    server: StoreServer, client: StoreClient
+) -> None:
+    client.put(b"a", [bytes(6400)], evictable=True)
+    client.put(b"b", [bytes(6400)])
+    assert client.keep([b"a", b"nobody", b"b"]) == [b"a", b"b"]
+    counts = server.statistics()
+    assert (counts.primary_bytes, counts.evictable_bytes) == (12800, 0)
+    assert client.keep([]) == []
+
+
 def test_create_that_waits_is_bounded(client: StoreClient) -> None:
     client.put(b"all", [bytes(64 * MIB)])
     start_s = time.monotonic()

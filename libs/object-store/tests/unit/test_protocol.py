@@ -75,6 +75,8 @@ def test_get_wait_and_delete_survive_the_wire(
     frame = protocol.pack_wait(request, object_ids, wanted, timeout_s)
     body = body_of(frame, Kind.WAIT, request)
     assert protocol.unpack_wait(body) == (object_ids, wanted, timeout_s)
+    body = body_of(protocol.pack_keep(request, object_ids), Kind.KEEP, request)
+    assert protocol.unpack_keep(body) == object_ids
     body = body_of(protocol.pack_delete(object_ids), Kind.DELETE, 0)
     assert protocol.unpack_delete(body) == object_ids
 
@@ -85,7 +87,7 @@ def test_got_survives_the_wire(copies: list[Copy | None]) -> None:
 
 
 def test_other_frames_survive_the_wire() -> None:
-    assert protocol.unpack_hello(body_of(protocol.pack_hello(b"me"), Kind.HELLO, 0)) == (2, b"me")
+    assert protocol.unpack_hello(body_of(protocol.pack_hello(b"me"), Kind.HELLO, 0)) == (3, b"me")
     seal = protocol.pack_seal(5, keeps_pin=True)
     assert protocol.unpack_seal(body_of(seal, Kind.SEAL, 0)) == (5, True)
     assert protocol.unpack_abort(body_of(protocol.pack_abort(5), Kind.ABORT, 0)) == 5
@@ -93,7 +95,7 @@ def test_other_frames_survive_the_wire() -> None:
     pins = [(1, 2), (1 << 60, 3)]
     assert protocol.unpack_release(body_of(protocol.pack_release(pins), Kind.RELEASE, 0)) == pins
     welcome = body_of(protocol.pack_welcome(1 << 40), Kind.WELCOME, 0)
-    assert protocol.unpack_welcome(welcome) == (2, 1 << 40)
+    assert protocol.unpack_welcome(welcome) == (3, 1 << 40)
     refused = body_of(protocol.pack_refused("no: é"), Kind.REFUSED, 0)
     assert protocol.unpack_refused(refused) == "no: é"
     assert protocol.unpack_created(body_of(protocol.pack_created(3, 4, 5), Kind.CREATED, 3)) == (

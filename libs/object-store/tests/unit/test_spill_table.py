@@ -175,6 +175,15 @@ def test_batch_holds_no_more_objects_than_may_be_fused() -> None:
     assert ids_of(world, batch) == [b"a"]
 
 
+def test_what_is_on_disk_counts_as_kept(world: World) -> None:
+    world.put_on_disk(b"a", b"b")
+    world.request += 1
+    (ready,) = world.table.keep(READER, world.request, [b"nobody", b"a", b"b"], world.now_s)
+    assert isinstance(ready, Ready)
+    assert ready.positions == (1, 2)
+    assert world.states() == {b"a": ObjectState.SPILLED, b"b": ObjectState.SPILLED}
+
+
 def test_evictable_copies_go_before_anything_is_spilled(world: World) -> None:
     world.fill(8, evictable=True)
     world.put(b"primary", 4096)

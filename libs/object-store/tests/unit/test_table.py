@@ -76,6 +76,10 @@ class World:
     def delete(self, *object_ids: bytes) -> list[Effect]:
         return self.table.delete(object_ids, self.now_s)
 
+    def keep(self, *object_ids: bytes, client: int = READER) -> list[Effect]:
+        self._request += 1
+        return self.table.keep(client, self._request, object_ids, self.now_s)
+
     def copies(self, effects: list[Effect]) -> tuple[Copy | None, ...]:
         (got,) = effects
         assert isinstance(got, Got)
@@ -278,6 +282,38 @@ def test_primary_and_viewed_copies_are_not_evicted(world: World) -> None:
         b"viewed": 1,
     }
     assert {holder.age_s for holder in full.holders} == {7.0}
+
+
+def test_kept_copy_is_not_evicted_and_keeping_may_be_repeated(world: World) -> None:
+    world.put(b"kept", CAPACITY // 2, evictable=True)
+    world.put(b"other", CAPACITY // 4, evictable=True)
+    for _ in range(2):
+        (ready,) = world.keep(b"kept", b"nobody")
+        assert isinstance(ready, Ready)
+        assert ready.positions == (0,)
+    assert isinstance(world.create(b"large", CAPACITY * 3 // 4)[-1], CreateRefused)
+    assert isinstance(world.create(b"fits", CAPACITY // 2)[-1], Created)
+    assert None not in world.copies(world.get(b"kept"))
+
+
+def test_kept_copy_stays_when_its_last_view_ends(world: World) -> None:
+    created = world.put(b"kept", CAPACITY // 2, evictable=True)
+    world.get(b"kept")
+    world.keep(b"kept")
+    world.release(created.serial)
+    assert isinstance(world.create(b"large", CAPACITY * 3 // 4)[-1], CreateRefused)
+    assert "Freed" in kinds(world.delete(b"kept"))
+
+
+def test_copy_that_is_still_written_can_not_be_kept_yet(world: World) -> None:
+    created = world.create(b"a", evictable=True)[-1]
+    assert isinstance(created, Created)
+    (before,) = world.keep(b"a")
+    world.seal(created)
+    (after,) = world.keep(b"a")
+    assert isinstance(before, Ready)
+    assert isinstance(after, Ready)
+    assert (before.positions, after.positions) == ((), (0,))
 
 
 def test_nothing_is_evicted_for_an_object_that_cannot_fit_anyway(world: World) -> None:

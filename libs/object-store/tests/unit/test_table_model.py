@@ -149,6 +149,11 @@ class TableHistory(RuleBasedStateMachine):
         self.drop_range_unless_pinned(serial)
         self.absorb(self.table.release(client, [(serial, count)], self.now_s))
 
+    @rule(slot=CLIENTS, names=st.lists(IDS, min_size=1, max_size=3))
+    def keep(self, slot: int, names: list[bytes]) -> None:
+        client = self.client(slot)
+        self.absorb(self.table.keep(client, self.ask(client, "keep"), names, self.now_s))
+
     @rule(names=st.lists(IDS, max_size=3))
     def delete(self, names: list[bytes]) -> None:
         self.absorb(self.table.delete(names, self.now_s))

@@ -33,6 +33,7 @@ class Node:
         self.server.start()
         self.store = StoreClient(self.server.endpoint, handshake=ClientHandshake(token))
         self.asked: dict[int, asyncio.Future[node.PullEnded]] = {}
+        self.kept: list[node.CopiesKept] = []
         self.pull_ids = itertools.count(1)
         settings: dict[str, Any] = {"bytes_max": 64 << 20, "retry_pause_s": 0.05, **options}
         self.transfers = ObjectTransfers(
@@ -42,6 +43,9 @@ class Node:
 
     def take(self, process_id: bytes, message: Any) -> None:
         assert process_id == PROCESS
+        if isinstance(message, node.CopiesKept):
+            self.kept.append(message)
+            return
         self.asked[message.pull_id].set_result(message)  # raises when told twice
 
     def put(self, content: bytes) -> bytes:

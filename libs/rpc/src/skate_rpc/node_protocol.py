@@ -172,6 +172,14 @@ class DeleteCopies(NodeMessage, tag=20):
     copies: dict[bytes, list[bytes]]  # node id -> object ids
 
 
+class KeepCopies(NodeMessage, tag=22):
+    """From an owner: the primary copies of these objects are lost, and these are to take their
+    place: not to be evicted. Safe to repeat. Answered by :class:`CopiesKept` for each node.
+    """
+
+    copies: dict[bytes, list[bytes]]  # node id -> object ids
+
+
 class KnowOwner(NodeMessage, tag=21):
     """This process deals with an owner on another node, which may have objects in this store.
 
@@ -289,6 +297,14 @@ class NodeDied(NodeMessage, tag=43):
 
     node_id: bytes
     cause: Death
+
+
+class CopiesKept(NodeMessage, tag=44):
+    """An answer to :class:`KeepCopies`; none comes of a node that dies first."""
+
+    node_id: bytes
+    object_ids: list[bytes]  # that are primary copies now
+    gone: list[bytes]  # that are not in that store any more
 
 
 class AskObjects(NodeMessage, tag=56):
@@ -483,6 +499,7 @@ FromProcess = (
     | ObjectsReport
     | DeleteCopies
     | KnowOwner
+    | KeepCopies
 )
 FromRaylet = (
     ProcessRegistered
@@ -497,5 +514,6 @@ FromRaylet = (
     | WorkerDied
     | PullEnded
     | NodeDied
+    | CopiesKept
     | AskObjects
 )

@@ -300,6 +300,7 @@ class Membership(ABC):
             node.ExitNow: self._on_exit_now,
             node.WorkerDied: self._on_worker_died,
             node.NodeDied: lambda m: self.plane.node_died(m),  # noqa: PLW0108
+            node.CopiesKept: lambda m: self.plane.owned.copies_kept(m),  # noqa: PLW0108
             node.PullEnded: lambda m: self.plane.fetching.on_pull_ended(m),  # noqa: PLW0108
         }
 

@@ -38,6 +38,7 @@ class OwnedObjects:
         self._recovery = recovery
         self._say = say
         self._post_to_raylet = post_to_raylet
+        self._to_keep: dict[bytes, list[bytes]] = {}  # new primary copies whose stores must know
         recovery.answer = self._answer
 
     # ---- pullers ----
@@ -61,6 +62,7 @@ class OwnedObjects:
         if entry is None:
             self._say(worker_id, CopySources(object_id, failure="freed"))
             return
+        self._have_kept()
         if message.why_lost:
             self._recovery.note_loss(object_id, message.why_lost)
         self._answer(entry, worker_id, message.node_id)
@@ -79,7 +81,10 @@ class OwnedObjects:
                     or entry.node_id == message.node_id
                 )
             )
+            if is_wanted and entry is not None and self._directory.is_dead(entry.node_id):
+                self._move_primary(entry)  # the only copy, of a pull that outlived its source
         if is_wanted:
+            self._have_kept()
             self._advance(message.object_id)
         else:
             self._delete({message.node_id: [message.object_id]})
@@ -140,7 +145,22 @@ class OwnedObjects:
                 entry = self._ownership.table.entries.get(object_id)
                 if entry is not None:
                     self._move_primary(entry)
+        self._have_kept()
         for object_id in changed:
+            self._advance(object_id)
+
+    def copies_kept(self, message: node.CopiesKept) -> None:
+        """A store answered: what it has not any more is lost there, and the next copy chosen."""
+        node_id = message.node_id
+        with self._ownership.lock:
+            for object_id in message.gone:
+                entry = self._ownership.table.entries.get(object_id)
+                if entry is None or entry.owner is not None:
+                    continue
+                self._directory.lost_at(object_id, [node_id], node_id, is_precious=False)
+                self._move_primary(entry)
+        self._have_kept()
+        for object_id in message.gone:
             self._advance(object_id)
 
     def process_died(self, worker_id: bytes) -> None:
@@ -152,8 +172,18 @@ class OwnedObjects:
 
     def _move_primary(self, entry: Entry) -> None:
         copies = self._directory.copies(entry.object_id, entry.node_id)
-        if entry.state == STORED and copies:
+        if entry.state == STORED and copies and copies[0] != entry.node_id:
+            # A copy that was pulled may be evicted, and this one may be the last: not any more.
             entry.node_id = copies[0]
+            self._to_keep.setdefault(copies[0], []).append(entry.object_id)
+
+    def _have_kept(self) -> None:
+        """Have the stores of new primary copies told. Without the lock."""
+        if self._to_keep:
+            with self._ownership.lock:
+                copies, self._to_keep = self._to_keep, {}
+            if copies:
+                self._post_to_raylet(node.KeepCopies(copies))
 
     # ---- the end of an object ----
 

@@ -189,6 +189,15 @@ class MiniRaylet:
             holder = self if node_id == self.node_id else self.others[node_id]
             holder.client().delete(object_ids)
 
+    def _on_KeepCopies(self, connection: Any, message: node.KeepCopies) -> None:
+        for node_id, object_ids in message.copies.items():
+            holder = self if node_id == self.node_id else self.others[node_id]
+            if holder.is_dead:
+                continue
+            kept = holder.client().keep(object_ids)
+            gone = [object_id for object_id in object_ids if object_id not in kept]
+            connection.send(node.CopiesKept(node_id, kept, gone))
+
     def _spawn(self) -> None:
         if self.is_closing:
             return

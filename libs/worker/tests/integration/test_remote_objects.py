@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from mini_raylet import MiniRaylet
 
+from skate_object_store import StoreFullError
 from skate_worker.core import CoreWorker
 from skate_worker.errors import (
     GetTimeoutError,
@@ -495,6 +496,42 @@ def test_queued_task_whose_argument_lost_its_owner_fails_with_that(
     with pytest.raises(OwnerDiedError):
         core.get([task], WAIT_S)
     del keeper
+
+
+def test_copy_whose_primary_died_is_not_evicted(
+    core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet
+) -> None:
+    ref = there(core, array, 6, max_retries=0)
+    core.get([ref], WAIT_S)
+    wait_until(lambda: raylet.store.statistics().evictable_bytes > 0)
+    second.die()
+    wait_until(lambda: raylet.store.statistics().primary_bytes > 0)
+    client = raylet.client()
+    with pytest.raises(StoreFullError):
+        client.create(b"large", raylet.store.statistics().capacity_bytes, wait_s=0)
+    assert core.get([ref], WAIT_S)[0][0] == 6
+
+
+def test_copy_that_was_evicted_before_it_could_be_kept_is_made_again(
+    core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet, tmp_path: Path
+) -> None:
+    path = tmp_path / "runs"
+    ref = there(core, noted_array, str(path), 4)
+    assert core.get([ref], WAIT_S)[0][0] == 4
+    wait_until(lambda: core.plane.directory.copies(ref.binary(), b"") != [second.node_id])
+    lose(core, raylet, ref)
+    second.die()
+    wait_until(lambda: core.plane.directory.copies(ref.binary(), second.node_id) == [])
+    second.name = "gone"
+    directory = tmp_path / "third"
+    directory.mkdir()
+    third = MiniRaylet(directory, "second")
+    try:
+        raylet.join(third)
+        assert core.get([ref], WAIT_S)[0][0] == 4
+        assert runs(path) == 2
+    finally:
+        third.close()
 
 
 def test_owners_on_a_dead_node_are_dead(

@@ -146,6 +146,12 @@ class World:
             self.stores[HOME].pop(object_id, None)
 
     def post(self, message: Any) -> None:
+        if isinstance(message, node.KeepCopies):
+            for node_id, object_ids in message.copies.items():
+                store = self.stores[node_id]
+                gone = [object_id for object_id in object_ids if object_id not in store]
+                self.owned.copies_kept(node.CopiesKept(node_id, [], gone))
+            return
         assert isinstance(message, node.DeleteCopies)
         for node_id, object_ids in message.copies.items():
             for object_id in object_ids:

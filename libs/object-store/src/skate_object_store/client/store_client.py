@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from skate_object_store.client.attachment import Attachment
@@ -38,6 +39,7 @@ from skate_object_store.protocol import (
     note_bytes,
     pack_create,
     pack_get,
+    pack_keep,
     pack_seal,
     pack_wait,
     unpack_created,
@@ -303,6 +305,27 @@ class StoreClient:
                 attachment.link.undo(call)
                 raise
         return [wanted[position] for position in positions if position < len(wanted)]
+
+    def keep(self, object_ids: Sequence[bytes]) -> list[bytes]:
+        """Make secondary copies primary ones, which are not evicted. One round trip.
+
+        Returns those that stay now until they are deleted, primary ones included. The others are
+        not in the store, or still being written.
+        """
+        kept: list[bytes] = []
+        with self._attachment as attachment:
+            for start in range(0, len(object_ids), IDS_PER_FRAME_MAX):
+                ids = [_checked_id(each) for each in object_ids[start : start + IDS_PER_FRAME_MAX]]
+                call = attachment.link.begin()
+                try:
+                    positions = self._request(
+                        call, partial(pack_keep, object_ids=ids), 0.0, Kind.READY, unpack_ready
+                    )
+                except BaseException:
+                    attachment.link.undo(call)
+                    raise
+                kept += [ids[position] for position in positions if position < len(ids)]
+        return kept
 
     def delete(self, object_ids: Sequence[bytes]) -> None:
         """Forget objects, whoever created them. One way, and safe in finalizers.

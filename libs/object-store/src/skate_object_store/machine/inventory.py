@@ -203,6 +203,13 @@ class Inventory:
         self._forget_id(entry)
         return []
 
+    def make_primary(self, entry: Entry) -> None:
+        """A sealed object that could be evicted stays from now on until it is deleted."""
+        self._leave_rest(entry)
+        entry.is_evictable = False
+        if not entry.pins:
+            self._idle[entry.copy.serial] = entry
+
     def drop(self, entry: Entry) -> list[Effect]:
         """Free the range, and the id. Nobody reads it; if it was being written, no longer."""
         assert not entry.pins

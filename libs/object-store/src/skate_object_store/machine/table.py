@@ -12,7 +12,8 @@ An object's life::
                 freed     evicted, if it is a secondary copy without pins
 
 A *primary* copy stays until it is deleted; an *evictable* (secondary) one may be dropped, the least
-recently used first, while no client has a pin on it. If there is a place to spill to, primary
+recently used first, while no client has a pin on it; it is made primary (``keep``) when that one is
+lost elsewhere. If there is a place to spill to, primary
 copies are written there when memory gets short, become evictable by that, and are read back for who
 asks. Deleting takes the id away at once and the
 bytes when the last pin goes, so that a view never sees its memory reused. Pins name a copy by its
@@ -42,6 +43,7 @@ from skate_object_store.machine.records import (
     GetUnrestored,
     Place,
     ReadBack,
+    Ready,
     SpillFailure,
     TableStatistics,
     Wakeup,
@@ -174,6 +176,27 @@ class ObjectTable:
             if self._book.by_id:
                 effects += self._forget_spilled(object_id, now_s)
         return effects + self._admissions.serve(now_s)
+
+    def keep(
+        self, client: int, request: int, object_ids: Sequence[bytes], now_s: float
+    ) -> list[Effect]:
+        """Make secondary copies primary; answers with the positions of those that stay now.
+
+        Not among them: what is not here, or not sealed. Safe to repeat.
+        """
+        self._check_request(client, request)
+        kept: list[int] = []
+        for position, object_id in enumerate(object_ids):
+            if self._book.is_readable(object_id):
+                kept.append(position)  # It is on disk, and stays there until it is deleted.
+                continue
+            entry = self._inventory.find(object_id)
+            if entry is None or not entry.is_sealed:
+                continue
+            if entry.is_evictable:
+                self._inventory.make_primary(entry)
+            kept.append(position)
+        return [Ready(client, request, tuple(kept)), *self._admissions.serve(now_s)]
 
     # What happens around clients.
 

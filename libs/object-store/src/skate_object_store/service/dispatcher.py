@@ -43,6 +43,7 @@ from skate_object_store.protocol import (
     unpack_create,
     unpack_delete,
     unpack_get,
+    unpack_keep,
     unpack_release,
     unpack_seal,
     unpack_wait,
@@ -111,6 +112,8 @@ class Dispatcher:
             effects = table.abort(client, unpack_abort(body), now_s)
         elif kind == Kind.CANCEL:
             effects = table.cancel(client, request, now_s)
+        elif kind == Kind.KEEP:
+            effects = table.keep(client, request, unpack_keep(body), now_s)
         else:
             raise MalformedFrameError(f"unknown frame kind {kind}")
         if table.waiting_requests(client) > REQUESTS_PER_CLIENT_MAX:

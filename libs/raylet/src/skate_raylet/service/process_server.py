@@ -99,6 +99,7 @@ class ProcessServer:
             node.PullObject: self._on_pull,
             node.CancelPull: self._on_cancel_pull,
             node.DeleteCopies: self._on_delete_copies,
+            node.KeepCopies: self._on_keep_copies,
             node.KnowOwner: self._on_know_owner,
         }
 
@@ -334,6 +335,9 @@ class ProcessServer:
 
     def _on_delete_copies(self, process: LocalProcess, message: node.DeleteCopies) -> None:
         self._transfers.delete_copies(message)
+
+    def _on_keep_copies(self, process: LocalProcess, message: node.KeepCopies) -> None:
+        self._transfers.keep_copies(process.worker_id, message)
 
     def _on_know_owner(self, process: LocalProcess, message: node.KnowOwner) -> None:
         self._owners.know(message.owner_id, message.node_id)

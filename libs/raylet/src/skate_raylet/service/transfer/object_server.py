@@ -22,8 +22,10 @@ from skate_raylet.service.transfer.store_access import StoreAccess
 from skate_raylet.service.transfer.wire import (
     REQUEST_BYTES,
     Deletion,
+    KeepRequest,
     MalformedError,
     Status,
+    pack_ids,
     pack_reply,
     unpack_ids,
     unpack_request,
@@ -135,6 +137,9 @@ class ObjectServer:
                 if isinstance(request, Deletion):
                     self._delete(peer, unpack_ids(peer.receive(request.length, SILENT_S)))
                     continue
+                if isinstance(request, KeepRequest):
+                    self._keep(peer, unpack_ids(peer.receive(request.length, SILENT_S)))
+                    continue
                 object_id = peer.receive(request.id_bytes, SILENT_S)
                 self._answer(peer, object_id, request.offset, request.length)
         except ConnectionError as error:
@@ -154,6 +159,15 @@ class ObjectServer:
             _log.warning("event=copies_not_deleted error=%s", error)
             status = Status.FAILED
         send_all(peer.sock, pack_reply(status), SILENT_S)
+
+    def _keep(self, peer: _Peer, object_ids: list[bytes]) -> None:
+        status, kept = Status.OK, b""
+        try:
+            kept = pack_ids(self._store.client().keep(object_ids))
+        except StoreError as error:
+            _log.warning("event=copies_not_kept error=%s", error)
+            status = Status.FAILED
+        send_all(peer.sock, pack_reply(status, len(kept)) + kept, SILENT_S)
 
     def _answer(self, peer: _Peer, object_id: bytes, offset: int, length: int) -> None:
         self._start_soothing()

@@ -23,6 +23,7 @@ from skate_raylet.machine import pull_events as on
 from skate_raylet.machine.pull_config import PullConfig, PullStatistics
 from skate_raylet.machine.pull_planner import PullPlanner
 from skate_raylet.service.transfer.copy_deletions import CopyDeletions
+from skate_raylet.service.transfer.copy_keeping import CopyKeeping
 from skate_raylet.service.transfer.daemon_threads import DaemonThreads
 from skate_raylet.service.transfer.object_listener import ObjectListener
 from skate_raylet.service.transfer.object_server import ObjectServer
@@ -38,6 +39,7 @@ ROOM_TRY_S = 1.0
 """How long the store may wait for room at a time; it may spill or evict meanwhile."""
 STORE_THREADS = 16
 FETCH_THREADS = 64
+ORDER_THREADS = 16
 IDLE_SWEEP_S = 10.0
 WAKEUP_MIN_S = 0.001
 
@@ -79,7 +81,10 @@ class ObjectTransfers:
         self._fetch_threads = DaemonThreads("skate-pull", FETCH_THREADS)
         self._server = ObjectServer(self._store)
         self._connections = PeerConnections(token)
-        self._deletions = CopyDeletions(node_id, self._store, self._connections)
+        self._order_threads = DaemonThreads("skate-orders", ORDER_THREADS)
+        parts = (self._store, self._connections, self._order_threads)
+        self._deletions = CopyDeletions(node_id, *parts)
+        self._keeping = CopyKeeping(node_id, *parts, self._send_soon)
         self._listener: ObjectListener | None = None
         self._endpoints: dict[bytes, str] = {}
         self._copies: dict[bytes, memoryview] = {}  # being written
@@ -111,6 +116,7 @@ class ObjectTransfers:
         for fetch in self._fetches.values():
             fetch.stop()
         self._deletions.close()
+        self._keeping.close()
         self._connections.close()
         await asyncio.to_thread(self._store.close)
 
@@ -142,6 +148,10 @@ class ObjectTransfers:
         """An owner on this node has released objects."""
         self._deletions.delete(message.copies)
 
+    def keep_copies(self, process_id: bytes, message: node.KeepCopies) -> None:
+        """An owner on this node has lost primary copies, and chosen new ones."""
+        self._keeping.keep(process_id, message.copies)
+
     def process_ended(self, process_id: bytes) -> None:
         """A process of this node is gone."""
         self._tell(on.ProcessGone(process_id))
@@ -155,12 +165,14 @@ class ObjectTransfers:
         if endpoint and self._endpoints.get(node_id) != endpoint:
             self._endpoints[node_id] = endpoint
             self._deletions.node_seen(node_id, endpoint)
+            self._keeping.node_seen(node_id, endpoint)
             self._tell(on.NodeSeen(node_id))
 
     def node_died(self, node_id: bytes, why: str) -> None:
         """A node is dead."""
         self._endpoints.pop(node_id, None)
         self._deletions.node_died(node_id)
+        self._keeping.node_died(node_id)
         self._tell(on.NodeGone(node_id, why))
 
     def statistics(self) -> TransferStatistics:
@@ -184,6 +196,10 @@ class ObjectTransfers:
     def _tell_soon(self, event: on.PullEvent) -> None:
         """From any thread."""
         self._call_soon(partial(self._tell, event))
+
+    def _send_soon(self, process_id: bytes, message: node.CopiesKept) -> None:
+        """From any thread."""
+        self._call_soon(partial(self._send, process_id, message))
 
     def _call_soon(self, call: Callable[[], None]) -> None:
         try:

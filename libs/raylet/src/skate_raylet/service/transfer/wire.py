@@ -8,7 +8,8 @@ A connection carries requests one after the other; the handshake of the stream
 
 A deletion names objects that their owner has released: its kind is 2, the length that of what
 follows, the id length and the offset are 0, and each id is preceded by a byte with its length. The
-reply is OK, with a size of 0.
+reply is OK, with a size of 0. A keeping names copies that are to be primary, in the same way; its
+kind is 3. The reply is OK, with the length of what follows: the ids of those that are primary now.
 
 ``WAIT`` says that the source is bringing the object back from its disk; another reply follows.
 """
@@ -24,6 +25,7 @@ _REQUEST = struct.Struct("!BBxxQQ")
 _REPLY = struct.Struct("!B7xQ")
 _FETCH = 1
 _DELETE = 2
+_KEEP = 3
 
 REQUEST_BYTES = _REQUEST.size
 REPLY_BYTES = _REPLY.size
@@ -55,6 +57,12 @@ class Deletion(NamedTuple):
     length: int
 
 
+class KeepRequest(NamedTuple):
+    """The fixed part of a keeping; ``length`` bytes of ids follow it."""
+
+    length: int
+
+
 class Request(NamedTuple):
     """The fixed part of a request; ``id_bytes`` of id follow it."""
 
@@ -72,14 +80,26 @@ def pack_request(object_id: bytes, offset: int, length: int) -> bytes:
 
 def pack_deletion(object_ids: Iterable[bytes]) -> bytes:
     """A whole request. Raises ``ValueError`` for more than ``DELETION_BYTES_MAX`` of ids."""
-    body = b"".join(bytes((len(object_id),)) + object_id for object_id in object_ids)
-    if len(body) > DELETION_BYTES_MAX:
-        raise ValueError(f"{len(body)} bytes of ids are too many for one deletion")
+    body = pack_ids(object_ids)
     return _REQUEST.pack(_DELETE, 0, 0, len(body)) + body
 
 
+def pack_keeping(object_ids: Iterable[bytes]) -> bytes:
+    """A whole request. Raises ``ValueError`` for more than ``DELETION_BYTES_MAX`` of ids."""
+    body = pack_ids(object_ids)
+    return _REQUEST.pack(_KEEP, 0, 0, len(body)) + body
+
+
+def pack_ids(object_ids: Iterable[bytes]) -> bytes:
+    """Ids as they follow a fixed part. Raises as :func:`pack_deletion`."""
+    body = b"".join(bytes((len(object_id),)) + object_id for object_id in object_ids)
+    if len(body) > DELETION_BYTES_MAX:
+        raise ValueError(f"{len(body)} bytes of ids are too many for one request")
+    return body
+
+
 def unpack_ids(body: bytes) -> list[bytes]:
-    """What follows a deletion's fixed part. Raises :class:`MalformedError`."""
+    """What follows the fixed part of a deletion or a keeping. Raises :class:`MalformedError`."""
     object_ids: list[bytes] = []
     at = 0
     while at < len(body):
@@ -91,11 +111,13 @@ def unpack_ids(body: bytes) -> list[bytes]:
     return object_ids
 
 
-def unpack_request(data: bytes) -> Request | Deletion:
+def unpack_request(data: bytes) -> Request | Deletion | KeepRequest:
     """The fixed part. Raises :class:`MalformedError`."""
     kind, id_bytes, offset, length = _REQUEST.unpack(data)
     if kind == _DELETE and not id_bytes and length <= DELETION_BYTES_MAX:
         return Deletion(length)
+    if kind == _KEEP and not id_bytes and length <= DELETION_BYTES_MAX:
+        return KeepRequest(length)
     if kind != _FETCH:
         raise MalformedError(f"unknown request {kind}")
     if not id_bytes:
