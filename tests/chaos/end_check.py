@@ -61,10 +61,11 @@ def eventually(what: str, left: Callable[[], Any], within_s: float = SETTLED_S) 
 
 def stored() -> list[Any]:
     """What lies in any store or on its disk."""
-    found = []
-    for node in require_core().list_objects(10.0):
-        if node.problem or node.stored or node.used_bytes:
-            found.append((node.node_id.hex()[:8], node.problem, node.used_bytes, node.stored[:5]))
+    found: list[Any] = [
+        (node.node_id.hex()[:8], node.problem, node.used_bytes, node.stored[:5])
+        for node in require_core().list_objects(10.0)
+        if node.problem or node.stored or node.used_bytes
+    ]
     spilled = [str(p) for p in Path(os.environ["SKATE_TMPDIR"]).rglob("*spill*/*") if p.is_file()]
     return found + spilled
 

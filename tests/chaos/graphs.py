@@ -79,7 +79,11 @@ def run_in_sequence(seed: int, steps: Iterable[Step]) -> dict[int, bytes]:
 
 
 def submit(seed: int, steps: Iterable[Step]) -> dict[int, Any]:
-    """Run the graph on the cluster; the references of its leaves, all others are dropped."""
+    """Run the graph on the cluster; the references of its leaves and of what was put.
+
+    All others are dropped: lineage makes those values again. What was put it can not make, so that
+    is kept for as long as a task may run again.
+    """
     refs: dict[int, Any] = {}
     steps = list(steps)
     for step in steps:
@@ -92,7 +96,8 @@ def submit(seed: int, steps: Iterable[Step]) -> dict[int, Any]:
             refs[step.number] = pair.remote(seed, step, *inputs)[step.number % 2]
         else:
             refs[step.number] = TASKS[step.kind].remote(seed, step, inputs)
-    return {number: refs[number] for number in leaves(steps)}
+    kept = {step.number for step in steps if step.kind == "put"}.union(leaves(steps))
+    return {number: refs[number] for number in kept}
 
 
 def digest_of(value: Any, get: Callable[[list[Any]], list[Any]]) -> bytes:

@@ -25,7 +25,7 @@ class Killer:
 
     def __init__(self, cluster: Cluster, seed: int, node_args: dict[str, Any]) -> None:
         self.faults: Counter[str] = Counter()
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self._cluster = cluster
         self._rng = random.Random(seed)
         self._node_args = node_args
@@ -48,7 +48,7 @@ class Killer:
         try:
             while not self._is_over.wait(PERIOD_S):
                 self._kill_one()
-        except BaseException as error:  # the test raises it
+        except Exception as error:  # noqa: BLE001 - the test raises it
             self.error = error
 
     def _kill_one(self) -> None:
