@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -22,8 +23,9 @@ RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--faults`` sizes the chaos tests."""
+    """``--faults`` sizes the chaos tests, ``--chaos-seed`` repeats one."""
     parser.addoption("--faults", type=int, default=50, help="faults that a chaos test injects")
+    parser.addoption("--chaos-seed", type=int, help="seed of the chaos tests; random if not given")
 
 
 @pytest.fixture
@@ -31,6 +33,13 @@ def faults(request: pytest.FixtureRequest) -> int:
     """How many faults to inject."""
     count: int = request.config.getoption("--faults")
     return count
+
+
+@pytest.fixture
+def chaos_seed(request: pytest.FixtureRequest) -> int:
+    """What the random choices of a chaos test follow from."""
+    given: int | None = request.config.getoption("--chaos-seed")
+    return secrets.randbelow(1 << 30) if given is None else given
 
 
 @pytest.fixture

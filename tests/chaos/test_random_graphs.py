@@ -1,0 +1,103 @@
+"""Random task graphs while workers and nodes are killed: every leaf as in a sequential run."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import skate
+from skate.cluster_utils import Cluster
+from skate.exceptions import GetTimeoutError
+from skate.util.state import list_objects
+from tests.chaos import graphs
+from tests.chaos.end_check import assert_ends, assert_settled
+from tests.chaos.killer import Killer
+
+GET_S = 60.0
+NODES = 3
+AT_ONCE = 4
+NODE_ARGS = {"num_cpus": 1}
+PER_FAULT_S = 5.0  # how long a run may take for each fault
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(0)]
+
+
+@pytest.fixture
+def chaos_cluster(session_root: Path) -> Iterator[Cluster]:
+    cluster = Cluster(initialize_head=True, connect=True, head_node_args=NODE_ARGS)
+    for _ in range(NODES):
+        cluster.add_node(**NODE_ARGS)
+    cluster.wait_for_nodes()
+    yield cluster
+    skate.shutdown()
+    cluster.shutdown()
+
+
+class Watched:
+    """``skate.get`` with a stop-watch; one that takes too long dumps what is known."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+        self.values = 0
+
+    def get(self, refs: list[Any]) -> list[Any]:
+        start_s = time.monotonic()
+        try:
+            found: list[Any] = skate.get(refs, timeout=GET_S)
+        except GetTimeoutError:
+            faulthandler.dump_traceback(sys.stderr)
+            for row in list_objects(limit=200, raise_on_missing_output=False):
+                print(row, file=sys.stderr)
+            raise
+        self.longest_s = max(self.longest_s, time.monotonic() - start_s)
+        self.values += len(refs)
+        return found
+
+
+def check(seed: int, submitted: dict[int, Any], watched: Watched) -> None:
+    expected = graphs.run_in_sequence(seed, graphs.make_graph(seed))
+    for number in sorted(submitted):
+        (value,) = watched.get([submitted[number]])
+        digest = graphs.digest_of(value, watched.get)
+        assert digest == expected[number], f"graph {seed}, step {number} is wrong"
+
+
+def test_leaves_are_those_of_a_sequential_run(
+    chaos_cluster: Cluster, faults: int, chaos_seed: int
+) -> None:
+    print(
+        f"\nseed {chaos_seed}; again: nox -s chaos -- -k leaves --chaos-seed {chaos_seed}"
+        f" --faults {faults}"
+    )
+    rng = random.Random(chaos_seed)
+    watched = Watched()
+    running: list[tuple[int, dict[int, Any]]] = []
+    made = 0
+    start_s = time.monotonic()
+    with Killer(chaos_cluster, chaos_seed, NODE_ARGS) as killer:
+        while killer.total() < faults and killer.error is None:
+            assert time.monotonic() < start_s + 60 + PER_FAULT_S * faults, "too slow to go on"
+            while len(running) < AT_ONCE:
+                seed = rng.randrange(1 << 30)
+                running.append((seed, graphs.submit(seed, graphs.make_graph(seed))))
+                made += 1
+            check(*running.pop(0), watched)
+        while running:
+            check(*running.pop(0), watched)
+    if killer.error is not None:
+        raise killer.error
+    print(
+        f"{made} graphs, {watched.values} values compared, survived {dict(killer.faults)},"
+        f" longest wait {watched.longest_s:.1f} s, {time.monotonic() - start_s:.0f} s"
+    )
+    gc.collect()
+    assert_settled(chaos_cluster)
+    assert_ends(chaos_cluster)
