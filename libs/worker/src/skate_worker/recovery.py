@@ -43,6 +43,18 @@ _TEXTS: Final[dict[Reason, str]] = {
 }
 
 
+def _add_contained(inside: list[Entry], at_top: set[Entry]) -> None:
+    # The bytes of a small value outlive the value here, so what they refer to is needed as well.
+    known = {*inside, *at_top}
+    candidates = [*inside, *at_top]
+    while candidates:
+        for inner in candidates.pop().contained or ():
+            if inner not in known:
+                known.add(inner)
+                inside.append(inner)
+                candidates.append(inner)
+
+
 class KeptTask:
     """A finished task that may run again."""
 
@@ -57,6 +69,7 @@ class KeptTask:
         at_top = {entry for _, entry in top_level}
         copies = set(in_store.values())  # of small arguments, put for this task alone
         inside = [e for e in submission.pinned if e not in at_top and e.object_id not in copies]
+        _add_contained(inside, at_top)
         # Owned values in stores are deleted when nobody else needs them: they can be made again.
         self.nested = [e for e in inside if e.owner is None and e.state == STORED]
         # Small ones can not, so their bytes are kept; also those that the copies were made from.
