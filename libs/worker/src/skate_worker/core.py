@@ -76,6 +76,6 @@ class CoreWorker(ActorManagement, ObjectControl):
     def _prepare_execution(self) -> None:
         from skate_worker.actor_host import ActorHost  # noqa: PLC0415 - imports asyncio; drivers never run tasks
 
-        self.outcomes = OutcomeWriter(self.ownership, self.ip)
+        self.outcomes = OutcomeWriter(self.ownership, self.ip, self._on_raylet_lost)
         self.executor = Executor(self, self.outcomes)
         self.actor_host = ActorHost(self, self.executor, self.outcomes)

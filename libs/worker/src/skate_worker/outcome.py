@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from skate_object_store import StoreClosedError
 from skate_worker.call_site import clipped
-from skate_worker.errors import make_task_error
+from skate_worker.errors import LocalRayletDiedError, make_task_error
 from skate_worker.generator_returns import references_of
 from skate_worker.machine.references import Entry
 from skate_worker.ownership import (
@@ -20,11 +21,24 @@ from skate_worker.peers import Peer
 from skate_worker.serialization import Serialized, serialize
 from skate_worker.task_protocol import Reference, Returned, TaskDone, TaskReturned
 
+_OF_A_DEAD_NODE = (StoreClosedError, LocalRayletDiedError)
+
+
+def _no_node_to_lose(reason: str) -> None:
+    return None
+
 
 class OutcomeWriter:
     """Serialises returns; pins what they contain until the owner holds it."""
 
-    def __init__(self, ownership: Ownership, ip: str) -> None:
+    def __init__(
+        self,
+        ownership: Ownership,
+        ip: str,
+        on_node_lost: Callable[[str], None] = _no_node_to_lose,
+    ) -> None:
+        """``on_node_lost``: a call failed because this node's daemon is gone; ends the worker."""
+        self._on_node_lost = on_node_lost
         self._ownership = ownership
         self._ip = ip
         self._pins: dict[bytes, tuple[bytes, list[Entry]]] = {}  # task id -> (owner's id, entries)
@@ -116,7 +130,13 @@ class OutcomeWriter:
         actor_id: bytes = b"",
         actor_repr: str = "",
     ) -> TaskReturned:
-        """The outcome of a call that raised: every return is the error."""
+        """The outcome of a call that raised: every return is the error.
+
+        Not if it raised because the node's daemon died a moment ago: that is no outcome of the
+        user's code, and the worker ends with its node, so that the owner hears of a death.
+        """
+        if type(error) in _OF_A_DEAD_NODE:  # exactly: a task's error may have it as its cause
+            self._on_node_lost(f"{name}() found the node's daemon gone: {error}")
         wrapped = make_task_error(
             error,
             function_name=name,

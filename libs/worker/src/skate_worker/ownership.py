@@ -568,7 +568,7 @@ class Ownership:
             return
         if message.contained:
             self.take_contained(entry, message.contained, peer, None)
-        if message.node_id:
+        if message.is_stored:
             entry.node_id = message.node_id
             entry.size_bytes = message.size_bytes
             self.has_remote = self.has_remote or message.node_id != self.node_id
@@ -592,20 +592,27 @@ class Ownership:
             return
         contained: list[Reference] = []
         with self.lock:
-            inner = list(entry.contained or ())
+            # Settled when this was called for; it may be on its way to being made again by now.
+            state = entry.state
+            inner = list(entry.contained or ()) if state != PENDING else []
             for held in inner:
                 contained.append(self.reference_of(held))
                 if held.owner is None:
                     self.table.add_borrower(held.object_id, peer.worker_id)
-        if entry.state == STORED:
+        if state == PENDING:
+            if not self.watch(entry, lambda settled: self._answer(peer, settled)):
+                self._answer(peer, entry)
+            return
+        if state == STORED:
             answer = ObjectValue(
                 entry.object_id,
                 node_id=entry.node_id,
                 size_bytes=entry.size_bytes,
                 contained=contained,
+                is_stored=True,
             )
         else:
-            is_error = entry.state == FAILED
+            is_error = state == FAILED
             if is_error:
                 self.errors.seen.add(entry.object_id)  # the borrower's to show
             answer = ObjectValue(entry.object_id, entry.data, is_error, contained=contained)

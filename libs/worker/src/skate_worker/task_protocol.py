@@ -69,7 +69,11 @@ class AskObject(TaskMessage, tag=2):
 
 
 class ObjectValue(TaskMessage, tag=3):
-    """From an owner. One of ``data``, ``node_id`` (the store that holds it) or ``failure``."""
+    """From an owner. One of ``data``, ``is_stored`` or ``failure``.
+
+    ``node_id`` is the store that holds a stored value; empty when no copy is left: who needs one
+    asks for locations, upon which it is made again.
+    """
 
     object_id: bytes
     data: bytes = b""
@@ -78,6 +82,7 @@ class ObjectValue(TaskMessage, tag=3):
     size_bytes: int = 0
     failure: str = ""  # "freed": the owner no longer has it
     contained: list[Reference] = []
+    is_stored: bool = False
 
 
 class Borrow(TaskMessage, tag=4):
