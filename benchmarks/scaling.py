@@ -27,6 +27,7 @@ from typing import Any
 import skate
 from benchmarks.machine_facts import machine_facts
 from benchmarks.svg_plot import Line, plot
+from skate.cluster_utils import Cluster
 
 POINT_S = 8.0
 REPETITIONS = 3
@@ -209,6 +210,30 @@ def measure_objects(counts: Sequence[int], calls: int) -> Iterator[Found]:
             yield name, "us", Point(count, value)
 
 
+def measure_nodes(counts: Sequence[int], calls: int) -> Iterator[Found]:
+    """Tasks of one driver on clusters of more and more nodes of this machine, one CPU each.
+
+    The machine has no more processors for it, so a flat line means that a node costs nothing.
+    """
+    for count in counts:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}, connect=True)
+        try:
+            for _ in range(count - 1):
+                cluster.add_node(num_cpus=1)
+            cluster.wait_for_nodes()
+            task = skate.remote(_empty)
+            run = partial(_burst_us, task, calls)
+            run()
+            yield "tasks", "us", Point(count, _least(run))
+        finally:
+            skate.shutdown()
+            cluster.shutdown()
+
+
+def _burst_us(task: Any, calls: int) -> float:
+    return _per_call_us(calls, lambda: skate.get([task.remote() for _ in range(calls)]))
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A family of series: what it is called, its axis, its counts, how it is measured."""
@@ -218,6 +243,7 @@ class Subject:
     counts: tuple[int, ...]
     quick_counts: tuple[int, ...]
     measure: Callable[[Sequence[int], int], Iterator[Found]]
+    has_own_clusters: bool = False
 
 
 SUBJECTS = {
@@ -234,6 +260,14 @@ SUBJECTS = {
         (1, 2, 4, 8),
         (1, 2),
         measure_callers,
+    ),
+    "nodes": Subject(
+        "A task, by the number of nodes",
+        "nodes of one CPU on one machine",
+        (1, 2, 4, 8),
+        (1, 2),
+        measure_nodes,
+        has_own_clusters=True,
     ),
     "queue": Subject(
         "A task, by the number queued",
@@ -287,7 +321,8 @@ def _measure(key: str, subject: Subject, *, is_quick: bool) -> list[Series]:
     found: dict[str, Series] = {}
     print(f"\n{subject.title}\n{'':>26}" + "".join(f"{count:>11,}" for count in counts))
     started_s = time.perf_counter()
-    skate.init(address="local", num_cpus=CPUS)
+    if not subject.has_own_clusters:
+        skate.init(address="local", num_cpus=CPUS)
     try:
         for name, unit, point in subject.measure(counts, CALLS // 10 if is_quick else CALLS):
             found.setdefault(name, Series(key, name, unit, [])).points.append(point)
