@@ -19,6 +19,7 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 POLL_S = 0.01
 KIB = 1024
+ENDED = "(ended)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ def end_descendants(before: frozenset[int], grace_s: float = 2.0) -> list[str]:
     call it only when every child process object of this process has been waited for.
     """
     left = [pid for pid in descendants(os.getpid()) if pid not in before]
-    ended = [command_of(pid) for pid in left]
+    # One that is past its end but for the bookkeeping was not left behind.
+    ended = [command for command in map(command_of, left) if command != ENDED]
     deadline_s = time.monotonic() + grace_s
     number = signal.SIGTERM
     while left:
@@ -136,7 +138,9 @@ def command_of(pid: int) -> str:
     try:
         raw = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        return "(ended)"
+        return ENDED
+    if not raw:  # its memory is gone, its entry not yet
+        return ENDED
     return " ".join(raw.decode(errors="replace").split("\0"))[:120].strip()
 
 
