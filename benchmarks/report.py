@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environments import ROOT
 from benchmarks.machine_facts import MachineFacts
 from benchmarks.plan import Plan
 from benchmarks.rounds import Turn
@@ -130,9 +132,16 @@ def save(run: Run, folder: Path) -> Path:
     while path.exists():
         count += 1
         path = folder / f"{stem}-{count}.json"
-    path.write_text(as_json(run))
-    path.with_suffix(".md").write_text(markdown(run))
+    path.write_text(without_places(as_json(run)))
+    path.with_suffix(".md").write_text(without_places(markdown(run)))
     return path
+
+
+def without_places(text: str) -> str:
+    """A report without the folders of the machine it was made on: they say nothing to others."""
+    for place, name in ((ROOT, "."), (Path(sys.base_prefix), "python"), (Path.home(), "~")):
+        text = text.replace(str(place), name)
+    return text
 
 
 def failures(run: Run) -> list[str]:

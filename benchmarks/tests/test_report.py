@@ -7,10 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.environments import ROOT
 from benchmarks.events import Event, Kind
 from benchmarks.machine_facts import MachineFacts, machine_facts
 from benchmarks.plan import quick_plan
-from benchmarks.report import Run, as_json, cell, failures, markdown, number, ratio_cell, save
+from benchmarks.report import (
+    Run,
+    as_json,
+    cell,
+    failures,
+    markdown,
+    number,
+    ratio_cell,
+    save,
+    without_places,
+)
 from benchmarks.rounds import Turn
 from benchmarks.summary import Failed, Lacking, Measured, Ratio, compare, summarise
 from benchmarks.workloads import all_workloads
@@ -158,3 +169,9 @@ def test_machine_facts_are_read_from_this_machine() -> None:
     assert facts.cores_usable >= 1
     assert facts.memory_gb > 0
     assert facts.cpu_model
+
+
+def test_kept_report_does_not_say_where_it_was_made() -> None:
+    text = f"{ROOT}/benchmarks/x.py and {Path.home()}/y"
+
+    assert without_places(text) == "./benchmarks/x.py and ~/y"
