@@ -140,7 +140,8 @@ def save(run: Run, folder: Path) -> Path:
 def without_places(text: str) -> str:
     """A report without the folders of the machine it was made on: they say nothing to others."""
     for place, name in ((ROOT, "."), (Path(sys.base_prefix), "python"), (Path.home(), "~")):
-        text = text.replace(str(place), name)
+        if place != place.parent:  # a home at the root of all folders is in every path
+            text = text.replace(str(place), name)
     return text
 
 
