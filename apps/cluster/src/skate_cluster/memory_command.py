@@ -11,14 +11,11 @@ from skate_cluster.addresses import chosen_address, find_cluster
 from skate_cluster.failed_calls import explained
 from skate_cluster.memory_report import GROUP_KEYS, SORT_KEYS, collect_memory
 from skate_cluster.memory_text import FIXED_UNITS, format_memory
+from skate_cluster.shared_options import how_shown, which_cluster
 
 
 @click.command(name="memory", short_help="Explain what the object stores hold.")
-@click.option(
-    "--address", metavar="HOST:PORT", help="The cluster.  [default: $SKATE_ADDRESS, auto]"
-)
-@click.option("--token-file", type=click.Path(), help="File with the cluster's token.")
-@click.option("--temp-dir", type=click.Path(), help="Where session folders are.")
+@which_cluster
 @click.option("--sort-by", type=click.Choice(list(SORT_KEYS)), default="size", show_default=True)
 @click.option("--group-by", type=click.Choice(list(GROUP_KEYS)), help="Show in groups.")
 @click.option(
@@ -37,15 +34,7 @@ from skate_cluster.memory_text import FIXED_UNITS, format_memory
     help="Show at most so many references; 0: all.",
 )
 @click.option("--stats-only", is_flag=True, help="Only the stores.")
-@click.option(
-    "-o",
-    "--format",
-    "style",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-)
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True)
+@how_shown(timeout_s=10.0)
 def command(
     address: str | None,
     token_file: str | None,

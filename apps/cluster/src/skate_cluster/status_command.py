@@ -11,24 +11,13 @@ from skate_cluster.addresses import chosen_address, find_cluster
 from skate_cluster.failed_calls import explained
 from skate_cluster.report import collect_report
 from skate_cluster.report_text import format_report
+from skate_cluster.shared_options import how_shown, which_cluster
 
 
 @click.command(name="status", short_help="Show the cluster.")
-@click.option(
-    "--address", metavar="HOST:PORT", help="The cluster.  [default: $SKATE_ADDRESS, auto]"
-)
-@click.option("--token-file", type=click.Path(), help="File with the cluster's token.")
-@click.option("--temp-dir", type=click.Path(), help="Where session folders are.")
+@which_cluster
 @click.option("-v", "--verbose", is_flag=True, help="Also each lease and the dead nodes.")
-@click.option(
-    "-o",
-    "--format",
-    "style",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-)
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=5.0, show_default=True)
+@how_shown(timeout_s=5.0)
 def command(
     address: str | None,
     token_file: str | None,
