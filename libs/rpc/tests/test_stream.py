@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from skate_rpc import stream
+from skate_rpc import listener, stream
 from skate_rpc.event_loop import IoThread
 from skate_rpc.handshake import AuthenticationError, ClientHandshake, ServerHandshake
 from skate_rpc.stream import (
@@ -314,7 +314,7 @@ def test_stranger_is_dropped_without_a_parse(pair: Pair, garbage: bytes) -> None
 
 def test_candidates_beyond_the_limit_push_out_the_oldest(pair: Pair) -> None:
     strangers = []
-    for _ in range(stream.UNAUTHENTICATED_MAX + 5):
+    for _ in range(listener.UNAUTHENTICATED_MAX + 5):
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(WAIT_S)
         sock.connect(pair.endpoint.removeprefix("unix:"))

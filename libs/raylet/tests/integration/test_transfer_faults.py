@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from libs.raylet.tests.integration.transfer_nodes import PROCESS, TOKEN, MakeNode, Node
-from skate_raylet.service.transfer import object_listener, object_server
+from skate_raylet.service.transfer import object_server
 from skate_raylet.service.transfer.wire import Status, pack_reply, pack_request
+from skate_rpc import listener
 from skate_rpc import node_protocol as node
 from skate_rpc.handshake import (
     CHALLENGE_BYTES,
@@ -421,7 +422,7 @@ def test_range_outside_the_object_is_refused_with_its_size(play_nodes: Any) -> N
 def test_peers_that_prove_nothing_are_bounded_and_keep_nobody_out(
     play_nodes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_listener, "UNAUTHENTICATED_MAX", 4)
+    monkeypatch.setattr(listener, "UNAUTHENTICATED_MAX", 4)
 
     async def test(make: MakeNode) -> None:
         near, far = make("near"), make("far")

@@ -20,7 +20,6 @@ import errno
 import logging
 import os
 import socket
-import stat
 import struct
 import threading
 from collections import deque
@@ -35,10 +34,9 @@ from skate_rpc.handshake import (
     DEADLINE_S,
     AuthenticationError,
     ClientHandshake,
-    ServerHandshake,
     run_client_handshake,
 )
-from skate_rpc.process_endpoints import tcp_endpoint
+from skate_rpc.listener import TokenListener, parse_endpoint
 
 FRAME_BYTES_MAX = 64 << 20
 BATCH_MESSAGES_MAX = 512
@@ -46,13 +44,11 @@ UNSENT_BYTES_MAX = 32 << 20
 PENDING_MESSAGES_MAX = 100_000
 BLOCKED_MESSAGES_MAX = 16
 READ_BYTES = 256 << 10
-UNAUTHENTICATED_MAX = 64
 SOCKET_BUFFER_BYTES = 1 << 20
 TCP_SILENCE_S = 10  # a machine that vanished says nothing; this long after it is noticed
 _TCP_IDLE_S = 3  # without traffic, after this long the peer is asked whether it is there
 _TCP_ASK_AGAIN_S = 2
 LAST_WORDS_S = 1.0  # how long reading goes on after a write failed
-_BACKLOG = 256
 _LENGTH = struct.Struct("<I")
 
 assert READ_BYTES < FRAME_BYTES_MAX, "a read must fit a frame, or large frames starve small ones"
@@ -402,23 +398,6 @@ def make_decoder(incoming: Any) -> msgspec.msgpack.Decoder[list[Any]]:
     return msgspec.msgpack.Decoder(list[incoming])
 
 
-def parse_endpoint(endpoint: str) -> tuple[socket.AddressFamily, Any]:
-    """Split ``"unix:/path"``, ``"tcp:host:port"`` or ``"tcp:[ipv6]:port"``.
-
-    Raises ``ValueError`` for anything else.
-    """
-    scheme, _, rest = endpoint.partition(":")
-    if scheme == "unix" and rest.startswith("/"):
-        return socket.AF_UNIX, rest
-    host, _, port = rest.rpartition(":")
-    if scheme == "tcp" and port.isdigit():
-        if host.startswith("[") and host.endswith("]"):
-            return socket.AF_INET6, (host[1:-1], int(port))
-        if host and ":" not in host and "[" not in host:
-            return socket.AF_INET, (host, int(port))
-    raise ValueError(f"{endpoint!r} is not an endpoint; write 'unix:/path' or 'tcp:host:port'.")
-
-
 def _tune(sock: socket.socket) -> None:
     sock.setblocking(False)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -605,11 +584,9 @@ class _Opening:
 class StreamListener:
     """Accepts connections on ``endpoint`` and delivers those that prove the token.
 
-    ``on_open(connection)`` runs on the loop's thread after the handshake. A Unix socket is made
-    with mode 0600. A TCP port of 0 picks a free one; ``endpoint`` then names it. A peer that has
-    not finished the handshake within 5 s is dropped, and of more than 64 such peers the oldest is.
-    Must be made and closed on the loop's thread. Raises ``OSError`` when the endpoint can not be
-    bound.
+    ``on_open(connection)`` runs on the loop's thread after the handshake. What holds for the
+    endpoint and for peers that prove nothing: see ``listener.TokenListener``. Must be made and
+    closed on the loop's thread. Raises ``OSError`` when the endpoint can not be bound.
     """
 
     def __init__(
@@ -623,98 +600,22 @@ class StreamListener:
         on_messages: Callable[[StreamConnection[Any, Any], list[Any]], None],
         on_close: Callable[[StreamConnection[Any, Any], str], None],
     ) -> None:
-        self._token = token
         self._loop = loop
         self._decoder = make_decoder(incoming)
         self._on_open = on_open
         self._on_messages = on_messages
         self._on_close = on_close
-        self._candidates: dict[int, tuple[socket.socket, ServerHandshake, TimerHandle]] = {}
-        family, address = parse_endpoint(endpoint)
-        self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._path: str | None = address if family == socket.AF_UNIX else None
-        try:
-            if self._path is not None:
-                self._bind_private(self._path)
-            else:
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                self._sock.bind(address)
-            self._sock.listen(_BACKLOG)
-        except BaseException:
-            self._sock.close()
-            raise
-        self.endpoint = endpoint
-        if self._path is None:
-            self.endpoint = tcp_endpoint(*self._sock.getsockname()[:2])
-        loop.add_reader(self._sock.fileno(), self._on_acceptable)
-
-    def _bind_private(self, path: str) -> None:
-        # The mode of the socket file is set before bind by fchmod, so there is no moment at which
-        # another user could connect; the umask is process-wide and other threads may be using it.
-        os.fchmod(self._sock.fileno(), stat.S_IRUSR | stat.S_IWUSR)
-        self._sock.bind(path)
+        self._listener = TokenListener(endpoint, token, loop, self._on_peer)
+        self.endpoint = self._listener.endpoint
 
     def close(self) -> None:
         """Stop accepting and drop unfinished handshakes. Open connections stay open."""
-        self._loop.remove_reader(self._sock.fileno())
-        self._sock.close()
-        for fd in list(self._candidates):
-            self._drop(fd)
-        if self._path is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+        self._listener.close()
 
-    def _on_acceptable(self) -> None:
-        while True:
-            try:
-                sock, _ = self._sock.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                _log.warning("event=accept_failed endpoint=%s error=%s", self.endpoint, error)
-                return
-            _tune(sock)
-            while len(self._candidates) >= UNAUTHENTICATED_MAX:
-                self._drop(next(iter(self._candidates)))
-            fd = sock.fileno()
-            timer = self._loop.call_later(DEADLINE_S, self._drop, fd)
-            self._candidates[fd] = (sock, ServerHandshake(self._token), timer)
-            self._loop.add_reader(fd, self._on_candidate, fd)
-
-    def _drop(self, fd: int) -> None:
-        candidate = self._candidates.pop(fd, None)
-        if candidate is not None:
-            sock, _, timer = candidate
-            timer.cancel()
-            self._loop.remove_reader(fd)
-            sock.close()
-
-    def _on_candidate(self, fd: int) -> None:
-        sock, handshake, timer = self._candidates[fd]
-        try:
-            data = sock.recv(4096)
-            if not data:
-                self._drop(fd)
-                return
-            answer = handshake.receive(data)
-            # An answer is at most 73 bytes on a fresh socket: it is sent whole or the peer is
-            # broken.
-            if answer and sock.send(answer) != len(answer):
-                self._drop(fd)
-                return
-        except (BlockingIOError, InterruptedError):
-            return
-        except (AuthenticationError, OSError) as error:
-            _log.warning("event=handshake_refused endpoint=%s error=%s", self.endpoint, error)
-            self._drop(fd)
-            return
-        if not handshake.done:
-            return
-        del self._candidates[fd]
-        timer.cancel()
-        self._loop.remove_reader(fd)
+    def _on_peer(self, sock: socket.socket, leftover: bytes) -> None:
+        _tune(sock)
         connection: StreamConnection[Any, Any] = StreamConnection(
             sock, self._loop, self._decoder, self._on_messages, self._on_close, peer=self.endpoint
         )
         self._on_open(connection)
-        connection.start_reading(handshake.leftover)
+        connection.start_reading(leftover)

@@ -25,13 +25,13 @@ from skate_raylet.machine.pull_planner import PullPlanner
 from skate_raylet.service.transfer.copy_deletions import CopyDeletions
 from skate_raylet.service.transfer.copy_keeping import CopyKeeping
 from skate_raylet.service.transfer.daemon_threads import DaemonThreads
-from skate_raylet.service.transfer.object_listener import ObjectListener
 from skate_raylet.service.transfer.object_server import ObjectServer
 from skate_raylet.service.transfer.peer_connections import PeerConnections
 from skate_raylet.service.transfer.range_fetch import RangeFetch, RangeOutcome
 from skate_raylet.service.transfer.store_access import StoreAccess
 from skate_raylet.service.transfer.wire import ID_BYTES_MAX, OBJECT_BYTES_MAX
 from skate_rpc import node_protocol as node
+from skate_rpc.listener import TokenListener
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class ObjectTransfers:
         parts = (self._store, self._connections, self._order_threads)
         self._deletions = CopyDeletions(node_id, *parts)
         self._keeping = CopyKeeping(node_id, *parts, self._send_soon)
-        self._listener: ObjectListener | None = None
+        self._listener: TokenListener | None = None
         self._endpoints: dict[bytes, str] = {}
         self._copies: dict[bytes, memoryview] = {}  # being written
         self._fetches: dict[int, RangeFetch] = {}  # by range id
@@ -96,7 +96,9 @@ class ObjectTransfers:
 
     def start(self, endpoint: str) -> str:
         """Serve this node's objects; returns the bound endpoint. Raises ``OSError``."""
-        self._listener = ObjectListener(endpoint, self._token, self._server.serve)
+        self._listener = TokenListener(
+            endpoint, self._token, asyncio.get_running_loop(), self._server.serve
+        )
         return self._listener.endpoint
 
     def stop_serving(self) -> None:

@@ -7,8 +7,9 @@ import threading
 import time
 from collections import deque
 
-from skate_raylet.service.transfer.sockets import parse_object_endpoint, prepare
+from skate_raylet.service.transfer.sockets import prepare
 from skate_rpc.handshake import run_client_handshake
+from skate_rpc.listener import parse_endpoint
 
 CONNECT_TIMEOUT_S = 5.0
 IDLE_S = 30.0
@@ -37,7 +38,7 @@ class PeerConnections:
         Raises ``OSError`` when nobody answers there, ``AuthenticationError`` when it is not one of
         this cluster, ``ValueError`` when the endpoint is malformed.
         """
-        family, address = parse_object_endpoint(endpoint)
+        family, address = parse_endpoint(endpoint)
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.settimeout(CONNECT_TIMEOUT_S)

@@ -7,25 +7,17 @@ say whether anything moves at all.
 
 from __future__ import annotations
 
-import os
 import socket
-import stat
 import struct
-from typing import Any
-
-from skate_rpc.endpoints import UNIX_PREFIX
 
 TICK_S = 1.0
 CHUNK_BYTES = 8 << 20
 """Moved by one system call."""
 UNIX_BUFFER_BYTES = 4 << 20
 """TCP sizes its buffers by itself; Unix sockets have the small one that they are given."""
-BACKLOG = 128
 KEEPALIVE_IDLE_S = 10
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_PROBES = 3
-
-_TCP_PREFIX = "tcp:"
 
 
 class PeerClosedError(ConnectionError):
@@ -34,42 +26,6 @@ class PeerClosedError(ConnectionError):
 
 class PeerSilentError(ConnectionError):
     """Nothing moved for too long."""
-
-
-def parse_object_endpoint(endpoint: str) -> tuple[socket.AddressFamily, Any]:
-    """Split ``unix:/path``, ``tcp:ip:port`` or ``tcp:[ip6]:port``; ``ValueError`` for others."""
-    if endpoint.startswith(UNIX_PREFIX + "/"):
-        return socket.AF_UNIX, endpoint.removeprefix(UNIX_PREFIX)
-    host, _, port = endpoint.removeprefix(_TCP_PREFIX).rpartition(":")
-    if endpoint.startswith(_TCP_PREFIX) and host and port.isdigit():
-        if host.startswith("[") and host.endswith("]"):
-            return socket.AF_INET6, (host[1:-1], int(port))
-        return socket.AF_INET, (host, int(port))
-    raise ValueError(f"{endpoint!r} is not an endpoint; write unix:/path or tcp:ip:port.")
-
-
-def listen(endpoint: str) -> tuple[socket.socket, str]:
-    """A listening, non-blocking socket and where it is; a Unix one is for this user alone.
-
-    Raises ``OSError`` when the endpoint can not be bound.
-    """
-    family, address = parse_object_endpoint(endpoint)
-    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        if family == socket.AF_UNIX:
-            # Before the bind, so that there is no moment at which another user could connect.
-            os.fchmod(listener.fileno(), stat.S_IRUSR | stat.S_IWUSR)
-        else:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    if family == socket.AF_UNIX:
-        return listener, endpoint
-    host, port = listener.getsockname()[:2]
-    return listener, f"tcp:[{host}]:{port}" if family == socket.AF_INET6 else f"tcp:{host}:{port}"
 
 
 def prepare(sock: socket.socket) -> None:

@@ -1,44 +1,53 @@
-"""Accepts other nodes' connections and lets them prove the token, on the daemon's event loop.
+"""Accepts connections and lets their peers prove the token, on an event loop.
 
 Before a peer has proved itself not a byte of it is parsed, it may take five seconds, and it costs a
-descriptor and no thread. What comes after: the object server, on threads.
+descriptor and no thread. What comes after: ``stream``, or whatever else speaks over the socket.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
 import socket
+import stat
 from collections.abc import Callable
+from typing import Any
 
-from skate_raylet.service.transfer.sockets import listen
+from skate_rpc.event_loop import EventLoop, TimerHandle
 from skate_rpc.handshake import DEADLINE_S, AuthenticationError, ServerHandshake
-
-_log = logging.getLogger(__name__)
+from skate_rpc.process_endpoints import tcp_endpoint
 
 UNAUTHENTICATED_MAX = 64
 """Of more peers that have not proved themselves the oldest is dropped."""
 ACCEPT_PAUSE_S = 0.1
 """After an accept that failed, as when no descriptor is free."""
+_BACKLOG = 256
+
+_log = logging.getLogger(__name__)
 
 
-class ObjectListener:
+class TokenListener:
     """Make and close it on the loop's thread. Raises ``OSError`` when it can not listen.
 
-    ``on_peer(sock, leftover)`` gets each peer that proved the token, and the bytes that came after.
+    A Unix socket is made with mode 0600. A TCP port of 0 picks a free one; ``endpoint`` then names
+    it. ``on_peer(sock, leftover)`` gets each peer that proved the token, its socket non-blocking,
+    and the bytes that came after the proof.
     """
 
     def __init__(
-        self, endpoint: str, token: bytes, on_peer: Callable[[socket.socket, bytes], None]
+        self,
+        endpoint: str,
+        token: bytes,
+        loop: EventLoop,
+        on_peer: Callable[[socket.socket, bytes], None],
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._token = token
         self._on_peer = on_peer
-        self._candidates: dict[socket.socket, tuple[ServerHandshake, asyncio.TimerHandle]] = {}
-        self._pause: asyncio.TimerHandle | None = None
-        self._sock, self.endpoint = listen(endpoint)
+        self._candidates: dict[socket.socket, tuple[ServerHandshake, TimerHandle]] = {}
+        self._pause: TimerHandle | None = None
+        self._sock, self.endpoint = _listen(endpoint)
         self._path = self._sock.getsockname() if self._sock.family == socket.AF_UNIX else None
         self._loop.add_reader(self._sock.fileno(), self._on_acceptable)
 
@@ -105,3 +114,40 @@ class ObjectListener:
         if handshake.done:
             self._release(sock)
             self._on_peer(sock, handshake.leftover)
+
+
+def parse_endpoint(endpoint: str) -> tuple[socket.AddressFamily, Any]:
+    """Split ``"unix:/path"``, ``"tcp:host:port"`` or ``"tcp:[ipv6]:port"``.
+
+    Raises ``ValueError`` for anything else.
+    """
+    scheme, _, rest = endpoint.partition(":")
+    if scheme == "unix" and rest.startswith("/"):
+        return socket.AF_UNIX, rest
+    host, _, port = rest.rpartition(":")
+    if scheme == "tcp" and port.isdigit():
+        if host.startswith("[") and host.endswith("]"):
+            return socket.AF_INET6, (host[1:-1], int(port))
+        if host and ":" not in host and "[" not in host:
+            return socket.AF_INET, (host, int(port))
+    raise ValueError(f"{endpoint!r} is not an endpoint; write 'unix:/path' or 'tcp:host:port'.")
+
+
+def _listen(endpoint: str) -> tuple[socket.socket, str]:
+    family, address = parse_endpoint(endpoint)
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if family == socket.AF_UNIX:
+            # The mode is set before the bind, so there is no moment at which another user could
+            # connect; the umask is process-wide and other threads may be using it.
+            os.fchmod(listener.fileno(), stat.S_IRUSR | stat.S_IWUSR)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    if family == socket.AF_UNIX:
+        return listener, endpoint
+    return listener, tcp_endpoint(*listener.getsockname()[:2])
