@@ -6,7 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from skate_scheduler.errors import ResourceTypeError, ResourceValueError
+    from skate_scheduler.errors import LabelError, ResourceTypeError, ResourceValueError
+    from skate_scheduler.labels import (
+        ANY_NODE,
+        NODE_ID_LABEL,
+        RESERVED_PREFIX,
+        LabelExpression,
+        LabelOperator,
+        LabelSelector,
+        check_labels,
+    )
     from skate_scheduler.lease_queue import LeaseQueue, LeaseQueueConfig, LeaseSupply, QueuedLease
     from skate_scheduler.node_view import NodeView
     from skate_scheduler.policy import Fit, HybridConfig, Placement, choose_node, choose_spread
@@ -26,13 +35,20 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ANY_NODE",
     "CPU",
     "DEVICE_RESOURCES",
     "GPU",
     "MEMORY",
+    "NODE_ID_LABEL",
+    "RESERVED_PREFIX",
     "UNITS",
     "Fit",
     "HybridConfig",
+    "LabelError",
+    "LabelExpression",
+    "LabelOperator",
+    "LabelSelector",
     "LeaseQueue",
     "LeaseQueueConfig",
     "LeaseSupply",
@@ -46,6 +62,7 @@ __all__ = [
     "ResourceValueError",
     "WaitKind",
     "WaitReason",
+    "check_labels",
     "choose_node",
     "choose_spread",
     "find_missing",
@@ -57,19 +74,26 @@ __all__ = [
 
 # A driver uses the resources alone, and its start waits for what is imported here.
 _MODULES = {
+    "ANY_NODE": "labels",
     "CPU": "resources",
     "DEVICE_RESOURCES": "resources",
     "Fit": "policy",
     "GPU": "resources",
     "HybridConfig": "policy",
+    "LabelError": "errors",
+    "LabelExpression": "labels",
+    "LabelOperator": "labels",
+    "LabelSelector": "labels",
     "LeaseQueue": "lease_queue",
     "LeaseQueueConfig": "lease_queue",
     "LeaseSupply": "lease_queue",
     "MEMORY": "resources",
     "Missing": "reasons",
+    "NODE_ID_LABEL": "labels",
     "NodeView": "node_view",
     "Placement": "policy",
     "QueuedLease": "lease_queue",
+    "RESERVED_PREFIX": "labels",
     "RandomSource": "random_source",
     "ResourceSet": "resources",
     "ResourceTypeError": "errors",
@@ -77,6 +101,7 @@ _MODULES = {
     "UNITS": "resources",
     "WaitKind": "reasons",
     "WaitReason": "reasons",
+    "check_labels": "labels",
     "choose_node": "policy",
     "choose_spread": "policy",
     "find_missing": "reasons",
