@@ -148,6 +148,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", "--quiet", ".")
     session.run("python", "tools/tidy.py")
+    session.run("python", "tools/promises.py", "--check")
 
 
 @nox.session
