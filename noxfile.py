@@ -149,6 +149,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check", "--quiet", ".")
     session.run("python", "tools/tidy.py")
     session.run("python", "tools/promises.py", "--check")
+    session.run("python", "tools/surface.py", "--check")
 
 
 @nox.session

@@ -12,18 +12,20 @@ names no promise, and when a promise that is said to be kept has no test.
 
 from __future__ import annotations
 
-import ast
-import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools.markers import Marked, find_marked  # noqa: E402 - needs the path above
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).resolve().parent.parent
 PROMISES = Path("docs", "invariants.toml")
 PAGE = Path("docs", "invariants.md")
 MARKER = "invariant"
@@ -52,19 +54,10 @@ class Promise:
     survived: str
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """A test that holds promises."""
-
-    path: Path
-    name: str  # empty: every test of the file
-    keys: tuple[str, ...]
-
-
 def main(arguments: list[str], root: Path = ROOT) -> int:
     """Write the page, or with ``--check`` compare it; 1 when something is wrong."""
     promises = read_promises(root / PROMISES)
-    holders = list(find_holders(root))
+    holders = list(find_marked(root, MARKER))
     problems = list(find_problems(promises, holders))
     page = render(promises, holders)
     if "--check" not in arguments:
@@ -93,53 +86,7 @@ def read_promises(path: Path) -> dict[str, Promise]:
     }
 
 
-def find_holders(root: Path) -> Iterator[Holder]:
-    """Every marked test of the files that git tracks or would, in the order of paths."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*test_*.py"],
-        cwd=root,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    for name in sorted(set(listed.stdout.split())):
-        path = root / name
-        if path.exists():
-            yield from holders_in(Path(name), ast.parse(path.read_text("utf-8")))
-
-
-def holders_in(path: Path, module: ast.Module) -> Iterator[Holder]:
-    """The marked tests of one parsed file."""
-    for node in module.body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id="pytestmark")], value=value):
-                marks = value.elts if isinstance(value, ast.List | ast.Tuple) else [value]
-                yield from _holder(path, "", marks)
-            case ast.ClassDef():
-                yield from _holder(path, node.name, node.decorator_list)
-                for inner in node.body:
-                    if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
-                        name = f"{node.name}.{inner.name}"
-                        yield from _holder(path, name, inner.decorator_list)
-            case ast.FunctionDef() | ast.AsyncFunctionDef():
-                yield from _holder(path, node.name, node.decorator_list)
-            case _:
-                pass
-
-
-def _holder(path: Path, name: str, marks: list[ast.expr]) -> Iterator[Holder]:
-    keys: list[str] = []
-    for mark in marks:
-        match mark:
-            case ast.Call(func=ast.Attribute(attr=attr), args=arguments) if attr == MARKER:
-                keys += [str(ast.literal_eval(argument)) for argument in arguments]
-            case _:
-                pass
-    if keys:
-        yield Holder(path, name, tuple(keys))
-
-
-def find_problems(promises: dict[str, Promise], holders: list[Holder]) -> Iterator[str]:
+def find_problems(promises: dict[str, Promise], holders: list[Marked]) -> Iterator[str]:
     """What markers and data contradict."""
     held = {key for holder in holders for key in holder.keys}
     for holder in holders:
@@ -155,7 +102,7 @@ def find_problems(promises: dict[str, Promise], holders: list[Holder]) -> Iterat
             yield f"{promise.key} is partly kept, and nothing says what lacks"
 
 
-def render(promises: dict[str, Promise], holders: list[Holder]) -> str:
+def render(promises: dict[str, Promise], holders: list[Marked]) -> str:
     """The page."""
     rows = [
         "| | promise | state | held by | survived |",
@@ -170,7 +117,7 @@ def render(promises: dict[str, Promise], holders: list[Holder]) -> str:
     return HEAD + "\n" + "\n".join(rows) + "\n"
 
 
-def _links(holders: list[Holder]) -> str:
+def _links(holders: list[Marked]) -> str:
     """Links to the files, each with its tests; the names are cut when they are many."""
     by_file: dict[Path, list[str]] = {}
     for holder in holders:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ast
 import subprocess
 from pathlib import Path
 
@@ -73,19 +72,3 @@ def test_partly_kept_promise_says_what_lacks(
     (house / "docs" / "invariants.toml").write_text(data, "utf-8")
     assert promises.main([], house) == 1
     assert "nothing says what lacks" in capsys.readouterr().out
-
-
-def test_markers_of_modules_classes_and_methods_count() -> None:
-    module = ast.parse(
-        "pytestmark = [pytest.mark.slow, pytest.mark.invariant('I1')]\n"
-        "@pytest.mark.invariant('I2', 'I3')\n"
-        "class TestIt:\n"
-        "    @pytest.mark.invariant('I4')\n"
-        "    async def test_one(self): ...\n"
-    )
-    found = list(promises.holders_in(Path("test_it.py"), module))
-    assert [(holder.name, holder.keys) for holder in found] == [
-        ("", ("I1",)),
-        ("TestIt", ("I2", "I3")),
-        ("TestIt.test_one", ("I4",)),
-    ]
