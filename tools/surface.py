@@ -6,9 +6,9 @@ name the rows that they hold::
     @pytest.mark.surface("T11", "T12")
     def test_listed_exceptions_are_retried_and_others_are_not() -> None: ...
 
-``--check`` fails when the page is not what the two give, when a marker names no row, when a row that
-is partly there says not what lacks, and when a row of a section with ``tested = true`` is not open
-and no test holds it.
+``--check`` fails when the page is not what the two give, when a marker names no row, when a row
+that is partly there does not say what lacks, and when a row of a section with ``tested = true`` is
+not open and no test holds it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ HEAD = """\
 What a user of Ray Core can rely on, row by row, and where Skate stands. **done**: there, and a test
 or a run of the public API shows it. **partly**: the usual use works, what lacks stands beside it.
 **open**: not there. Rows are named as in the project's inventory of Ray's surface; read `ray` as
-`skate`. Not wanted, and left out: Java and C++ workers, compiled graphs, a separate client protocol.
-Made by `python tools/surface.py` from [surface.toml](surface.toml) and from the tests' markers.
+`skate`. Not wanted, and left out: Java and C++ workers, compiled graphs, a separate client
+protocol. Made by `python tools/surface.py` from [surface.toml](surface.toml) and from the tests' markers.
 """
 
 
