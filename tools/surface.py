@@ -38,7 +38,8 @@ What a user of Ray Core can rely on, row by row, and where Skate stands. **done*
 or a run of the public API shows it. **partly**: the usual use works, what lacks stands beside it.
 **open**: not there. Rows are named as in the project's inventory of Ray's surface; read `ray` as
 `skate`. Not wanted, and left out: Java and C++ workers, compiled graphs, a separate client
-protocol. Made by `python tools/surface.py` from [surface.toml](surface.toml) and from the tests' markers.
+protocol. Made by `python tools/surface.py` from [surface.toml](surface.toml)
+and from the tests' markers.
 """
 
 
