@@ -80,6 +80,7 @@ def test_removed_node_is_dead_to_the_cluster_and_gone_from_the_machine(nodes: Cl
     assert not os.path.exists(other.session_dir)
 
 
+@pytest.mark.invariant("I22")
 def test_killed_node_is_found_dead(nodes: Cluster) -> None:
     nodes.add_node()
     other = nodes.add_node()

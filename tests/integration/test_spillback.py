@@ -129,6 +129,7 @@ def note_and_wait(folder: str, name: str) -> str:
     return place
 
 
+@pytest.mark.invariant("I8")
 def test_tasks_of_a_dead_node_run_elsewhere_within_their_retries(
     nodes: Cluster, tmp_path: Path
 ) -> None:
@@ -150,6 +151,7 @@ def test_tasks_of_a_dead_node_run_elsewhere_within_their_retries(
         assert path.read_text().split() == [doomed.node_id, heir.node_id]
 
 
+@pytest.mark.invariant("I7")
 def test_task_without_retries_is_not_run_again_when_its_node_dies(
     nodes: Cluster, tmp_path: Path
 ) -> None:
@@ -180,6 +182,7 @@ skate.get(refs)
 """
 
 
+@pytest.mark.invariant("I23")
 def test_death_of_a_driver_frees_its_leases_on_other_nodes(nodes: Cluster, tmp_path: Path) -> None:
     nodes.add_node(num_cpus=1)
     nodes.add_node(num_cpus=2, resources={"disk": 2})

@@ -80,6 +80,7 @@ def test_three_times_the_capacity_is_kept_and_comes_back_whole(
     assert server.statistics().used_bytes == server.statistics().disk_bytes == 0
 
 
+@pytest.mark.invariant("I4")
 def test_views_stay_valid_and_unchanged_while_everything_around_is_spilled(
     server: StoreServer, client: StoreClient
 ) -> None:
@@ -154,6 +155,7 @@ def test_object_list_explains_every_byte(server: StoreServer, client: StoreClien
     del view, writing
 
 
+@pytest.mark.invariant("I3")
 def test_damaged_file_is_a_loss_and_never_wrong_bytes(
     server: StoreServer, client: StoreClient, place: Path
 ) -> None:
@@ -471,6 +473,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.invariant("I19")
 def test_full_disk_is_an_error_and_everything_works_again_when_it_is_freed(
     serve: Serve, small_disk: Path, eventually: Eventually
 ) -> None:

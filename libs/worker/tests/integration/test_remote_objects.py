@@ -314,6 +314,7 @@ def test_return_that_has_a_copy_stays_as_it_is_when_its_sibling_is_made_again(
     assert core.get([left], WAIT_S)[0][0] == before
 
 
+@pytest.mark.invariant("I2")
 def test_values_of_a_dead_node_are_made_again_elsewhere(
     core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet, tmp_path: Path
 ) -> None:
@@ -361,6 +362,7 @@ def test_task_without_retries_does_not_run_again(
     assert caught.value.reason == "OBJECT_UNRECONSTRUCTABLE_RETRIES_DISABLED"
 
 
+@pytest.mark.invariant("I2")
 def test_put_that_is_lost_with_its_copies_names_the_node_and_cause(
     core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet
 ) -> None:
@@ -439,6 +441,7 @@ def owned_by(core: CoreWorker, actor_id: Any) -> ObjectRef[Any]:
 
 
 @pytest.mark.parametrize("is_known", [False, True], ids=["asks_later", "knew_the_place"])
+@pytest.mark.invariant("I5")
 def test_borrower_is_told_that_the_owner_died(
     core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet, is_known: bool
 ) -> None:
@@ -455,6 +458,7 @@ def test_borrower_is_told_that_the_owner_died(
     del keeper
 
 
+@pytest.mark.invariant("I5")
 def test_owner_that_dies_ends_the_pull_under_way(
     core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet
 ) -> None:
@@ -483,6 +487,7 @@ def test_value_of_a_dead_owner_is_gone_although_a_copy_is_here(
     del keeper
 
 
+@pytest.mark.invariant("I5")
 def test_queued_task_whose_argument_lost_its_owner_fails_with_that(
     core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet
 ) -> None:
