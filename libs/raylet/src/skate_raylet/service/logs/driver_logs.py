@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 from skate_raylet.service.local_process import LocalProcess
 from skate_raylet.service.logs.log_tailer import LogChunk, LogTailer
 from skate_raylet.service.outbox import Outbox
 from skate_rpc import node_protocol as node
 from skate_rpc.gen.skate.v1 import raylet_pb2
+
+POSITIONS_MAX: Final = 4000  # files of one node of which it is known how far they were printed
 
 
 class ForwarderLine:
@@ -100,7 +103,11 @@ class DriverLogs:
         return raylet_pb2.LogOrder(welcome=raylet_pb2.LogWelcome(positions=positions))
 
     async def receive(
-        self, node_id: bytes, ip: str, line: ForwarderLine, items: AsyncIterator[raylet_pb2.LogForward]
+        self,
+        node_id: bytes,
+        ip: str,
+        line: ForwarderLine,
+        items: AsyncIterator[raylet_pb2.LogForward],
     ) -> None:
         """Take what another node sends, until its line or the driver ends."""
         positions = self._positions.setdefault(node_id, {})
@@ -114,7 +121,10 @@ class DriverLogs:
                         return
                     chunk = item.chunk
                     if chunk.end > positions.get(chunk.file, (0, ""))[0]:
+                        positions.pop(chunk.file, None)  # the newest are the last
                         positions[chunk.file] = (chunk.end, chunk.name)
+                        if len(positions) > POSITIONS_MAX:
+                            del positions[next(iter(positions))]
                         self.take(_chunk_of(chunk), ip)
                 case _:
                     return
@@ -128,6 +138,4 @@ class DriverLogs:
 
 
 def _chunk_of(chunk: raylet_pb2.LogChunk) -> LogChunk:
-    return LogChunk(
-        chunk.file, chunk.end, chunk.name, chunk.pid, chunk.is_error, list(chunk.lines)
-    )
+    return LogChunk(chunk.file, chunk.end, chunk.name, chunk.pid, chunk.is_error, list(chunk.lines))

@@ -98,9 +98,7 @@ class LogForwarder:
             outbox.close()
         return is_welcome
 
-    def _obey(
-        self, order: raylet_pb2.LogOrder, outbox: Outbox[raylet_pb2.LogForward]
-    ) -> None:
+    def _obey(self, order: raylet_pb2.LogOrder, outbox: Outbox[raylet_pb2.LogForward]) -> None:
         job_id = self._hello.job_id
         match order.WhichOneof("order"):
             case "welcome":

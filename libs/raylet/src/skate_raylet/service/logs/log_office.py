@@ -1,9 +1,9 @@
-"""This node's part in bringing what workers print to their drivers.
+r"""This node's part in bringing what workers print to their drivers.
 
 ::
 
     worker --> its files --> LogTailer --> DriverLogs --> a driver of this node
-                                      \\-> LogForwarder --> the driver's node: DriverLogs --> driver
+                                      \-> LogForwarder --> the driver's node: DriverLogs --> driver
 
 A node opens a line to a driver's node when the first worker of the job starts there, so nodes that
 do nothing for a job have no line for it. Source: SURFACE W1-W4, W6.

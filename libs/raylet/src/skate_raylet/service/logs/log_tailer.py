@@ -2,8 +2,8 @@
 
 What comes before: workers, which write to files of their own (SURFACE W1). What comes after: a
 :class:`LogSink` for each job: its driver, or the line to the driver's node. A sink that has no room
-is not read for, so what waits lies in files and not in memory. Files are looked at every 20 ms while
-they grow, and up to every 400 ms while they do not: it costs no system call while there is no
+is not read for, so what waits lies in files and not in memory. Files are looked at every 20 ms
+while they grow, and up to every 400 ms while they do not: it costs no system call while there is no
 worker, or nobody who wants to know.
 """
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 LOOK_FIRST_S: Final = 0.02
 LOOK_MAX_S: Final = 0.4
 READ_BYTES: Final = 64 * 1024  # of one file, before the next one has its turn
-FILES_KEPT_MAX: Final = 2000  # of workers that ended, while nobody is there to take their output
+FILES_KEPT_MAX: Final = 1000  # of workers that ended: unread, and as many that were read
 
 
 class LogChunk(msgspec.Struct, frozen=True):
@@ -80,6 +80,9 @@ class _JobLogs:
 
     def __init__(self) -> None:
         self.files: dict[str, _File] = {}  # by name
+        self.read: dict[
+            str, _File
+        ] = {}  # to their end; the newest, which may have to be read again
         self.sink: LogSink | None = None
         self.flushes: list[_Flush] = []
 
@@ -118,7 +121,7 @@ class LogTailer:
         for file in files:
             file.is_ended = True
         job = self._jobs.get(job_id)
-        if job is not None:
+        if job is not None and job.sink is None:
             ended = [name for name, file in job.files.items() if file.is_ended]
             for name in ended[:-FILES_KEPT_MAX]:
                 del job.files[name]
@@ -147,9 +150,13 @@ class LogTailer:
     def seek(self, job_id: bytes, positions: dict[str, tuple[int, str]]) -> None:
         """Go on where whoever takes the output says that it stands: offset and name, by file.
 
-        A file that is not named is read from its beginning.
+        A file that is not named is read from its beginning. Files of workers that ended are among
+        them, if what was read of them did not arrive.
         """
-        for name, file in self._job(job_id).files.items():
+        job = self._job(job_id)
+        job.files = {**job.read, **job.files}
+        job.read = {}
+        for name, file in job.files.items():
             end, who = positions.get(name, (0, ""))
             file.lines = LineSplitter(end, who)
 
@@ -217,7 +224,9 @@ class LogTailer:
                 is_busy = True
             elif is_ended:
                 _hand_out(file, file.lines.finish(), sink)
-                del job.files[file.name]
+                job.read[file.name] = job.files.pop(file.name)
+                if len(job.read) > FILES_KEPT_MAX:
+                    del job.read[next(iter(job.read))]
         for flush in list(job.flushes):
             if self._is_flushed(job, flush, sink):
                 job.flushes.remove(flush)
