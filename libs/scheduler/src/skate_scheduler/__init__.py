@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     )
     from skate_scheduler.lease_queue import LeaseQueue, LeaseQueueConfig, LeaseSupply, QueuedLease
     from skate_scheduler.node_view import NodeView
-    from skate_scheduler.policy import Fit, HybridConfig, Placement, choose_node, choose_spread
+    from skate_scheduler.policy import (
+        ANY_LABELS,
+        Fit,
+        HybridConfig,
+        LabelRules,
+        LabelTest,
+        Placement,
+        choose_node,
+        choose_spread,
+    )
     from skate_scheduler.random_source import RandomSource
     from skate_scheduler.reasons import Missing, WaitKind, WaitReason, find_missing
     from skate_scheduler.resources import (
@@ -35,6 +44,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ANY_LABELS",
     "ANY_NODE",
     "CPU",
     "DEVICE_RESOURCES",
@@ -48,7 +58,9 @@ __all__ = [
     "LabelError",
     "LabelExpression",
     "LabelOperator",
+    "LabelRules",
     "LabelSelector",
+    "LabelTest",
     "LeaseQueue",
     "LeaseQueueConfig",
     "LeaseSupply",
@@ -74,6 +86,7 @@ __all__ = [
 
 # A driver uses the resources alone, and its start waits for what is imported here.
 _MODULES = {
+    "ANY_LABELS": "policy",
     "ANY_NODE": "labels",
     "CPU": "resources",
     "DEVICE_RESOURCES": "resources",
@@ -83,7 +96,9 @@ _MODULES = {
     "LabelError": "errors",
     "LabelExpression": "labels",
     "LabelOperator": "labels",
+    "LabelRules": "policy",
     "LabelSelector": "labels",
+    "LabelTest": "policy",
     "LeaseQueue": "lease_queue",
     "LeaseQueueConfig": "lease_queue",
     "LeaseSupply": "lease_queue",
