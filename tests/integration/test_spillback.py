@@ -62,6 +62,7 @@ def meet(folder: str, name: str, count: int) -> str:
     return node_id
 
 
+@pytest.mark.surface("L1", "L10", "Q10")
 def test_tasks_fill_every_node_of_the_cluster(nodes: Cluster, tmp_path: Path) -> None:
     started = [nodes.add_node(num_cpus=2) for _ in range(3)]
     nodes.connect()
@@ -255,6 +256,7 @@ def bound_to(node: Any, *, soft: bool) -> Any:
     )
 
 
+@pytest.mark.surface("L4")
 def test_task_bound_to_a_node_runs_there_and_waits_while_it_is_busy(
     nodes: Cluster, tmp_path: Path
 ) -> None:
@@ -295,6 +297,7 @@ def test_task_bound_to_a_dead_node_fails_or_goes_elsewhere(nodes: Cluster) -> No
         skate.get(bound_to(other, soft=False).remote(), timeout=WAIT_S)
 
 
+@pytest.mark.surface("L2")
 def test_spread_tasks_use_every_node(nodes: Cluster, tmp_path: Path) -> None:
     started = [nodes.add_node(num_cpus=4) for _ in range(3)]
     nodes.connect()
@@ -347,6 +350,7 @@ def test_actor_bound_to_a_dead_node_fails_or_lives_elsewhere(nodes: Cluster) -> 
     wait_for(lambda: place_of(movable) == head.node_id, "the actor restarts on the head")
 
 
+@pytest.mark.surface("L5", "L6", "L7", "L8", "T15", "T17")
 def test_labels_choose_the_node_of_tasks_and_actors(nodes: Cluster) -> None:
     head = nodes.add_node(num_cpus=4, labels={"zone": "a"})
     far = nodes.add_node(num_cpus=1, labels={"zone": "b", "disk": "ssd"})
@@ -372,6 +376,7 @@ def test_labels_choose_the_node_of_tasks_and_actors(nodes: Cluster) -> None:
     assert skate.get(soft.remote(), timeout=WAIT_S) == head.node_id
 
 
+@pytest.mark.surface("L6", "L9")
 def test_labelled_work_waits_for_a_node_that_joins(nodes: Cluster) -> None:
     nodes.add_node(num_cpus=1)
     nodes.connect()

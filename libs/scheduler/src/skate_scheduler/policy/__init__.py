@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from skate_scheduler.policy.bundles import (
+    BundlePlacement,
+    BundleRequest,
+    BundleStrategy,
+    place_bundles,
+)
 from skate_scheduler.policy.hybrid import Fit, HybridConfig, Placement, choose_node
 from skate_scheduler.policy.label_match import ANY_LABELS, LabelRules, LabelTest
 from skate_scheduler.policy.spread import choose_spread
@@ -15,4 +21,8 @@ __all__ = [
     "Placement",
     "choose_node",
     "choose_spread",
+    "BundlePlacement",
+    "BundleRequest",
+    "BundleStrategy",
+    "place_bundles",
 ]
