@@ -76,7 +76,9 @@ def fill_the_store_here() -> list[Any]:
 
 def damage_files(session_root: Path) -> None:
     """Change a byte in each object of each file of spilled objects."""
-    files = [path for path in session_root.rglob("skate-spill-*/*") if path.stat().st_size > 1 << 20]
+    files = [
+        path for path in session_root.rglob("skate-spill-*/*") if path.stat().st_size > 1 << 20
+    ]
     assert files
     for path in files:
         with path.open("r+b") as file:
