@@ -303,6 +303,7 @@ class PullEnded(NodeMessage, tag=42):
     kind: str = ""  # "lost": no source has it; "full": no room here; "cancelled"
     message: str = ""  # why, for a person
     lost_at: list[bytes] = []  # the nodes that do not have it or can not be reached
+    fullness: bytes = b""  # of "full": what the store says of itself, in its own encoding
 
 
 class NodeDied(NodeMessage, tag=43):
