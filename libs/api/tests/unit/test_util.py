@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import io
+import sys
 import threading
 from typing import Any
 
@@ -46,13 +47,13 @@ def test_inspection_names_each_part_that_is_a_cause() -> None:
     first, second = threading.Lock(), threading.RLock()
 
     class Client:
-        def __init__(self) -> None:
-            self.lock = first
+        def __init__(self, lock: Any) -> None:
+            self.lock = lock
 
     def work() -> Any:
         return client, second
 
-    client = Client()
+    client = Client(first)
     out = io.StringIO()
     is_good, failures = inspect_serializability(work, name="my function", print_file=out)
     assert not is_good
@@ -91,7 +92,7 @@ def test_periodic_logging_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_joblib_back_end_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     register = importlib.import_module("skate.util.joblib").register_skate
-    monkeypatch.setitem(importlib.import_module("sys").modules, "joblib.parallel", None)
+    monkeypatch.setitem(sys.modules, "joblib.parallel", None)
     with pytest.raises(ImportError, match=r"skate\[joblib\]"):
         register()
 
