@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_chain_of_nodes_brings_each_its_copy_and_the_first_serves_once(
         content = os.urandom(SIZE_BYTES)
         object_id = home.put(content)
         pulls = [others[0].ask(object_id, SIZE_BYTES, home)]
-        for before, one in zip(others, others[1:], strict=False):
+        for before, one in itertools.pairwise(others):
             pulls.append(one.ask(object_id, SIZE_BYTES, home, arriving_at=[before]))
         for one, pull in zip(others, pulls, strict=True):
             assert (await one.ended_as(pull)).kind == ""
