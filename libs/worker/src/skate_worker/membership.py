@@ -43,6 +43,7 @@ from skate_worker.peers import Peer, Peers
 from skate_worker.results import Completion
 from skate_worker.specs import TaskOptions
 from skate_worker.submission import Submission, resolve
+from skate_worker.task_messages import WITH_SERIAL
 from skate_worker.task_protocol import (
     Cancel,
     FreeReturns,
@@ -307,6 +308,7 @@ class Membership(ABC):
     def _on_peer_messages(self, peer: Peer, batch: list[Any]) -> None:
         # First, because what follows may wake a thread that needs the interpreter lock.
         self.ownership.drain_dropped()
+        is_new = peer.serials.received.is_new
         results: list[Any] = []
         work: list[tuple[Peer, Any]] = []
         for message in batch:
@@ -314,8 +316,9 @@ class Membership(ABC):
             if kind is TaskDone or kind is TaskReturned:
                 results.append(message)
             elif kind is PushTask or kind is PushCall:
-                work.append((peer, message))
-            else:
+                if is_new(message.serial):
+                    work.append((peer, message))
+            elif kind not in WITH_SERIAL or is_new(message.serial):
                 if results:
                     self._on_results(peer, results)
                     results = []
@@ -361,7 +364,7 @@ class Membership(ABC):
         elif kind is LeaseBegins:
             self._running().resources = message.resources
         elif kind is FreeReturns and self.outcomes is not None:
-            self.outcomes.free(message.task_id)
+            self.outcomes.free(message.task_id, message.attempt)
         elif kind is ItemReturned:
             self.streams.on_item(peer, message)
         elif kind is ItemsTaken:

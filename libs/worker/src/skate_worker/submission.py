@@ -58,6 +58,12 @@ class Submission:
         self.parent = b""  # the task that submitted it
         self.span: Any = None  # set while tracing is on
 
+    @property
+    def attempt(self) -> int:
+        """How often it was tried before: what an outcome has to name to be this one's."""
+        attempt: int = self.message.attempt
+        return attempt
+
     def take_attempt(self) -> bool:
         """Use up one retry. False: none is left."""
         if self.attempts_left == 0:
