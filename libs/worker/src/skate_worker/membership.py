@@ -308,7 +308,7 @@ class Membership(ABC):
     def _on_peer_messages(self, peer: Peer, batch: list[Any]) -> None:
         # First, because what follows may wake a thread that needs the interpreter lock.
         self.ownership.drain_dropped()
-        is_new = peer.serials.received.is_new
+        received = peer.serials.received
         results: list[Any] = []
         work: list[tuple[Peer, Any]] = []
         for message in batch:
@@ -316,20 +316,19 @@ class Membership(ABC):
             if kind is TaskDone or kind is TaskReturned:
                 results.append(message)
             elif kind is PushTask or kind is PushCall:
-                if is_new(message.serial):
-                    work.append((peer, message))
-            elif kind not in WITH_SERIAL or is_new(message.serial):
+                work.append((peer, message))
+            elif kind not in WITH_SERIAL or received.is_new(message.serial):
                 if results:
                     self._on_results(peer, results)
                     results = []
                 if work:
-                    self._running().push(work)
+                    self._running().push(received.new_of(work))
                     work = []
                 self._on_other_message(peer, message)
         if results:
             self._on_results(peer, results)
         if work:
-            self._running().push(work)
+            self._running().push(received.new_of(work))
 
     def _on_results(self, peer: Peer, results: list[Any]) -> None:
         if peer.lease is not None:

@@ -15,9 +15,8 @@ from skate_worker.outcome import OutcomeWriter
 from skate_worker.ownership import Ownership
 from skate_worker.peers import Peers
 from skate_worker.results import Completion
-from skate_worker.submission import Submission
 from skate_worker.task_messages import WITH_SERIAL
-from skate_worker.task_protocol import AskObject, Borrow, BorrowKnown, EndBorrow, PushTask
+from skate_worker.task_protocol import AskObject, Borrow, BorrowKnown, EndBorrow
 from skate_worker.task_submission import TaskSubmission
 
 MUTATIONS: dict[str, Callable[[], Any]] = {}
@@ -390,28 +389,22 @@ def repeated_answer_ends_registrations() -> Iterator[None]:
 @mutation
 def repeated_task_runs_again() -> Iterator[None]:
     """A PushTask that comes twice is run twice."""
-    kinds: list[type] = []
-
-    def on_messages(original: Any, self: Any, peer: Any, batch: list[Any]) -> None:
-        for message in batch:
-            kinds.append(type(message))
-            original(self, peer, [message])
-            kinds.pop()
-
-    def is_new(original: Any, self: Any, serial: int) -> bool:
-        return original(self, serial) or kinds[-1] is PushTask
-
-    with (
-        replaced(Membership, "_on_peer_messages", on_messages),
-        replaced(Received, "is_new", is_new),
-    ):
+    with replaced(Received, "new_of", lambda _, self, work: work):
         yield
 
 
 @mutation
 def outcome_of_an_earlier_attempt_is_taken() -> Iterator[None]:
     """A failure that comes twice ends the retry as well."""
-    with mock.patch.object(Submission, "attempt", mock.ANY):
+
+    def on_results(original: Any, self: Any, peer: Any, results: list[Any]) -> None:
+        for result in results:
+            known = self.tasks.pending.get(result.task_id)
+            if known is not None:
+                result.attempt = known[0].attempt
+        original(self, peer, results)
+
+    with replaced(Membership, "_on_results", on_results):
         yield
 
 

@@ -8,6 +8,7 @@ import random
 import pytest
 
 from skate_worker.machine.serials import COUNT_BITS, Received, Serials
+from skate_worker.task_protocol import TakeBack
 
 
 def test_serials_in_order_are_new_once() -> None:
@@ -44,6 +45,19 @@ def test_serials_in_any_order_with_repetitions_are_new_exactly_once(seed: int) -
         received.check_invariants()
     assert received._ahead == set()  # what came is one number again
     assert received._through == sent[-1]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_new_of_batches_is_what_is_new_one_by_one(seed: int) -> None:
+    rng = random.Random(seed)
+    serials = [rng.randrange(1, 4) + at for at in range(100)]
+    whole, single = Received(), Received()
+    while serials:
+        batch = [serials.pop(0) for _ in range(min(len(serials), rng.randrange(1, 6)))]
+        work = [("peer", TakeBack(1, serial)) for serial in batch]
+        new = [message.serial for _, message in whole.new_of(work)]
+        assert new == [serial for serial in batch if single.is_new(serial)]
+        whole.check_invariants()
 
 
 def test_count_after_an_end_is_new_and_the_one_before_it_is_old() -> None:

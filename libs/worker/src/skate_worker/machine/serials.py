@@ -22,10 +22,13 @@ Before this module: a decoded message. After it: the message's handler, or nobod
 from __future__ import annotations
 
 import itertools
-from typing import Final
+from typing import Any, Final, TypeVar
 
 COUNT_BITS: Final = 32
 """So many messages may one count have."""
+
+
+T = TypeVar("T")
 
 
 class Serials:
@@ -64,6 +67,20 @@ class Received:
             return False
         self._ahead.add(serial)
         return True
+
+    def new_of(self, work: list[tuple[T, Any]]) -> list[tuple[T, Any]]:
+        """Those of a batch whose messages (the second of each pair) are new; notes them all."""
+        if not self._ahead:
+            # Nearly always they come in order and once: this loop is paid by every task.
+            expected = self._through + 1
+            for _, message in work:
+                if message.serial != expected:
+                    break
+                expected += 1
+            else:
+                self._through = expected - 1
+                return work
+        return [item for item in work if self.is_new(item[1].serial)]
 
     def _close_gap(self) -> None:
         ahead = self._ahead
