@@ -2,8 +2,7 @@
 
 The stream keeps what it is given and gives it once, as long as its socket lives. That no handler
 relies on this is so that a line may be mended, or a message sent again, without another look at
-each of them. ``tests/sim`` delivers messages again at random and compares with reachability, and
-``tests/unit/test_task_messages`` calls every handler twice.
+each of them. ``tests/sim`` delivers messages again at random and compares with reachability.
 
 Before it: ``task_protocol``. After it: ``membership``, which drops the repetitions of what carries
 a serial, and the handlers, which know theirs by the other keys.
