@@ -44,6 +44,7 @@ from skate_worker.peers import Peer, Peers
 from skate_worker.results import Completion
 from skate_worker.specs import TaskOptions
 from skate_worker.submission import Submission, resolve
+from skate_worker.task_messages import WITH_SERIAL
 from skate_worker.task_protocol import (
     Cancel,
     FreeReturns,
@@ -325,6 +326,7 @@ class Membership(ABC):
     def _on_peer_messages(self, peer: Peer, batch: list[Any]) -> None:
         # First, because what follows may wake a thread that needs the interpreter lock.
         self.ownership.drain_dropped()
+        received = peer.serials.received
         results: list[Any] = []
         work: list[tuple[Peer, Any]] = []
         for message in batch:
@@ -333,18 +335,18 @@ class Membership(ABC):
                 results.append(message)
             elif kind is PushTask or kind is PushCall:
                 work.append((peer, message))
-            else:
+            elif kind not in WITH_SERIAL or received.is_new(message.serial):
                 if results:
                     self._on_results(peer, results)
                     results = []
                 if work:
-                    self._running().push(work)
+                    self._running().push(received.new_of(work))
                     work = []
                 self._on_other_message(peer, message)
         if results:
             self._on_results(peer, results)
         if work:
-            self._running().push(work)
+            self._running().push(received.new_of(work))
 
     def _on_results(self, peer: Peer, results: list[Any]) -> None:
         if peer.lease is not None:
@@ -379,7 +381,7 @@ class Membership(ABC):
         elif kind is LeaseBegins:
             self._running().resources = message.resources
         elif kind is FreeReturns and self.outcomes is not None:
-            self.outcomes.free(message.task_id)
+            self.outcomes.free(message.task_id, message.attempt)
         elif kind is ItemReturned:
             self.streams.on_item(peer, message)
         elif kind is ItemsTaken:
