@@ -122,7 +122,11 @@ class JobManager:
         )
         if not self._store.put(spec.submission_id, spec):
             known = self._store.get(spec.submission_id)
-            if known is None or not idempotency_key or known.spec.idempotency_key != idempotency_key:
+            if (
+                known is None
+                or not idempotency_key
+                or known.spec.idempotency_key != idempotency_key
+            ):
                 raise JobExistsError(spec.submission_id)
         self._wanted.set()
         return spec.submission_id
@@ -138,7 +142,9 @@ class JobManager:
     def list(self) -> list[Job]:
         """All jobs, the oldest first."""
         jobs = [self._ended.get(id_) or self._store.get(id_) for id_ in self._store.ids()]
-        return sorted((job for job in jobs if job is not None), key=lambda job: job.spec.submitted_s)
+        return sorted(
+            (job for job in jobs if job is not None), key=lambda job: job.spec.submitted_s
+        )
 
     def stop(self, submission_id: str) -> bool:
         """Ask for the job's end, which follows soon; False: it has ended already.

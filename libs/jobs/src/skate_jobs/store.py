@@ -12,10 +12,15 @@ from skate_rpc import node_protocol as node
 
 NAMESPACE: Final = "skate:jobs"
 _SPEC: Final = b"spec"
-_FACTS: Final[dict[type, bytes]] = {JobSpec: _SPEC, JobRun: b"run", JobStop: b"stop", JobEnd: b"end"}
+_FACTS: Final[dict[type, bytes]] = {
+    JobSpec: _SPEC,
+    JobRun: b"run",
+    JobStop: b"stop",
+    JobEnd: b"end",
+}
 
 Fact = JobSpec | JobRun | JobStop | JobEnd
-F = TypeVar("F", JobSpec, JobRun, JobStop, JobEnd)
+F = TypeVar("F", bound=Fact)
 Call = Callable[[str, Any, Any], Any]
 """A control call of this process's raylet: method, body, type of the answer."""
 

@@ -17,6 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from skate_core_ids import SkateError
@@ -41,16 +42,18 @@ TAIL_LINES: Final = 10
 TAIL_CHARACTERS: Final = 20_000
 RETRY_S: Final = 0.5
 ADDRESS_VARIABLE: Final = "SKATE_ADDRESS"
+ENVIRONMENT_VARIABLE: Final = "SKATE_RUNTIME_ENV"  # what a driver's tasks inherit
 METADATA_VARIABLE: Final = "SKATE_JOB_METADATA"
 SUBMISSION_KEY: Final = "job_submission_id"
 _PR_SET_PDEATHSIG: Final = 1
+_prctl = ctypes.CDLL(None).prctl  # loaded here: a forked child of many threads must not
 _OWN_VARIABLES: Final = re.compile(r"SKATE_(NODE_MARK|LOG_TO_DRIVER)$")
 
 T = TypeVar("T")
 
 
 class JobSupervisor:
-    """Runs one entry point, from its constructor on. A threaded actor: ``stop`` may come any time."""
+    """Runs one entry point, from its constructor on. A threaded actor: it can always be stopped."""
 
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
@@ -106,13 +109,13 @@ class JobSupervisor:
                 os.close(log_fd)
         except OSError as problem:
             message = f"The entry point could not be started: {problem}"
-            return JobEnd(
-                JobStatus.FAILED, message, time.time(), ErrorType.ENTRYPOINT_START_ERROR
-            )
+            return JobEnd(JobStatus.FAILED, message, time.time(), ErrorType.ENTRYPOINT_START_ERROR)
         code = -signal.SIGTERM if child is None else child.wait()
         if self._is_stopping.is_set():
             _kill_session()  # what it started and left behind
-            return JobEnd(JobStatus.STOPPED, "Job was intentionally stopped.", time.time(), "", code)
+            return JobEnd(
+                JobStatus.STOPPED, "Job was intentionally stopped.", time.time(), "", code
+            )
         if code == 0:
             message = "Job finished successfully."
             return JobEnd(JobStatus.SUCCEEDED, message, time.time(), "", 0)
@@ -127,24 +130,23 @@ class JobSupervisor:
             if self._is_stopping.is_set():
                 return None
             self._child = subprocess.Popen(
-                self._spec.entrypoint,
-                shell=True,  # noqa: S602 - the entry point is a shell command: that is the interface
+                ["/bin/sh", "-c", self._spec.entrypoint],
                 stdin=subprocess.DEVNULL,
                 stdout=log_fd,
                 stderr=log_fd,
                 env=environment,
                 process_group=0,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one C call
+                preexec_fn=partial(_die_with, os.getpid()),  # noqa: PLW1509 - two system calls
             )
             return self._child
 
 
-def entrypoint_environment(
-    spec: JobSpec, core: CoreWorker, base: Any
-) -> dict[str, str]:
+def entrypoint_environment(spec: JobSpec, core: CoreWorker, base: Any) -> dict[str, str]:
     """What the entry point finds in its environment."""
     kept = {name: value for name, value in base.items() if not _OWN_VARIABLES.match(name)}
     metadata = {**spec.metadata, SUBMISSION_KEY: spec.submission_id}
+    if spec.env_vars:
+        kept[ENVIRONMENT_VARIABLE] = json.dumps(spec.env_vars, sort_keys=True)
     return {
         **kept,
         "PYTHONUNBUFFERED": "1",
@@ -195,8 +197,11 @@ def _stop_wait_s() -> float:
         return STOP_WAIT_S
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with(parent: int) -> None:
+    """In the child: end when the supervisor does, even if it has already."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
