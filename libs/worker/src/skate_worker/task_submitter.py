@@ -8,6 +8,7 @@ thread writes batches.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from skate_core_ids import SkateError
@@ -56,7 +57,11 @@ class TaskSubmitter:
         peers: Peers,
         raylet: NodeClient,
         loop: IoThread,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``clock``: monotonic seconds."""
+        self._now_s = clock
         self._ownership = ownership
         self._completion = completion
         self._peers = peers
@@ -160,7 +165,7 @@ class TaskSubmitter:
         peer.lease = lease
         self._peers.lives_on(peer, message.node_id)
         with self._ownership.lock:
-            self._pool.granted(queue, lease, time.monotonic())
+            self._pool.granted(queue, lease, self._now_s())
             self._begin(lease, queue)
             self._push(lease)
             first = next(iter(lease.in_flight.values()), None)
@@ -336,7 +341,7 @@ class TaskSubmitter:
     def on_results(self, peer: Peer, results: list[Any]) -> None:
         """Outcomes from one leased worker, in one batch."""
         lease: Lease[Submission] = peer.lease
-        now_s = time.monotonic()
+        now_s = self._now_s()
         finished: list[tuple[Submission, Any]] = []
         pool = self._pool
         with self._ownership.lock:
@@ -386,11 +391,16 @@ class TaskSubmitter:
         queue = lease.queue
         assert queue is not None
         for submission in retries:
-            submission.is_solo = False
+            # It is known how often it started; with its last start it must stay so.
+            submission.is_solo = submission.attempts_left == 0
         with self._ownership.lock:
             self._pool.requeue(queue, retries)
             self._push(lease)
+            # The lease may be lost by now: then others have to serve.
+            wanted = self._pool.requests_wanted(queue)
+            requests = [self._pool.new_request(queue) for _ in range(wanted)]
         lease.connection.flush()
+        self._request(queue, requests)
 
     # ---- idle leases ----
 
@@ -417,7 +427,7 @@ class TaskSubmitter:
     def _on_short_linger(self) -> None:
         self._is_short_linger_set = False
         self._return_idle()
-        now_s = time.monotonic()
+        now_s = self._now_s()
         if any(
             lease.is_wanted and not lease.in_flight and now_s - lease.idle_since_s < LINGER_S
             for lease in self._pool.leases.values()
@@ -431,13 +441,22 @@ class TaskSubmitter:
             self._watch_idle()
 
     def _return_idle(self) -> None:
+        wanting: list[tuple[KeyQueue[Submission], list[int]]] = []
         with self._ownership.lock:
-            leases = self._pool.returnable(time.monotonic())
+            leases = self._pool.returnable(self._now_s())
+            for lease in leases:
+                # What a lease that was asked back left, others have to run.
+                queue = lease.queue
+                if queue is not None and queue.pending:
+                    wanted = self._pool.requests_wanted(queue)
+                    wanting.append((queue, [self._pool.new_request(queue) for _ in range(wanted)]))
         for lease in leases:
             peer = self._peers.find(lease.worker_id)
             if peer is not None:
                 peer.lease = None
             self._raylet.post(node.ReturnLease(lease.lease_id))
+        for queue, requests in wanting:
+            self._request(queue, requests)
 
     # ---- cancelling ----
 
