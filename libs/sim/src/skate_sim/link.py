@@ -233,8 +233,9 @@ class SimLink:
         pipe = Pipe(world.network, world.gcs.host, raylet.host, self._take)
 
         def handle(reply: Callable[[Any], None]) -> None:
-            world.gcs.subscribe(raylet, pipe)
-            reply(True)
+            if not pipe.is_closed:  # else the stream broke before it was opened
+                world.gcs.subscribe(raylet, pipe)
+                reply(True)
 
         def done(_: Any, problem: str) -> None:
             if problem:

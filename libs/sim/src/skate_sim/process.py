@@ -309,8 +309,11 @@ class SimProcess:
             return
         self.client.lost()
         entries = self.ownership.table.entries.values()
+        pending = [entry for entry in entries if entry.state == PENDING]
+        self.tasks.abandon()
+        self.actor_calls.abandon()
         error: SkateError = LocalRayletDiedError("the raylet is gone")
-        self.ownership.fail([entry for entry in entries if entry.state == PENDING], error)
+        self.ownership.fail(pending, error)
 
     # ---- the end ----
 
@@ -406,8 +409,10 @@ class SimExecutor:
             self._finish(_error(task_id, is_cancelled=True))
 
     def caller_lost(self, peer: Peer) -> None:
-        """The connection to a caller is gone: what it sent and did not start never does."""
-        self._queue = deque(work for work in self._queue if work[0] is not peer)
+        """The connection to an owner is gone: its tasks that have not started may run elsewhere."""
+        self._queue = deque(
+            work for work in self._queue if work[0] is not peer or type(work[1]) is not PushTask
+        )
 
     def exit_soon(self) -> None:
         """End after the task that runs now."""

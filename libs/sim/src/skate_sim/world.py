@@ -36,6 +36,7 @@ from skate_worker.machine.references import Entry
 from skate_worker.specs import TaskOptions
 
 SETTLE_S = 30.0  # RELIABILITY I1
+RETURN_S = 25.0  # for a lease whose holder needs it no more
 QUIET_S = 60.0  # for leases, workers and reports to be given back once the programs have gone
 POLL_S = 0.5
 UNITS = 10_000
@@ -347,8 +348,22 @@ class World:
             ]
             raise Violation(f"I1: after {SETTLE_S:g} s wait {'; '.join(waiting)}")
         self.counts["settled within ms"] += int((self.agenda.now_s - end_s + SETTLE_S) * 1000)
+        self._check_leases_returned()
         self.oracle.check_outcomes_stand(self.entries)
         self._check_actors()
+
+    def _check_leases_returned(self) -> None:
+        """Who has nothing to run keeps no worker."""
+        end_s = self.agenda.now_s + RETURN_S
+        while held := [
+            f"{lease.holder_id[:9].decode()} at {raylet.name}"
+            for raylet in self.up()
+            for lease in raylet.machine.leases()
+            if lease.holder_id
+        ]:
+            if self.agenda.now_s >= end_s:
+                raise Violation(f"I14: {RETURN_S:g} s after its work a lease is held: {held}")
+            self.agenda.run_until(self.agenda.now_s + POLL_S)
 
     def _check_actors(self) -> None:
         if self.scenario.is_calm:
@@ -361,13 +376,14 @@ class World:
         """All programs end, and nothing of them may be left."""
         for driver in self.drivers:
             driver.die("its program ends")
-        for actor_id, plan in self.actors.items():
-            if plan.is_detached:
-                self.gcs.handle(gcs_on.ActorKilled(actor_id, True, None), _ignore)
         end_s = self.agenda.now_s + QUIET_S
         while left := self.left_over():
             if self.agenda.now_s >= end_s:
                 raise Violation(f"I14/I15: after {QUIET_S:g} s are left: {'; '.join(left)}")
+            for record in self.gcs.actors():
+                if record.spec.is_detached and not record.is_dead:
+                    kill = gcs_on.ActorKilled(record.spec.actor_id, True, None)
+                    self.gcs.handle(kill, _ignore)
             self.agenda.run_until(self.agenda.now_s + POLL_S)
 
     def left_over(self) -> list[str]:

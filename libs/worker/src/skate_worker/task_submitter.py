@@ -252,7 +252,7 @@ class TaskSubmitter:
         cause = node.Death(
             "exited", f"its connection broke ({reason}), and no cause was reported.", lease.pid
         )
-        self._loop.call_later(DEATH_REPORT_S, self._bury, lease.lease_id, cause)
+        self._loop.call_later(DEATH_REPORT_S, self._give_up, lease.lease_id, cause)
 
     def on_leaving(self, peer: Peer, message: Leaving) -> None:
         """A worker ends on purpose and says what it leaves undone."""
@@ -270,6 +270,12 @@ class TaskSubmitter:
         tasks.sort(key=lambda task: task.task_id != message.running_task)
         cause = node.Death("exited", f"{message.reason}.", lease.pid)
         self._worker_died(lease, tasks, cause, has_started=bool(message.running_task))
+
+    def _give_up(self, lease_id: bytes, cause: node.Death) -> None:
+        # The raylet reported no death: perhaps only the connection broke, and the worker lives.
+        if lease_id in self._pool.leases:
+            self._raylet.post(node.ReturnLease(lease_id, discard=True))
+        self._bury(lease_id, cause)
 
     def _bury(self, lease_id: bytes, cause: node.Death) -> None:
         self._deaths.pop(lease_id, None)
@@ -495,6 +501,15 @@ class TaskSubmitter:
         except StreamClosedError:
             return True  # its worker is dying: on_lost finds the task cancelled
         return True
+
+    def abandon(self) -> None:
+        """The raylet is gone and every unfinished task was failed: no result counts any more."""
+        self._unresolved.clear()
+        with self._ownership.lock:
+            for queue in self._pool.queues.values():
+                queue.pending.clear()
+            for lease in list(self._pool.leases.values()):
+                self._pool.lost(lease.lease_id)
 
     def children_of(self, task_id: bytes) -> list[bytes]:
         """The unfinished tasks that this task submitted."""
