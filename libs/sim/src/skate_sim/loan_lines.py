@@ -30,6 +30,7 @@ class LenderLine:
         self.is_open = False
         self._is_closed = False
         self._number = 0  # of the connection
+        self._lender_number = 0  # of the one that the lender knows
         self._orders: Pipe | None = None
         self._news: Pipe | None = None
         self._pause_s = RETRY_FIRST_S
@@ -71,6 +72,7 @@ class LenderLine:
             if before is not None and before is not self:
                 before.snap()
             lender.borrowers[borrower.node_id] = self
+            self._lender_number = number
             self._news = news
             news.send(_WELCOME)
             reply(True)
@@ -138,7 +140,7 @@ class LenderLine:
         """The connection breaks while both ends live; each finds out by itself."""
         if not self.is_open:
             return
-        borrower, lender = self.borrower, self.lender
+        borrower = self.borrower
         random, agenda = borrower.world.network.random, borrower.world.agenda
         number = self._number
         for pipe in (self._orders, self._news):
@@ -149,7 +151,7 @@ class LenderLine:
 
     def _lender_lost(self, number: int) -> None:
         lender, borrower = self.lender, self.borrower
-        is_newer = self._number != number and self.is_open
-        if lender.is_up and lender.borrowers.get(borrower.node_id) is self and not is_newer:
+        is_same = lender.borrowers.get(borrower.node_id) is self and self._lender_number == number
+        if lender.is_up and is_same:
             del lender.borrowers[borrower.node_id]
             lender.tell(loan.BorrowerLost(borrower.node_id))

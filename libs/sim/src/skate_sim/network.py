@@ -40,11 +40,16 @@ class Endpoint(Protocol):
     """Who makes and takes calls. ``life`` changes when it starts anew."""
 
     @property
-    def host(self) -> str: ...
+    def host(self) -> str:
+        """Where it runs."""
+
     @property
-    def is_up(self) -> bool: ...
+    def is_up(self) -> bool:
+        """Whether it answers."""
+
     @property
-    def life(self) -> int: ...
+    def life(self) -> int:
+        """Which of its lives this is."""
 
 
 class Network:

@@ -200,5 +200,5 @@ class Oracle:
         for name in total:
             free = available[name]
             is_lent = name == CPU and free == 0  # who wakes up takes its CPUs back at once
-            if free < 0 or free + used[name] != total[name] and not is_lent:
+            if free < 0 or (free + used[name] != total[name] and not is_lent):
                 raise Violation(f"I14: {raylet.name} has {free} of {name} free, {used[name]} used")

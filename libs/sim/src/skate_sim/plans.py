@@ -51,3 +51,5 @@ class ActorPlan:
     kills: int = 0  # orders by the user
     is_released: bool = False
     is_doomed: bool = False  # it could not be registered
+    is_registered: bool = False  # so that others than its creator may have its handle
+    creator: str = ""

@@ -2,8 +2,9 @@
 
 Real here: ``Ownership``, ``Completion``, ``Peers``, ``TaskSubmitter``, ``ActorSubmitter`` and the
 machines under them. User code can not wait inside a simulation, so the executor is the
-simulator's; it obeys the rules of ``skate_worker.execution``: one task after the other, the youngest
-given back first, the whole queue when the running task blocks, nothing of a caller that is gone.
+simulator's; it obeys the rules of ``skate_worker.execution``: one task after the other, the
+youngest given back first, the whole queue when the running task blocks, and no task of an owner
+that is gone.
 """
 
 from __future__ import annotations
@@ -163,9 +164,7 @@ class SimProcess:
         self.tasks = TaskSubmitter(
             self.ownership, self.completion, self.peers, client, loop, clock=world.clock
         )
-        self.actor_calls = ActorSubmitter(
-            self.ownership, self.completion, self.peers, client, loop
-        )
+        self.actor_calls = ActorSubmitter(self.ownership, self.completion, self.peers, client, loop)
         self.executor = SimExecutor(self)
         self.on_registered: Callable[[], None] = _nothing
 
@@ -328,7 +327,7 @@ class SimProcess:
         self.life.is_alive = False
         for end in ends:
             is_far = end.other.life.host != self.life.host
-            lost = world.random.choice((0, 0, 1, 3)) if is_far else 0
+            lost = world.random.choice((0, 0, 1, 3)) if is_far and world.loses_messages else 0
             end.die(lost, is_told=is_told)
         self.from_raylet.is_closed = True
         self.executor.ended()

@@ -1,9 +1,9 @@
 """The shell around the real node machine of one simulated raylet.
 
-Real here: ``NodeMachine`` with borrowing and lending, ``ActorHost``, ``ActorDirectory``, ``JobBook``.
-Simulated: worker processes, the zygote's forks, the lines to other raylets, the line to the GCS.
-What the product's ``Raylet``, ``ProcessServer`` and ``LoanOffice`` do with a message or a command is
-done here in the same order.
+Real here: ``NodeMachine`` with borrowing and lending, ``ActorHost``, ``ActorDirectory``,
+``JobBook``. Simulated: worker processes, the zygote's forks, the lines to other raylets, the line
+to the GCS. What the product's ``Raylet``, ``ProcessServer`` and ``LoanOffice`` do with a message or
+a command is done here in the same order.
 """
 
 from __future__ import annotations

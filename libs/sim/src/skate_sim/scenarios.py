@@ -114,9 +114,7 @@ def draw(seed: int, name: str = "") -> Scenario:
     mix = MIXES[name]
     is_calm = name == "calm"
     nodes = random.choice((1, 2, 3, 3))
-    totals: tuple[dict[str, float], ...] = tuple(
-        random.choice(TOTALS) for _ in range(nodes)
-    )
+    totals: tuple[dict[str, float], ...] = tuple(random.choice(TOTALS) for _ in range(nodes))
     if is_calm:
         totals = (ALL, *totals[1:])
     seconds = random.choice((3.0, 6.0, 12.0))
@@ -250,14 +248,16 @@ def create(world: World, random: Random) -> None:
 def call(world: World, random: Random) -> None:
     """Some calls of one actor by one driver."""
     driver = _driver(world, random)
-    actors = [plan for plan in world.actors.values()]
-    if driver is None or not actors:
+    if driver is None:
+        return
+    actors = [
+        plan for plan in world.actors.values() if plan.is_registered or plan.creator == driver.name
+    ]
+    if not actors:
         return
     actor = random.choice(actors)
     for _ in range(random.choice((1, 2, 5))):
-        plan = Plan(
-            f"c{len(world.plans)}", b"", random.choice(DURATIONS_S), actor.max_task_retries
-        )
+        plan = Plan(f"c{len(world.plans)}", b"", random.choice(DURATIONS_S), actor.max_task_retries)
         if random.random() < 0.08:
             plan.deaths = 1
             actor.kills += 1
@@ -348,9 +348,7 @@ def cut_nodes(world: World, random: Random) -> None:
     if len(up) >= 2:
         world.count("cuts")
         one, other = random.sample(up, 2)
-        world.cut(
-            one.host, other.host, random.choice(CUTS_S), is_one_way=random.random() < 0.4
-        )
+        world.cut(one.host, other.host, random.choice(CUTS_S), is_one_way=random.random() < 0.4)
 
 
 def cut_gcs(world: World, random: Random) -> None:

@@ -69,7 +69,7 @@ class SimConnection:
         self._on_messages = on_messages
         self._on_close = on_close
         self._decoder = decoder
-        self._pipe: Pipe
+        self.pipe: Pipe  # what this end sends
         self.other: SimConnection
         self.is_closed = False
         self.has_ended = False
@@ -79,14 +79,14 @@ class SimConnection:
         """Become the two ends of one connection."""
         self.other, other.other = other, self
         for near, far in ((self, other), (other, self)):
-            near._pipe = Pipe(self._network, near.life.host, far.life.host, far._arrive)
+            near.pipe = Pipe(self._network, near.life.host, far.life.host, far.arrive)
 
     def queue(self, message: Any) -> None:
         """Send. Raises :class:`StreamClosedError` once this end is closed."""
         if self.is_closed:
             raise StreamClosedError("closed")
         if self.life.is_alive:
-            self._pipe.send(message if self._decoder is None else _encode([message]))
+            self.pipe.send(message if self._decoder is None else _encode([message]))
 
     post = send = queue
 
@@ -99,7 +99,7 @@ class SimConnection:
         """Close this end; the other one hears of it after what was said."""
         if not self.is_closed:
             self.is_closed = True
-            self._pipe.send(_CLOSE)
+            self.pipe.send(_CLOSE)
             self._network.agenda.after(0.0, self._finish, reason)
 
     def die(self, lost: int, *, is_told: bool) -> None:
@@ -108,25 +108,27 @@ class SimConnection:
         ``is_told`` False: its host is gone too, so that nobody tells the other end.
         """
         self.is_closed = self.has_ended = True
-        self.other._pipe.is_closed = True
-        self._pipe.lose_end(lost)
+        self.other.pipe.is_closed = True
+        self.pipe.lose_end(lost)
         if is_told:
-            self._pipe.send(_CLOSE)
+            self.pipe.send(_CLOSE)
         else:
-            self._network.agenda.after(TCP_SILENCE_S, self.other._break, "the peer is silent")
+            self._network.agenda.after(TCP_SILENCE_S, self.other.notice_break, "the peer is silent")
 
     def snap(self) -> None:
         """The connection breaks while both ends live; each finds out by itself."""
         random, agenda = self._network.random, self._network.agenda
         for end in (self, self.other):
-            end._pipe.is_closed = True
-            agenda.after(random.uniform(0.0, 0.2), end._break, "the connection broke")
+            end.pipe.is_closed = True
+            agenda.after(random.uniform(0.0, 0.2), end.notice_break, "the connection broke")
 
-    def _break(self, reason: str) -> None:
+    def notice_break(self, reason: str) -> None:
+        """This end finds out that the connection is broken."""
         self.is_closed = True
         self._finish(reason)
 
-    def _arrive(self, batch: list[Any]) -> None:
+    def arrive(self, batch: list[Any]) -> None:
+        """Take what came through the other end's pipe."""
         if self.has_ended or not self.life.is_alive:
             return
         messages: list[Any] = []
@@ -188,7 +190,7 @@ class SimSockets:
             near.join(SimConnection(network, Life("nobody", life.host), _drop, _drop, None))
             if endpoint.partition("/")[0] not in self.dark_hosts:
                 delay_s = network.delay_s(life.host, life.host)
-                network.agenda.after(delay_s, near._arrive, [_CLOSE])
+                network.agenda.after(delay_s, near.arrive, [_CLOSE])
             return near
         far = SimConnection(
             network,

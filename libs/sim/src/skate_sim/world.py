@@ -18,8 +18,8 @@ import msgspec
 
 from skate_gcs.machine import events as gcs_on
 from skate_gcs.machine.records import ActorSpec, ActorState, Address
-from skate_raylet.service.convert import actor_view
 from skate_gcs.service.convert import actor_to
+from skate_raylet.service.convert import actor_view
 from skate_rpc import node_protocol as node
 from skate_rpc.stream import TCP_SILENCE_S
 from skate_sim.agenda import Agenda
@@ -212,7 +212,10 @@ class World:
             is_soft=strategy is not None and strategy.is_soft,
         )
 
+        plan.creator = process.name
+
         def replied(reply: node.ControlReply) -> None:
+            plan.is_registered = not reply.error
             if reply.error:
                 plan.is_doomed = True
                 process.actor_calls.fail_creation(plan.actor_id, reply.error)

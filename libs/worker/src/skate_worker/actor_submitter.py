@@ -153,6 +153,8 @@ class ActorSubmitter:
                 # The line to the last incarnation is open still: its node may only be cut off.
                 calls.unknown += calls.disconnected()
             calls.connected(peer.connection, view.incarnation)
+        if calls.unknown:
+            self._fail_unavailable(calls)  # nobody listens to the last incarnation any more
         self._send_waiting(calls)
 
     def _died(self, calls: Calls) -> None:
