@@ -139,6 +139,7 @@ class Load:
 
 
 @pytest.mark.parametrize("seed", [1])
+@pytest.mark.invariant("I17")
 def test_everything_acknowledged_survives_sigkill_under_load(folder, run, seed):
     async def main():
         gcs = GcsProcess(folder)

@@ -91,6 +91,7 @@ def test_damaged_row_is_named_and_not_used(path):
     storage.close()
 
 
+@pytest.mark.invariant("I18")
 def test_flipped_bits_in_the_file_are_never_returned_as_data(path, tmp_path):
     rows = [(b"%04d" % number, os.urandom(300)) for number in range(200)]
     storage = SqliteStorage(path, TABLES)
@@ -119,6 +120,7 @@ def test_flipped_bits_in_the_file_are_never_returned_as_data(path, tmp_path):
     assert detected > 20
 
 
+@pytest.mark.invariant("I18")
 def test_log_cut_anywhere_gives_a_prefix_with_all_that_was_acknowledged(path, tmp_path):
     storage = SqliteStorage(path, TABLES)
     source = random.Random(2)
@@ -177,6 +179,7 @@ class CrampedStorage(SqliteStorage):
         super()._write(connection, batches)
 
 
+@pytest.mark.invariant("I19")
 def test_full_disk_refuses_the_batch_whole_and_recovers(path):
     storage = CrampedStorage(path, TABLES)
     put(storage, b"a", b"1")
@@ -206,6 +209,7 @@ class BrokenStorage(SqliteStorage):
         super()._write(connection, batches)
 
 
+@pytest.mark.invariant("I18")
 def test_failed_device_acknowledges_nothing_any_more(path):
     storage = BrokenStorage(path, TABLES)
     put(storage, b"a", b"1")

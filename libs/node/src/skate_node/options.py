@@ -1,4 +1,6 @@
-"""What a node is asked to be, checked before any process is started. Standard library only.
+"""What a node is asked to be, checked before any process is started.
+
+Standard library only, but for the check of labels, which is loaded when there are any.
 
 The launcher writes these options as JSON to the daemon's standard input; nothing of them is in its
 arguments or environment.
@@ -44,7 +46,7 @@ class NodeOptions:
     resources: dict[str, float] = field(default_factory=dict)
     """Custom resources by name. ``CPU`` and ``GPU`` have options of their own."""
     labels: dict[str, str] = field(default_factory=dict)
-    """Facts about the node for people and policies."""
+    """Facts about the node for people and policies; the node adds ``ray.io/node-id`` itself."""
     object_store_memory: int | None = None
     """Bytes of the object store, at least 75 MiB; None: 30 % of what is available."""
     spill_dir: str | None = None
@@ -88,8 +90,8 @@ class NodeOptions:
             )
         for resource, quantity in self.resources.items():
             _check_resource(resource, quantity)
-        for key, value in self.labels.items():
-            _check_label(key, value)
+        if self.labels:
+            _check_labels(self.labels)
         spill_dir = self.spill_dir
         if not isinstance(spill_dir, str | None):
             raise TypeError(f"spill_dir must be a string, got {type(spill_dir).__name__}.")
@@ -177,9 +179,17 @@ def _check_resource(resource: object, quantity: object) -> None:
     _check_quantity(f"resources[{resource!r}]", quantity)
 
 
-def _check_label(key: object, value: object) -> None:
-    if not isinstance(key, str) or not isinstance(value, str) or not key:
-        raise TypeError(f"labels maps strings to strings, got {key!r}: {value!r}.")
+def _check_labels(labels: dict[Any, Any]) -> None:
+    for key, value in labels.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"labels maps strings to strings, got {key!r}: {value!r}.")
+    # Late: a driver's start waits for what is imported, and few nodes are given labels.
+    from skate_scheduler import LabelError, check_labels  # noqa: PLC0415
+
+    try:
+        check_labels(labels)
+    except LabelError as error:
+        raise ValueError(f"labels: {error}") from None
 
 
 def _check_bytes(name: str, value: object) -> None:

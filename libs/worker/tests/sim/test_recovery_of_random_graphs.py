@@ -409,6 +409,7 @@ class World:
 
 @pytest.mark.parametrize("limit_bytes", [LIMIT_BYTES, 20_000], ids=["unbounded", "bounded"])
 @pytest.mark.parametrize("seed", range(150))
+@pytest.mark.invariant("I2")
 def test_every_referenced_value_equals_the_sequential_run(seed: int, limit_bytes: int) -> None:
     world = World(seed, limit_bytes)
     for _ in range(400):
