@@ -335,7 +335,8 @@ class SimProcess:
         self.raylet.process_died(self, why)
 
     def exit(self, reason: str, running_task: bytes = b"", peer: Peer | None = None) -> None:
-        """End on purpose: the caller hears it first, then the raylet."""
+        """End on purpose: the caller hears it first, then the raylet. Nothing starts any more."""
+        self.executor.has_left = True
         if peer is not None:
             try:
                 peer.connection.send(Leaving(reason, running_task))
@@ -354,6 +355,7 @@ class SimExecutor:
         self._queue: deque[tuple[Peer | None, Any]] = deque()
         self._current: tuple[Peer | None, Any] | None = None
         self._is_exiting = False
+        self.has_left = False  # nothing starts any more
         self._waits_for = 0  # children that the running task waits for
         self.actor_id = b""
         self.incarnation = -1
@@ -421,6 +423,7 @@ class SimExecutor:
 
     def ended(self) -> None:
         """The process is gone."""
+        self.has_left = True
         self._queue.clear()
         self._current = None
 
@@ -433,15 +436,15 @@ class SimExecutor:
             return  # the caller is gone
 
     def _go_on(self) -> None:
-        if self._current is not None or not self._queue or not self._process.life.is_alive:
+        if self._current is not None or not self._queue or self.has_left:
             return
         work = self._current = self._queue.popleft()
         message = work[1]
         world, process = self._world, self._process
         if type(message) is node.CreateActor:
-            plan = world.actor_plan(message.actor_id)
             world.oracle.actor_starts(message.actor_id, message.incarnation, process)
-            world.agenda.after(plan.duration_s, self._created, work, message)
+            duration_s = world.actor_plan(message.actor_id).duration_s
+            world.agenda.after(duration_s, self._created, work, message)
             return
         plan = world.plans[message.task_id]
         world.note(process.name, f"starts {plan.name} attempt {message.attempt}")
@@ -483,14 +486,12 @@ class SimExecutor:
 
         for child in plan.children:
             world.submit(process, child, settled)
-        if self._waits_for and self._current is work:
+        if self._waits_for:
             process.client.post(node.Blocked())
-            self._give_back_queue()
+            self._give_back_queue(work[0])
 
-    def _give_back_queue(self) -> None:
-        assert self._current is not None
+    def _give_back_queue(self, current: Peer | None) -> None:
         taken: dict[int, tuple[Peer, list[bytes]]] = {}
-        current = self._current[0]
         if current is not None:
             taken[id(current)] = (current, [])
         for peer, message in self._queue:
@@ -500,8 +501,9 @@ class SimExecutor:
         for peer, task_ids in taken.values():
             self._say(peer, TasksGivenBack(task_ids, is_blocked=True))
 
-    def _ran(self, work: Any, plan: Plan) -> None:
-        if self._current is not work:
+    def _ran(self, work: tuple[Peer | None, Any], plan: Plan) -> None:
+        is_current = self._current is work
+        if not is_current:
             return
         attempt = work[1].attempt
         if attempt < plan.deaths:
@@ -517,9 +519,8 @@ class SimExecutor:
             self._finish(TaskDone(plan.task_id, data, int(plan.duration_s * 1e6)))
 
     def _finish(self, outcome: Any) -> None:
-        assert self._current is not None
-        peer, self._current = self._current[0], None
-        self._say(peer, outcome)
+        current, self._current = self._current, None
+        self._say(current[0] if current is not None else None, outcome)
         if self._is_exiting:
             self._process.die("it was asked to end")
         else:

@@ -358,10 +358,10 @@ def cut_gcs(world: World, random: Random) -> None:
         world.count("cuts")
         raylet = random.choice(up)
         duration_s = random.choice(CUTS_S)
-        way = [raylet.host, world.gcs.host]
+        source, target = raylet.host, world.gcs.host
         if random.random() < 0.5:
-            way.reverse()
-        world.cut(*way, duration_s, is_one_way=random.random() < 0.4)
+            source, target = target, source
+        world.cut(source, target, duration_s, is_one_way=random.random() < 0.4)
         if random.random() < 0.5:
             for other in up:
                 if other is not raylet:

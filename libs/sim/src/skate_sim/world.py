@@ -18,6 +18,7 @@ import msgspec
 
 from skate_gcs.machine import events as gcs_on
 from skate_gcs.machine.records import ActorSpec, ActorState, Address
+from skate_gcs.machine.records import Strategy as GcsStrategy
 from skate_gcs.service.convert import actor_to
 from skate_raylet.service.convert import actor_view
 from skate_rpc import node_protocol as node
@@ -240,6 +241,7 @@ class World:
                 placement_resources=body.placement_resources,
                 running_resources=body.running_resources,
                 creation_task=body.creation_task,
+                strategy=GcsStrategy(body.is_spread, body.node_id, body.is_soft),
             )
             return gcs_on.ActorRegistered(spec, False), lambda answer: encode(
                 node.RegisteredActor(actor_view(actor_to(answer.record)), answer.is_new)
