@@ -66,6 +66,8 @@ class RequestLease(NodeMessage, tag=2):
     is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
     is_impatient: bool = False  # with ``node_id``: a busy node is like one that is too small
     labels: LabelRules | None = None
+    # Nodes and the bytes of arguments that they hold, most first: better than others with room.
+    near: list[tuple[bytes, int]] = []
 
 
 class CancelLeaseRequest(NodeMessage, tag=3):

@@ -37,6 +37,7 @@ from skate_scheduler import LabelError, ResourceSet
 _log = logging.getLogger(__name__)
 
 REGISTER_DEADLINE_S = 10.0
+NEAR_MAX = 8  # nodes that a request may name
 WORKER_ID_BYTES = 28
 
 
@@ -294,6 +295,7 @@ class ProcessServer:
                 tuple(sorted(message.env_vars.items())),
                 max(0, message.backlog),
                 strategy,
+                near=tuple(message.near[:NEAR_MAX]),
             )
         )
 
