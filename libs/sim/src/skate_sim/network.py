@@ -6,8 +6,9 @@ it is healed; nobody is told. What a host says after it has lost its power is ne
 nobody is told either: that is what tells a crash of a host from the end of a process.
 
 A *call* is one remote procedure call: it may be lost on its way there or back, arrive after its
-caller has given up, and the caller can not tell which of these it was. Nothing is delivered twice
-by the network itself (each connection is one TCP stream); callers repeat themselves.
+caller has given up, and the caller can not tell which of these it was. TCP delivers nothing twice,
+but callers repeat themselves; and as no handler of the task plane relies on TCP for that
+(``skate_worker.task_messages``), its messages are repeated here too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class NetworkHabits:
     slow_share: float = 0.0  # of the messages between hosts
     slow_s: float = 0.3  # at most so late
     reset_share: float = 0.0  # of the calls
+    repeat_share: float = 0.0  # of what processes say to each other: it comes twice
 
 
 class Endpoint(Protocol):

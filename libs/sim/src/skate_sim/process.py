@@ -31,6 +31,7 @@ from skate_worker.results import Completion
 from skate_worker.serialization import serialize
 from skate_worker.specs import TaskOptions
 from skate_worker.submission import Submission
+from skate_worker.task_messages import WITH_SERIAL
 from skate_worker.task_protocol import (
     Cancel,
     Hello,
@@ -218,11 +219,14 @@ class SimProcess:
         )
 
     def _on_peer_messages(self, peer: Peer, batch: list[Any]) -> None:
+        received = peer.serials.received
         results: list[Any] = []
         for message in batch:
             if type(message) is TaskDone or type(message) is TaskReturned:
                 results.append(message)
                 continue
+            if type(message) in WITH_SERIAL and not received.is_new(message.serial):
+                continue  # it comes a second time
             if results:
                 self._on_results(peer, results)
                 results = []
@@ -397,17 +401,17 @@ class SimExecutor:
                 kept.append(work)
         self._queue.extend(reversed(kept))
         taken.reverse()
-        self._say(peer, TasksGivenBack(taken))
+        self._say(peer, peer.stamp(TasksGivenBack(taken)))
 
     def cancel(self, peer: Peer, task_id: bytes) -> None:
         """Drop a task that has not started; interrupt one that runs."""
         for work in list(self._queue):
             if getattr(work[1], "task_id", b"") == task_id:
                 self._queue.remove(work)
-                self._say(peer, _error(task_id, is_cancelled=True))
+                self._say(peer, _error(work[1], is_cancelled=True))
                 return
-        if self.running == task_id and not self._waits_for:
-            self._finish(_error(task_id, is_cancelled=True))
+        if self.running == task_id and not self._waits_for and self._current is not None:
+            self._finish(_error(self._current[1], is_cancelled=True))
 
     def caller_lost(self, peer: Peer) -> None:
         """The connection to an owner is gone: its tasks that have not started may run elsewhere."""
@@ -499,7 +503,7 @@ class SimExecutor:
                 taken.setdefault(id(peer), (peer, []))[1].append(message.task_id)
         self._queue.clear()
         for peer, task_ids in taken.values():
-            self._say(peer, TasksGivenBack(task_ids, is_blocked=True))
+            self._say(peer, peer.stamp(TasksGivenBack(task_ids, is_blocked=True)))
 
     def _ran(self, work: tuple[Peer | None, Any], plan: Plan) -> None:
         is_current = self._current is work
@@ -509,14 +513,14 @@ class SimExecutor:
         if attempt < plan.deaths:
             self._process.die(f"{plan.name} killed it")
         elif attempt < plan.deaths + plan.raises:
-            self._finish(_error(plan.task_id))
+            self._finish(_error(work[1]))
         elif plan.exits:
             peer, self._current = work[0], None
             self._process.exit("the task called sys.exit(0)", plan.task_id, peer)
         else:
             self._world.oracle.task_ends(plan, work[1])
             data = b"%s#%d" % (plan.name.encode(), attempt)
-            self._finish(TaskDone(plan.task_id, data, int(plan.duration_s * 1e6)))
+            self._finish(TaskDone(plan.task_id, data, int(plan.duration_s * 1e6), attempt))
 
     def _finish(self, outcome: Any) -> None:
         current, self._current = self._current, None
@@ -527,10 +531,16 @@ class SimExecutor:
             self._go_on()
 
 
-def _error(task_id: bytes, *, is_cancelled: bool = False) -> TaskReturned:
+def _error(message: Any, *, is_cancelled: bool = False) -> TaskReturned:
     data = serialize(SimulatedError("on purpose"), is_error=True).to_bytes()
     returned = [Returned(data, is_error=True)]
-    return TaskReturned(task_id, returned, is_error=True, is_cancelled=is_cancelled)
+    return TaskReturned(
+        message.task_id,
+        returned,
+        is_error=True,
+        is_cancelled=is_cancelled,
+        attempt=message.attempt,
+    )
 
 
 def _nothing() -> None:

@@ -135,7 +135,10 @@ def draw(seed: int, name: str = "") -> Scenario:
         seconds,
         tuple(actions),
         habits=NetworkHabits(
-            random.choice((0.0, 0.1, 0.4)), 0.3, random.choice((0.0, 0.05)) if is_rough else 0.0
+            random.choice((0.0, 0.1, 0.4)),
+            0.3,
+            random.choice((0.0, 0.05)) if is_rough else 0.0,
+            random.choice((0.0, 0.0, 0.1)),
         )
         if not is_calm
         else CALM,

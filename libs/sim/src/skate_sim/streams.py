@@ -73,6 +73,7 @@ class SimConnection:
         self.other: SimConnection
         self.is_closed = False
         self.has_ended = False
+        self.is_first = True  # nothing was sent: the first message says who it is
         self.context: Any = None
 
     def join(self, other: SimConnection) -> None:
@@ -85,10 +86,24 @@ class SimConnection:
         """Send. Raises :class:`StreamClosedError` once this end is closed."""
         if self.is_closed:
             raise StreamClosedError("closed")
-        if self.life.is_alive:
-            self.pipe.send(message if self._decoder is None else _encode([message]))
+        if not self.life.is_alive:
+            return
+        if self._decoder is None:
+            self.pipe.send(message)
+            return
+        data = _encode([message])
+        self.pipe.send(data)
+        network = self._network
+        share = network.habits.repeat_share
+        if share and not self.is_first and network.random.random() < share:
+            network.agenda.after(network.random.uniform(0.0, 0.5), self._repeat, data)
+        self.is_first = False
 
     post = send = queue
+
+    def _repeat(self, data: bytes) -> None:
+        if not self.is_closed and self.life.is_alive:
+            self.pipe.send(data)
 
     def flush(self) -> None:
         """Everything queued is on its way already."""

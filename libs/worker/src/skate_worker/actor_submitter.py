@@ -87,6 +87,7 @@ class ActorSubmitter:
                 connection = calls.connection
                 if is_sent:
                     is_lone = len(calls.in_flight) == 1
+                    call.message.serial = next(calls.serials)
                     try:
                         connection.queue(call.message)
                     except StreamClosedError:
@@ -115,6 +116,7 @@ class ActorSubmitter:
             connection = calls.connection
             try:
                 for call in calls.sendable():
+                    call.message.serial = next(calls.serials)
                     connection.queue(call.message)
             except StreamClosedError:
                 return  # on_peer_lost follows
@@ -152,7 +154,7 @@ class ActorSubmitter:
             if calls.connection is not None and calls.connection is not peer.connection:
                 # The line to the last incarnation is open still: its node may only be cut off.
                 calls.unknown += calls.disconnected()
-            calls.connected(peer.connection, view.incarnation)
+            calls.connected(peer.connection, view.incarnation, peer.serials.sent)
         if calls.unknown:
             self._fail_unavailable(calls)  # nobody listens to the last incarnation any more
         self._send_waiting(calls)
@@ -259,7 +261,7 @@ class ActorSubmitter:
         finished: list[tuple[Submission, Any]] = []
         with self._ownership.lock:
             for result in results:
-                call = calls.done(result.task_id)
+                call = calls.done(result.task_id, result.attempt)
                 if call is not None:
                     finished.append((call, result))
             self._completion.settle(finished)
@@ -309,7 +311,7 @@ class ActorSubmitter:
             return False
         sent.is_cancelled = True
         try:
-            calls.connection.post(Cancel(task_id, is_recursive))
+            calls.connection.post(Cancel(task_id, is_recursive, next(calls.serials)))
         except StreamClosedError:
             return True
         return True

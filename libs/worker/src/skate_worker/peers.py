@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from skate_rpc.event_loop import IoThread
 from skate_rpc.process_endpoints import (
@@ -19,23 +19,40 @@ from skate_rpc.process_endpoints import (
     with_tcp,
 )
 from skate_rpc.stream import StreamConnection, StreamListener, open_stream
+from skate_worker.machine.serials import Serials
 from skate_worker.task_protocol import AnyMessage, Hello
 
 Connection = StreamConnection[Any, Any]
 
 
+class _WithSerial(Protocol):
+    serial: int
+
+
+M = TypeVar("M", bound=_WithSerial)
+
+
 class Peer:
     """Another process, and what this process has to do with it."""
 
-    __slots__ = ("actor", "connection", "endpoint", "lease", "node_id", "worker_id")
+    __slots__ = ("actor", "connection", "endpoint", "lease", "node_id", "serials", "worker_id")
 
-    def __init__(self, worker_id: bytes, endpoint: str, connection: Connection) -> None:
+    def __init__(
+        self, worker_id: bytes, endpoint: str, connection: Connection, serials: Serials
+    ) -> None:
+        """``serials``: one for all connections with the process."""
         self.worker_id = worker_id
+        self.serials = serials
         self.endpoint = endpoint
         self.connection = connection
         self.node_id = b""  # where it runs, once that is known
         self.lease: Any = None  # the lease on this worker, when it is leased to us
         self.actor: Any = None  # the queue of the actor that it is, when we call it
+
+    def stamp(self, message: M) -> M:
+        """Give a message its serial, so that the peer knows a repetition. To be sent to it."""
+        message.serial = next(self.serials.sent)
+        return message
 
 
 class Peers:
@@ -72,6 +89,8 @@ class Peers:
         self._handle_lost = on_lost
         self._peers: dict[bytes, Peer] = {}
         self._connections: dict[Connection, None] = {}
+        self._serials: dict[bytes, Serials] = {}  # by worker id, while there is a connection
+        self._ends = 0  # processes whose last connection broke
         self._lock = threading.Lock()
         self._listeners: list[StreamListener] = []
         self._is_closed = False
@@ -113,7 +132,7 @@ class Peers:
                 on_messages=self._on_messages,
                 on_close=self._on_close,
             )
-            peer = Peer(worker_id, endpoint, connection)
+            peer = Peer(worker_id, endpoint, connection, self._one_more_line(worker_id))
             connection.context = peer
             connection.queue(Hello(self._worker_id, self.endpoint, self.node_id))
             self._peers[worker_id] = peer
@@ -153,7 +172,9 @@ class Peers:
             if type(first) is not Hello:
                 connection.close("the peer did not say who it is")
                 return
-            peer = Peer(first.worker_id, first.endpoint, connection)
+            with self._lock:
+                serials = self._one_more_line(first.worker_id)
+            peer = Peer(first.worker_id, first.endpoint, connection, serials)
             connection.context = peer
             self.lives_on(peer, first.node_id)
             with self._lock:
@@ -169,10 +190,25 @@ class Peers:
         peer: Peer | None = connection.context
         with self._lock:
             self._connections.pop(connection, None)
-            if peer is not None and self._peers.get(peer.worker_id) is peer:
-                del self._peers[peer.worker_id]
+            if peer is not None:
+                self._one_line_less(peer)
+                if self._peers.get(peer.worker_id) is peer:
+                    del self._peers[peer.worker_id]
         if peer is not None and not self._is_closed:
             self._handle_lost(peer, reason)
+
+    def _one_more_line(self, worker_id: bytes) -> Serials:
+        serials = self._serials.get(worker_id)
+        if serials is None:
+            serials = self._serials[worker_id] = Serials(self._ends)
+        serials.lines += 1
+        return serials
+
+    def _one_line_less(self, peer: Peer) -> None:
+        peer.serials.lines -= 1
+        if not peer.serials.lines:
+            del self._serials[peer.worker_id]
+            self._ends += 1
 
 
 def _nobody_asks(peer: Peer) -> None:

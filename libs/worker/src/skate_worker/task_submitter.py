@@ -111,6 +111,7 @@ class TaskSubmitter:
             lease = pool.submit(queue, submission)
             if lease is not None:
                 is_lone = len(lease.in_flight) == 1
+                submission.message.serial = next(lease.serials)
                 try:
                     lease.connection.queue(submission.message)
                 except StreamClosedError:
@@ -199,6 +200,7 @@ class TaskSubmitter:
             return
         peer = self._peers.get(message.worker_id, message.endpoint)
         lease.connection = peer.connection
+        lease.serials = peer.serials.sent
         peer.lease = lease
         self._peers.lives_on(peer, message.node_id)
         with self._ownership.lock:
@@ -358,7 +360,7 @@ class TaskSubmitter:
 
     def _begin(self, lease: Lease[Submission], queue: KeyQueue[Submission]) -> None:
         try:
-            lease.connection.queue(LeaseBegins(self._resources[queue.key]))
+            lease.connection.queue(LeaseBegins(self._resources[queue.key], next(lease.serials)))
         except StreamClosedError:
             return  # on_peer_lost follows
 
@@ -368,6 +370,7 @@ class TaskSubmitter:
         sent = 0
         try:
             for submission in tasks:
+                submission.message.serial = next(lease.serials)
                 lease.connection.queue(submission.message)
                 sent += 1
         except StreamClosedError:
@@ -375,7 +378,7 @@ class TaskSubmitter:
 
     def _take_back(self, lease: Lease[Submission], count: int) -> None:
         try:
-            lease.connection.post(TakeBack(count))
+            lease.connection.post(TakeBack(count, next(lease.serials)))
         except StreamClosedError:
             return  # on_peer_lost follows
 
@@ -389,7 +392,9 @@ class TaskSubmitter:
         pool = self._pool
         with self._ownership.lock:
             for result in results:
-                submission = pool.done(lease, result.task_id, result.run_us * 1e-6, now_s)
+                submission = pool.done(
+                    lease, result.task_id, result.attempt, result.run_us * 1e-6, now_s
+                )
                 if submission is not None:
                     finished.append((submission, result))
             self._completion.settle(finished)
@@ -534,7 +539,8 @@ class TaskSubmitter:
                     )
                 )
             else:
-                running.connection.send(Cancel(task_id, is_recursive))
+                serial = next(running.serials)
+                running.connection.send(Cancel(task_id, is_recursive, serial))
         except StreamClosedError:
             return True  # its worker is dying: on_lost finds the task cancelled
         return True
