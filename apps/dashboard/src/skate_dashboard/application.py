@@ -33,6 +33,7 @@ class Described:
     summary: str
     statuses: tuple[int, ...] = ()  # beside 200, 401 and 403
     body: type[Any] | None = None
+    query: tuple[tuple[str, str], ...] = ()  # names and JSON types
 
 
 _MEANINGS: Final = {
@@ -74,7 +75,14 @@ def routes_of(jobs: JobRoutes, session_name: str) -> list[Described]:
         Described("GET", job, jobs.get, "Describe one job.", (404, 503)),
         Described("DELETE", job, jobs.delete, "Forget a job that has ended.", (404, 409, 503)),
         Described("POST", f"{job}/stop", jobs.stop, "Ask for a job's end.", (404, 503)),
-        Described("GET", f"{job}/logs", jobs.logs, "Show what a job has printed.", (404, 503)),
+        Described(
+            "GET",
+            f"{job}/logs",
+            jobs.logs,
+            "Show what a job has printed; from an offset on, piece by piece.",
+            (400, 404, 503),
+            query=(("offset", "integer"),),
+        ),
     ]
 
 
@@ -102,6 +110,7 @@ def make_application(
         ],
         exception_handlers={404: not_found, 405: not_allowed},
     )
+    application.router.redirect_slashes = False  # a path is one resource, or none
     return Guard(application, token, hosts)
 
 
@@ -124,10 +133,15 @@ def describe(routes: list[Described]) -> dict[str, Any]:
                 for status in statuses
             },
         }
+        parameters: list[dict[str, Any]] = [
+            {"name": name, "in": "query", "schema": {"type": kind, "minimum": 0}}
+            for name, kind in route.query
+        ]
         if "{id}" in route.path:
-            operation["parameters"] = [
-                {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-            ]
+            text = {"type": "string"}
+            parameters.append({"name": "id", "in": "path", "required": True, "schema": text})
+        if parameters:
+            operation["parameters"] = parameters
         if route.body is not None:
             schema = {"$ref": f"#/components/schemas/{route.body.__name__}"}
             operation["requestBody"] = {

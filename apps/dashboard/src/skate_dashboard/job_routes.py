@@ -21,10 +21,10 @@ from skate_jobs import (
     InvalidJobError,
     Job,
     JobExistsError,
-    JobManager,
     JobNotFoundError,
     JobRunsError,
 )
+from skate_jobs.manager import JobManager
 from skate_rpc.node_protocol import LogPart, ReadLog
 
 BODY_BYTES_MAX: Final = 4 << 20
@@ -110,10 +110,16 @@ class JobRoutes:
         return await answered(answer)
 
     async def logs(self, request: Request) -> Response:
-        """Show what a job has printed; of a very long log the end."""
+        """Show what a job has printed; of a very long log the end.
+
+        With ``offset``, a piece of what stands behind that many bytes, and the next offset.
+        """
 
         async def answer() -> Any:
+            offset = request.query_params.get("offset")
             job = await self._job(request.path_params["id"])
+            if offset is not None:
+                return await self._piece(job, _offset(offset))
             data = bytearray()
             async for piece in self._pieces(job, -LOG_BYTES_MAX):
                 data += piece
@@ -155,6 +161,20 @@ class JobRoutes:
             await anyio.sleep(LOOK_S)
             job = await self._job(job.spec.submission_id)
 
+    async def _piece(self, job: Job, offset: int) -> dict[str, Any]:
+        data = b""
+        async for piece in self._pieces(job, offset):
+            data = piece
+            break
+        text, rest = _whole_characters(data)
+        if not text and rest and job.end is not None:
+            text, rest = rest.decode(errors="replace"), b""
+        return {
+            "logs": text,
+            "next_offset": offset + len(data) - len(rest),
+            "has_ended": job.end is not None,
+        }
+
     async def _job(self, submission_id: str) -> Job:
         return await run_sync(self._manager.get, submission_id)
 
@@ -186,6 +206,13 @@ async def answered(answer: Callable[[], Any]) -> Response:
 def failure(status: int, message: str) -> Response:
     """An error as JSON."""
     return JSONResponse({"error": message}, status)
+
+
+def _offset(text: str) -> int:
+    """The query parameter. Raises ``InvalidJobError``."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 18:
+        raise InvalidJobError(f"offset must be a number of bytes, got {text[:40]!r}.")
+    return int(text)
 
 
 async def _body(request: Request) -> bytes:

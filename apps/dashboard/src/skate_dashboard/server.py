@@ -21,7 +21,7 @@ import uvicorn
 from skate_core_ids import SkateError
 from skate_dashboard.application import make_application
 from skate_dashboard.job_routes import JobRoutes
-from skate_jobs import JobManager
+from skate_jobs.manager import JobManager
 from skate_node import NodeRecord, find_node
 from skate_rpc.node_protocol import LogPart, ReadLog
 from skate_rpc.tokens import read_token_file
