@@ -15,7 +15,7 @@ from skate_rpc.object_report import ROWS_MAX, NodeObjects
 from skate_worker.actor_management import ActorManagement
 from skate_worker.call_site import call_site, clipped, records_all
 from skate_worker.execution import Executor
-from skate_worker.object_control import ObjectControl
+from skate_worker.object_giving import ObjectGiving
 from skate_worker.object_ref import ObjectRef
 from skate_worker.object_report import make_report
 from skate_worker.outcome import OutcomeWriter
@@ -25,7 +25,7 @@ from skate_worker.submission import Submission
 ANSWER_MORE_S = 10.0  # for the list of nodes and the way back, beyond what those asked may take
 
 
-class CoreWorker(ActorManagement, ObjectControl):
+class CoreWorker(ActorManagement, ObjectGiving):
     """One process's membership in a cluster, with all it can do. Thread-safe.
 
     Made by :meth:`connect_driver` or :meth:`connect_worker`.

@@ -65,8 +65,11 @@ class ObjectAccess(Membership):
     def put(self, value: Any) -> ObjectRef[Any]:
         """Store a value and own it; raises ``TypeError`` or ``StoreFullError``."""
         serialized = serialize(value)
-        object_id = self._put_prefix + (0x8000_0000 | next(self._put_numbers)).to_bytes(4, "big")
-        return self._own_value(object_id, serialized)
+        return self._own_value(self.new_put_id(), serialized)
+
+    def new_put_id(self) -> bytes:
+        """The id of the next object that this process puts."""
+        return self._put_prefix + (0x8000_0000 | next(self._put_numbers)).to_bytes(4, "big")
 
     def _own_value(self, object_id: bytes, serialized: Serialized) -> ObjectRef[Any]:
         ownership = self.ownership

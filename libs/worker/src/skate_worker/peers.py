@@ -18,7 +18,7 @@ from skate_rpc.process_endpoints import (
     tcp_endpoint,
     with_tcp,
 )
-from skate_rpc.stream import StreamConnection, StreamListener, open_stream
+from skate_rpc.stream import StreamClosedError, StreamConnection, StreamListener, open_stream
 from skate_worker.machine.serials import Serials
 from skate_worker.task_protocol import AnyMessage, Hello
 
@@ -134,7 +134,10 @@ class Peers:
             )
             peer = Peer(worker_id, endpoint, connection, self._one_more_line(worker_id))
             connection.context = peer
-            connection.queue(Hello(self._worker_id, self.endpoint, self.node_id))
+            try:
+                connection.queue(Hello(self._worker_id, self.endpoint, self.node_id))
+            except StreamClosedError:
+                return peer  # nobody answered there: whoever sends to it is told so
             self._peers[worker_id] = peer
             self._connections[connection] = None
             return peer
