@@ -25,6 +25,7 @@ _COMMANDS = {
     "stop": _Entry("skate_cluster.stop_command", "Stop the nodes that run on this machine."),
     "status": _Entry("skate_cluster.status_command", "Show nodes, resources and what waits."),
     "memory": _Entry("skate_cluster.memory_command", "Explain what the object stores hold."),
+    "why": _Entry("skate_cluster.why_command", "Explain why something waits."),
     "run": _Entry("skate_cluster.run_command", "Run a Python script on the cluster."),
 }
 

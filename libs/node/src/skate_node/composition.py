@@ -285,6 +285,7 @@ class NodeService:
             is_tracing=is_tracing,
             zygote_command=self._zygote.command,
             worker_umask=self._launch.umask,
+            infeasible_grace_s=options.infeasible_timeout_s,
         )
         if options.workers_max is None:
             return config

@@ -13,6 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from skate_rpc.object_report import ObjectRow
+from skate_rpc.wait_report import BlockedRow, RunRow, TaskRow
 
 
 class NodeMessage(msgspec.Struct, array_like=True, tag_field="t", gc=False):
@@ -181,6 +182,18 @@ class ObjectsReport(NodeMessage, tag=24):
     left_out_bytes: int = 0
 
 
+class WaitsReport(NodeMessage, tag=25):
+    """The tasks of this process that have not ended, what it runs, and what it waits for."""
+
+    number: int  # of :class:`AskWaits`
+    tasks: list[TaskRow]
+    left_out: int
+    blocked: list[BlockedRow]
+    running: list[RunRow]
+    actor_id: bytes = b""
+    slots: int = 1
+
+
 class DeleteCopies(NodeMessage, tag=20):
     """From an owner: its objects are released, and these nodes hold copies. Safe to repeat."""
 
@@ -323,11 +336,26 @@ class CopiesKept(NodeMessage, tag=44):
     gone: list[bytes]  # that are not in that store any more
 
 
+class LeaseWarning(NodeMessage, tag=46):
+    """No node can hold what this request asks for; it goes on waiting. Said once for its kind."""
+
+    request_id: int
+    message: str  # what it needs, and the most that there is
+
+
 class AskObjects(NodeMessage, tag=56):
     """Somebody wants memory explained. Answered by :class:`ObjectsReport` of that number."""
 
     number: int
     rows_max: int
+
+
+class AskWaits(NodeMessage, tag=57):
+    """Somebody wants waits explained. Answered by :class:`WaitsReport` of that number."""
+
+    number: int
+    rows_max: int
+    prefix: bytes = b""  # tasks whose id begins so are reported whatever the limit
 
 
 # ---- parts ----
@@ -482,6 +510,15 @@ class ListObjects(msgspec.Struct, array_like=True):
     timeout_s: float
 
 
+class Why(msgspec.Struct, array_like=True):
+    """``why`` -> list[Explanation]: of every task, object, actor, node and worker whose id in hex
+    begins so; empty when there is none.
+    """
+
+    prefix: str
+    timeout_s: float
+
+
 CONTROL_METHODS = (
     "kv_put",
     "kv_get",
@@ -495,6 +532,7 @@ CONTROL_METHODS = (
     "list_nodes",
     "list_actors",
     "list_objects",
+    "why",
 )
 
 FromProcess = (
@@ -515,6 +553,7 @@ FromProcess = (
     | PullObject
     | CancelPull
     | ObjectsReport
+    | WaitsReport
     | DeleteCopies
     | KnowOwner
     | KeepCopies
@@ -523,6 +562,7 @@ FromRaylet = (
     ProcessRegistered
     | LeaseGranted
     | LeaseRefused
+    | LeaseWarning
     | LeaseLost
     | ReclaimLease
     | ControlReply
@@ -534,4 +574,5 @@ FromRaylet = (
     | NodeDied
     | CopiesKept
     | AskObjects
+    | AskWaits
 )

@@ -128,6 +128,8 @@ class _ConcurrentCalls:
         self.executor = executor
         self.outcomes = outcomes
         self.limits = {DEFAULT_GROUP: task.max_concurrency, **dict(task.concurrency_groups)}
+        executor.slots = sum(self.limits.values())
+        self.running = executor.running_elsewhere
 
     def context(self, message: PushCall) -> TaskContext:
         tracer = self.core.tracer
@@ -209,6 +211,7 @@ class ThreadedCalls(_ConcurrentCalls):
 
     def _run(self, peer: Peer, message: PushCall) -> None:
         started_s = time.perf_counter()
+        self.running[message.task_id] = (message.name, started_s)
         running_task.set(self.context(message))
         try:
             method = getattr(self.executor.actor, message.method)
@@ -232,6 +235,8 @@ class ThreadedCalls(_ConcurrentCalls):
             return
         except BaseException as error:  # noqa: BLE001 - the boundary of user code
             outcome = self.failure(message, error, started_s)
+        finally:
+            self.running.pop(message.task_id, None)
         self.reply(peer, message, outcome, started_s)
 
 
@@ -283,6 +288,7 @@ class AsyncCalls(_ConcurrentCalls):
         try:
             async with limit:
                 started_s = time.perf_counter()
+                self.running[message.task_id] = (message.name, started_s)
                 running_task.set(self.context(message))
                 method = getattr(self.executor.actor, message.method)
                 if message.resolved and not self.core.has_here(message.resolved):
@@ -309,6 +315,7 @@ class AsyncCalls(_ConcurrentCalls):
             outcome = self.failure(message, error, started_s)
         finally:
             self._tasks.pop(message.task_id, None)
+            self.running.pop(message.task_id, None)
         self.reply(peer, message, outcome, started_s)
 
     def _cancel(self, task_id: bytes) -> None:

@@ -62,6 +62,7 @@ class ProcessServer:
         on_driver_gone: Callable[[LocalProcess, str], None],
         on_task_events: Callable[[list[node.TaskEvent]], None] | None,
         on_objects: Callable[[LocalProcess, node.ObjectsReport], None],
+        on_waits: Callable[[LocalProcess, node.WaitsReport], None],
     ) -> None:
         self._config = config
         self._machine = machine
@@ -98,6 +99,7 @@ class ProcessServer:
             node.SubscribeActor: self._on_subscribe,
             node.UnsubscribeActor: self._on_unsubscribe,
             node.ObjectsReport: on_objects,
+            node.WaitsReport: on_waits,
             node.PullObject: self._on_pull,
             node.CancelPull: self._on_cancel_pull,
             node.DeleteCopies: self._on_delete_copies,

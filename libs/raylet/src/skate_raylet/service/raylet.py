@@ -53,6 +53,7 @@ from skate_raylet.service.process_server import ProcessServer
 from skate_raylet.service.reaper import Reaper
 from skate_raylet.service.servicer import RayletServicer
 from skate_raylet.service.transfer.object_transfers import ObjectTransfers, TransferStatistics
+from skate_raylet.service.wait_reporter import WaitReporter
 from skate_raylet.service.worker_processes import WorkerEvents, WorkerProcess, WorkerProcesses
 from skate_raylet.service.zygote import ForkRequest, Zygote, ZygoteBoot, ZygoteEvents
 from skate_raylet.zygote_process import MARK_VARIABLE, ZygoteProcess
@@ -180,6 +181,15 @@ class Raylet:
             client.nodes.list,
         )
         self._gateway.serve("list_objects", node.ListObjects, self._objects.list_objects)
+        self._waits = WaitReporter(
+            self._node_info,
+            config.token,
+            self._processes,
+            self._machine,
+            client.nodes.list,
+            client.actors.list,
+        )
+        self._gateway.serve("why", node.Why, self._waits.answer)
         self._actors = ActorHost(
             config.node_id, self._machine.total, self._link, self._processes, self._runner.tell
         )
@@ -207,6 +217,7 @@ class Raylet:
             on_driver_gone=self._driver_gone,
             on_task_events=self._task_events,
             on_objects=self._objects.on_report,
+            on_waits=self._waits.on_report,
         )
         self._server.store_endpoint = self._store.endpoint
         self._grpc = SecureServer(config.token)
@@ -219,6 +230,7 @@ class Raylet:
             self._begin_stop,
             self._loans.serve,
             self._objects,
+            self._waits,
         )
         self._grpc.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, servicer)
         self.grpc_endpoint = await self._grpc.start(config.grpc_endpoint)
@@ -334,6 +346,8 @@ class Raylet:
                 self._grant(command)
             case do.RefuseLease(holder_id, request_id, kind, message):
                 self._send(holder_id, node.LeaseRefused(request_id, kind, message))
+            case do.WarnHolder(holder_id, request_id, message):
+                self._send(holder_id, node.LeaseWarning(request_id, message))
             case do.LoseLease(holder_id, lease_id, worker_id):
                 self._send(holder_id, node.LeaseLost(lease_id, self._deaths[worker_id]))
             case do.AskLeaseBack(holder_id, lease_id):

@@ -16,6 +16,8 @@ from skate_raylet.service.actor_host import ActorHost
 from skate_raylet.service.convert import death_from_proto, resources_to_proto
 from skate_raylet.service.local_process import LocalProcesses
 from skate_raylet.service.object_reporter import ObjectReporter
+from skate_raylet.service.wait_reporter import WaitReporter
+from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import raylet_pb2, raylet_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -36,6 +38,7 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
             [AsyncIterator[raylet_pb2.LoanOrders]], AsyncGenerator[raylet_pb2.LoanNews, None]
         ],
         objects: ObjectReporter,
+        waits: WaitReporter,
     ) -> None:
         self._machine = machine
         self._actors = actors
@@ -45,6 +48,7 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         self._shut_down = shut_down
         self._serve_borrower = serve_borrower
         self._objects = objects
+        self._waits = waits
 
     async def StartActor(  # noqa: N802  gRPC's name
         self, request: raylet_pb2.StartActorRequest, context: Context
@@ -100,6 +104,23 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         else:
             nodes = [await self._objects.node(request.rows_max, request.timeout_s)]
         return raylet_pb2.NodeObjectsReply(nodes=map(msgspec.msgpack.encode, nodes))
+
+    async def Waits(  # noqa: N802
+        self, request: raylet_pb2.NodeWaitsRequest, context: Context
+    ) -> raylet_pb2.NodeWaitsReply:
+        """What waits here, and for what."""
+        node = await self._waits.node(request.prefix, request.timeout_s)
+        return raylet_pb2.NodeWaitsReply(node=msgspec.msgpack.encode(node))
+
+    async def Why(  # noqa: N802
+        self, request: raylet_pb2.WhyRequest, context: Context
+    ) -> raylet_pb2.WhyReply:
+        """Why something of the cluster waits."""
+        try:
+            found = await self._waits.why(request.prefix, request.timeout_s)
+        except RpcError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"The GCS did not answer: {error}")
+        return raylet_pb2.WhyReply(explanations=map(msgspec.msgpack.encode, found))
 
     async def Shutdown(  # noqa: N802
         self, request: raylet_pb2.ShutdownNodeRequest, context: Context

@@ -26,7 +26,7 @@ from skate_rpc.gen.skate.v1 import common_pb2 as skate_dot_v1_dot_common__pb2
 from skate_rpc.gen.skate.v1 import gcs_pb2 as skate_dot_v1_dot_gcs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skate/v1/raylet.proto\x12\x08skate.v1\x1a\x15skate/v1/common.proto\x1a\x12skate/v1/gcs.proto\"K\n\x11StartActorRequest\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.skate.v1.ActorSpec\x12\x13\n\x0bincarnation\x18\x02 \x01(\r\"4\n\x0fStartActorReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0f\n\x07refusal\x18\x02 \x01(\t\"d\n\x16KillActorOnNodeRequest\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\r\x12#\n\x05\x63\x61use\x18\x03 \x01(\x0b\x32\x14.skate.v1.DeathCause\"\x16\n\x14KillActorOnNodeReply\"\xa8\x01\n\tLeaseInfo\x12\x10\n\x08lease_id\x18\x01 \x01(\x0c\x12\x11\n\tworker_id\x18\x02 \x01(\x0c\x12\x12\n\nworker_pid\x18\x03 \x01(\x05\x12\x11\n\tholder_id\x18\x04 \x01(\x0c\x12(\n\tresources\x18\x05 \x01(\x0b\x32\x15.skate.v1.ResourceSet\x12\x10\n\x08\x61\x63tor_id\x18\x06 \x01(\x0c\x12\x13\n\x0blending_cpu\x18\x07 \x01(\x08\"n\n\x0cPendingLease\x12\x11\n\tholder_id\x18\x01 \x01(\x0c\x12(\n\tresources\x18\x02 \x01(\x0b\x32\x15.skate.v1.ResourceSet\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x11\n\twaiting_s\x18\x04 \x01(\x01\"\x13\n\x11NodeStatusRequest\"\xfd\x01\n\x0fNodeStatusReply\x12 \n\x04node\x18\x01 \x01(\x0b\x32\x12.skate.v1.NodeInfo\x12#\n\x06leases\x18\x02 \x03(\x0b\x32\x13.skate.v1.LeaseInfo\x12\'\n\x07pending\x18\x03 \x03(\x0b\x32\x16.skate.v1.PendingLease\x12\x14\n\x0cworkers_idle\x18\x04 \x01(\x05\x12\x15\n\rworkers_total\x18\x05 \x01(\x05\x12\x1c\n\x14store_capacity_bytes\x18\x06 \x01(\x03\x12\x18\n\x10store_used_bytes\x18\x07 \x01(\x03\x12\x15\n\rstore_objects\x18\x08 \x01(\x03\"6\n\x13ShutdownNodeRequest\x12\x0f\n\x07grace_s\x18\x01 \x01(\x01\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x13\n\x11ShutdownNodeReply\"P\n\x12NodeObjectsRequest\x12\x15\n\rwhole_cluster\x18\x01 \x01(\x08\x12\x10\n\x08rows_max\x18\x02 \x01(\r\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"!\n\x10NodeObjectsReply\x12\r\n\x05nodes\x18\x01 \x03(\x0c\"3\n\tLoanHello\x12\x13\n\x0b\x62orrower_id\x18\x01 \x01(\x0c\x12\x11\n\tlender_id\x18\x02 \x01(\x0c\"\xfb\x01\n\x07LoanAsk\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12\x11\n\tholder_id\x18\x02 \x01(\x0c\x12\x0e\n\x06job_id\x18\x03 \x01(\x0c\x12(\n\tresources\x18\x04 \x01(\x0b\x32\x15.skate.v1.ResourceSet\x12\x30\n\x08\x65nv_vars\x18\x05 \x03(\x0b\x32\x1e.skate.v1.LoanAsk.EnvVarsEntry\x12\x0f\n\x07\x62\x61\x63klog\x18\x06 \x01(\x03\x12\x10\n\x08waited_s\x18\x07 \x01(\x01\x12\x0e\n\x06wait_s\x18\x08 \x01(\x01\x1a.\n\x0c\x45nvVarsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"J\n\x08LoanDrop\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0f\n\x07\x64iscard\x18\x04 \x01(\x08\"+\n\x08LoanKill\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\t\"-\n\x08LoanSync\x12\x13\n\x0bnext_ask_id\x18\x01 \x01(\x04\x12\x0c\n\x04live\x18\x02 \x03(\x04\"\xc8\x01\n\tLoanOrder\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.skate.v1.LoanHelloH\x00\x12 \n\x03\x61sk\x18\x02 \x01(\x0b\x32\x11.skate.v1.LoanAskH\x00\x12\"\n\x04\x64rop\x18\x03 \x01(\x0b\x32\x12.skate.v1.LoanDropH\x00\x12\"\n\x04kill\x18\x04 \x01(\x0b\x32\x12.skate.v1.LoanKillH\x00\x12\"\n\x04sync\x18\x05 \x01(\x0b\x32\x12.skate.v1.LoanSyncH\x00\x42\x07\n\x05order\"1\n\nLoanOrders\x12#\n\x06orders\x18\x01 \x03(\x0b\x32\x13.skate.v1.LoanOrder\"+\n\x0b\x44\x65viceShare\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05units\x18\x02 \x01(\x03\"5\n\x0c\x44\x65viceShares\x12%\n\x06shares\x18\x01 \x03(\x0b\x32\x15.skate.v1.DeviceShare\"\xdc\x01\n\x0bLoanGranted\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12\x10\n\x08lease_id\x18\x02 \x01(\x0c\x12!\n\x06worker\x18\x03 \x01(\x0b\x32\x11.skate.v1.Address\x12\x0b\n\x03pid\x18\x04 \x01(\x05\x12\x33\n\x07\x64\x65vices\x18\x05 \x03(\x0b\x32\".skate.v1.LoanGranted.DevicesEntry\x1a\x46\n\x0c\x44\x65vicesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.skate.v1.DeviceShares:\x02\x38\x01\"N\n\tLoanEnded\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12#\n\x05\x63\x61use\x18\x03 \x01(\x0b\x32\x14.skate.v1.DeathCause\"2\n\rLoanReclaimed\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12\x11\n\twhen_idle\x18\x02 \x01(\x08\"\x94\x01\n\x0cLoanNewsItem\x12(\n\x07granted\x18\x01 \x01(\x0b\x32\x15.skate.v1.LoanGrantedH\x00\x12$\n\x05\x65nded\x18\x02 \x01(\x0b\x32\x13.skate.v1.LoanEndedH\x00\x12,\n\treclaimed\x18\x03 \x01(\x0b\x32\x17.skate.v1.LoanReclaimedH\x00\x42\x06\n\x04news\"1\n\x08LoanNews\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.skate.v1.LoanNewsItem2\xab\x03\n\rRayletService\x12\x44\n\nStartActor\x12\x1b.skate.v1.StartActorRequest\x1a\x19.skate.v1.StartActorReply\x12M\n\tKillActor\x12 .skate.v1.KillActorOnNodeRequest\x1a\x1e.skate.v1.KillActorOnNodeReply\x12@\n\x06Status\x12\x1b.skate.v1.NodeStatusRequest\x1a\x19.skate.v1.NodeStatusReply\x12\x43\n\x07Objects\x12\x1c.skate.v1.NodeObjectsRequest\x1a\x1a.skate.v1.NodeObjectsReply\x12\x46\n\x08Shutdown\x12\x1d.skate.v1.ShutdownNodeRequest\x1a\x1b.skate.v1.ShutdownNodeReply\x12\x36\n\x06\x42orrow\x12\x14.skate.v1.LoanOrders\x1a\x12.skate.v1.LoanNews(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skate/v1/raylet.proto\x12\x08skate.v1\x1a\x15skate/v1/common.proto\x1a\x12skate/v1/gcs.proto\"K\n\x11StartActorRequest\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.skate.v1.ActorSpec\x12\x13\n\x0bincarnation\x18\x02 \x01(\r\"4\n\x0fStartActorReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0f\n\x07refusal\x18\x02 \x01(\t\"d\n\x16KillActorOnNodeRequest\x12\x10\n\x08\x61\x63tor_id\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\r\x12#\n\x05\x63\x61use\x18\x03 \x01(\x0b\x32\x14.skate.v1.DeathCause\"\x16\n\x14KillActorOnNodeReply\"\xa8\x01\n\tLeaseInfo\x12\x10\n\x08lease_id\x18\x01 \x01(\x0c\x12\x11\n\tworker_id\x18\x02 \x01(\x0c\x12\x12\n\nworker_pid\x18\x03 \x01(\x05\x12\x11\n\tholder_id\x18\x04 \x01(\x0c\x12(\n\tresources\x18\x05 \x01(\x0b\x32\x15.skate.v1.ResourceSet\x12\x10\n\x08\x61\x63tor_id\x18\x06 \x01(\x0c\x12\x13\n\x0blending_cpu\x18\x07 \x01(\x08\"n\n\x0cPendingLease\x12\x11\n\tholder_id\x18\x01 \x01(\x0c\x12(\n\tresources\x18\x02 \x01(\x0b\x32\x15.skate.v1.ResourceSet\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x11\n\twaiting_s\x18\x04 \x01(\x01\"\x13\n\x11NodeStatusRequest\"\xfd\x01\n\x0fNodeStatusReply\x12 \n\x04node\x18\x01 \x01(\x0b\x32\x12.skate.v1.NodeInfo\x12#\n\x06leases\x18\x02 \x03(\x0b\x32\x13.skate.v1.LeaseInfo\x12\'\n\x07pending\x18\x03 \x03(\x0b\x32\x16.skate.v1.PendingLease\x12\x14\n\x0cworkers_idle\x18\x04 \x01(\x05\x12\x15\n\rworkers_total\x18\x05 \x01(\x05\x12\x1c\n\x14store_capacity_bytes\x18\x06 \x01(\x03\x12\x18\n\x10store_used_bytes\x18\x07 \x01(\x03\x12\x15\n\rstore_objects\x18\x08 \x01(\x03\"6\n\x13ShutdownNodeRequest\x12\x0f\n\x07grace_s\x18\x01 \x01(\x01\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x13\n\x11ShutdownNodeReply\"P\n\x12NodeObjectsRequest\x12\x15\n\rwhole_cluster\x18\x01 \x01(\x08\x12\x10\n\x08rows_max\x18\x02 \x01(\r\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"!\n\x10NodeObjectsReply\x12\r\n\x05nodes\x18\x01 \x03(\x0c\"5\n\x10NodeWaitsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"\x1e\n\x0eNodeWaitsReply\x12\x0c\n\x04node\x18\x01 \x01(\x0c\"/\n\nWhyRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\" \n\x08WhyReply\x12\x14\n\x0c\x65xplanations\x18\x01 \x03(\x0c\"3\n\tLoanHello\x12\x13\n\x0b\x62orrower_id\x18\x01 \x01(\x0c\x12\x11\n\tlender_id\x18\x02 \x01(\x0c\"\xfb\x01\n\x07LoanAsk\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12\x11\n\tholder_id\x18\x02 \x01(\x0c\x12\x0e\n\x06job_id\x18\x03 \x01(\x0c\x12(\n\tresources\x18\x04 \x01(\x0b\x32\x15.skate.v1.ResourceSet\x12\x30\n\x08\x65nv_vars\x18\x05 \x03(\x0b\x32\x1e.skate.v1.LoanAsk.EnvVarsEntry\x12\x0f\n\x07\x62\x61\x63klog\x18\x06 \x01(\x03\x12\x10\n\x08waited_s\x18\x07 \x01(\x01\x12\x0e\n\x06wait_s\x18\x08 \x01(\x01\x1a.\n\x0c\x45nvVarsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"J\n\x08LoanDrop\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0f\n\x07\x64iscard\x18\x04 \x01(\x08\"+\n\x08LoanKill\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12\x0f\n\x07message\x18\x02 \x01(\t\"-\n\x08LoanSync\x12\x13\n\x0bnext_ask_id\x18\x01 \x01(\x04\x12\x0c\n\x04live\x18\x02 \x03(\x04\"\xc8\x01\n\tLoanOrder\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.skate.v1.LoanHelloH\x00\x12 \n\x03\x61sk\x18\x02 \x01(\x0b\x32\x11.skate.v1.LoanAskH\x00\x12\"\n\x04\x64rop\x18\x03 \x01(\x0b\x32\x12.skate.v1.LoanDropH\x00\x12\"\n\x04kill\x18\x04 \x01(\x0b\x32\x12.skate.v1.LoanKillH\x00\x12\"\n\x04sync\x18\x05 \x01(\x0b\x32\x12.skate.v1.LoanSyncH\x00\x42\x07\n\x05order\"1\n\nLoanOrders\x12#\n\x06orders\x18\x01 \x03(\x0b\x32\x13.skate.v1.LoanOrder\"+\n\x0b\x44\x65viceShare\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05units\x18\x02 \x01(\x03\"5\n\x0c\x44\x65viceShares\x12%\n\x06shares\x18\x01 \x03(\x0b\x32\x15.skate.v1.DeviceShare\"\xdc\x01\n\x0bLoanGranted\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12\x10\n\x08lease_id\x18\x02 \x01(\x0c\x12!\n\x06worker\x18\x03 \x01(\x0b\x32\x11.skate.v1.Address\x12\x0b\n\x03pid\x18\x04 \x01(\x05\x12\x33\n\x07\x64\x65vices\x18\x05 \x03(\x0b\x32\".skate.v1.LoanGranted.DevicesEntry\x1a\x46\n\x0c\x44\x65vicesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.skate.v1.DeviceShares:\x02\x38\x01\"N\n\tLoanEnded\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12#\n\x05\x63\x61use\x18\x03 \x01(\x0b\x32\x14.skate.v1.DeathCause\"2\n\rLoanReclaimed\x12\x0e\n\x06\x61sk_id\x18\x01 \x01(\x04\x12\x11\n\twhen_idle\x18\x02 \x01(\x08\"\x94\x01\n\x0cLoanNewsItem\x12(\n\x07granted\x18\x01 \x01(\x0b\x32\x15.skate.v1.LoanGrantedH\x00\x12$\n\x05\x65nded\x18\x02 \x01(\x0b\x32\x13.skate.v1.LoanEndedH\x00\x12,\n\treclaimed\x18\x03 \x01(\x0b\x32\x17.skate.v1.LoanReclaimedH\x00\x42\x06\n\x04news\"1\n\x08LoanNews\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.skate.v1.LoanNewsItem2\x9b\x04\n\rRayletService\x12\x44\n\nStartActor\x12\x1b.skate.v1.StartActorRequest\x1a\x19.skate.v1.StartActorReply\x12M\n\tKillActor\x12 .skate.v1.KillActorOnNodeRequest\x1a\x1e.skate.v1.KillActorOnNodeReply\x12@\n\x06Status\x12\x1b.skate.v1.NodeStatusRequest\x1a\x19.skate.v1.NodeStatusReply\x12\x43\n\x07Objects\x12\x1c.skate.v1.NodeObjectsRequest\x1a\x1a.skate.v1.NodeObjectsReply\x12=\n\x05Waits\x12\x1a.skate.v1.NodeWaitsRequest\x1a\x18.skate.v1.NodeWaitsReply\x12/\n\x03Why\x12\x14.skate.v1.WhyRequest\x1a\x12.skate.v1.WhyReply\x12\x46\n\x08Shutdown\x12\x1d.skate.v1.ShutdownNodeRequest\x1a\x1b.skate.v1.ShutdownNodeReply\x12\x36\n\x06\x42orrow\x12\x14.skate.v1.LoanOrders\x1a\x12.skate.v1.LoanNews(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -61,38 +61,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODEOBJECTSREQUEST']._serialized_end=1052
   _globals['_NODEOBJECTSREPLY']._serialized_start=1054
   _globals['_NODEOBJECTSREPLY']._serialized_end=1087
-  _globals['_LOANHELLO']._serialized_start=1089
-  _globals['_LOANHELLO']._serialized_end=1140
-  _globals['_LOANASK']._serialized_start=1143
-  _globals['_LOANASK']._serialized_end=1394
-  _globals['_LOANASK_ENVVARSENTRY']._serialized_start=1348
-  _globals['_LOANASK_ENVVARSENTRY']._serialized_end=1394
-  _globals['_LOANDROP']._serialized_start=1396
-  _globals['_LOANDROP']._serialized_end=1470
-  _globals['_LOANKILL']._serialized_start=1472
-  _globals['_LOANKILL']._serialized_end=1515
-  _globals['_LOANSYNC']._serialized_start=1517
-  _globals['_LOANSYNC']._serialized_end=1562
-  _globals['_LOANORDER']._serialized_start=1565
-  _globals['_LOANORDER']._serialized_end=1765
-  _globals['_LOANORDERS']._serialized_start=1767
-  _globals['_LOANORDERS']._serialized_end=1816
-  _globals['_DEVICESHARE']._serialized_start=1818
-  _globals['_DEVICESHARE']._serialized_end=1861
-  _globals['_DEVICESHARES']._serialized_start=1863
-  _globals['_DEVICESHARES']._serialized_end=1916
-  _globals['_LOANGRANTED']._serialized_start=1919
-  _globals['_LOANGRANTED']._serialized_end=2139
-  _globals['_LOANGRANTED_DEVICESENTRY']._serialized_start=2069
-  _globals['_LOANGRANTED_DEVICESENTRY']._serialized_end=2139
-  _globals['_LOANENDED']._serialized_start=2141
-  _globals['_LOANENDED']._serialized_end=2219
-  _globals['_LOANRECLAIMED']._serialized_start=2221
-  _globals['_LOANRECLAIMED']._serialized_end=2271
-  _globals['_LOANNEWSITEM']._serialized_start=2274
-  _globals['_LOANNEWSITEM']._serialized_end=2422
-  _globals['_LOANNEWS']._serialized_start=2424
-  _globals['_LOANNEWS']._serialized_end=2473
-  _globals['_RAYLETSERVICE']._serialized_start=2476
-  _globals['_RAYLETSERVICE']._serialized_end=2903
+  _globals['_NODEWAITSREQUEST']._serialized_start=1089
+  _globals['_NODEWAITSREQUEST']._serialized_end=1142
+  _globals['_NODEWAITSREPLY']._serialized_start=1144
+  _globals['_NODEWAITSREPLY']._serialized_end=1174
+  _globals['_WHYREQUEST']._serialized_start=1176
+  _globals['_WHYREQUEST']._serialized_end=1223
+  _globals['_WHYREPLY']._serialized_start=1225
+  _globals['_WHYREPLY']._serialized_end=1257
+  _globals['_LOANHELLO']._serialized_start=1259
+  _globals['_LOANHELLO']._serialized_end=1310
+  _globals['_LOANASK']._serialized_start=1313
+  _globals['_LOANASK']._serialized_end=1564
+  _globals['_LOANASK_ENVVARSENTRY']._serialized_start=1518
+  _globals['_LOANASK_ENVVARSENTRY']._serialized_end=1564
+  _globals['_LOANDROP']._serialized_start=1566
+  _globals['_LOANDROP']._serialized_end=1640
+  _globals['_LOANKILL']._serialized_start=1642
+  _globals['_LOANKILL']._serialized_end=1685
+  _globals['_LOANSYNC']._serialized_start=1687
+  _globals['_LOANSYNC']._serialized_end=1732
+  _globals['_LOANORDER']._serialized_start=1735
+  _globals['_LOANORDER']._serialized_end=1935
+  _globals['_LOANORDERS']._serialized_start=1937
+  _globals['_LOANORDERS']._serialized_end=1986
+  _globals['_DEVICESHARE']._serialized_start=1988
+  _globals['_DEVICESHARE']._serialized_end=2031
+  _globals['_DEVICESHARES']._serialized_start=2033
+  _globals['_DEVICESHARES']._serialized_end=2086
+  _globals['_LOANGRANTED']._serialized_start=2089
+  _globals['_LOANGRANTED']._serialized_end=2309
+  _globals['_LOANGRANTED_DEVICESENTRY']._serialized_start=2239
+  _globals['_LOANGRANTED_DEVICESENTRY']._serialized_end=2309
+  _globals['_LOANENDED']._serialized_start=2311
+  _globals['_LOANENDED']._serialized_end=2389
+  _globals['_LOANRECLAIMED']._serialized_start=2391
+  _globals['_LOANRECLAIMED']._serialized_end=2441
+  _globals['_LOANNEWSITEM']._serialized_start=2444
+  _globals['_LOANNEWSITEM']._serialized_end=2592
+  _globals['_LOANNEWS']._serialized_start=2594
+  _globals['_LOANNEWS']._serialized_end=2643
+  _globals['_RAYLETSERVICE']._serialized_start=2646
+  _globals['_RAYLETSERVICE']._serialized_end=3185
 # @@protoc_insertion_point(module_scope)
