@@ -145,6 +145,12 @@ class TaskEvents(NodeMessage, tag=12):
     events: list[TaskEvent]
 
 
+class UserMetrics(NodeMessage, tag=64):
+    """What a program has measured in this process since its last message; sent only when it has."""
+
+    metrics: list[MetricRows]
+
+
 class SubscribeActor(NodeMessage, tag=13):
     """Send :class:`ActorUpdate` for this actor now (its present state) and at every change."""
 
@@ -420,6 +426,30 @@ class TaskEvent(msgspec.Struct, array_like=True, gc=False):
     attempt: int = 0
 
 
+COUNTER, GAUGE, HISTOGRAM = 0, 1, 2
+METRIC_SERIES_MAX = 200
+"""Combinations of tags that a process keeps apart; the others are counted together."""
+
+
+class MetricRow(msgspec.Struct, array_like=True, gc=False):
+    """One combination of tags."""
+
+    tags: list[str]  # values, in the order of the keys
+    value: float  # counters: the increase; gauges: what it is; histograms: the observations' sum
+    counts: list[int] = []  # histograms: new observations per bucket, one more than boundaries
+
+
+class MetricRows(msgspec.Struct, array_like=True):
+    """A metric of a program, and what is new about it."""
+
+    name: str  # as the program calls it
+    kind: int
+    description: str
+    tag_keys: list[str]
+    boundaries: list[float]  # of a histogram: upper bounds of the buckets but the last
+    rows: list[MetricRow]
+
+
 # ---- bodies of ControlCall; replies are named beside each ----
 
 
@@ -551,6 +581,7 @@ FromProcess = (
     | ActorCreationFailed
     | Exiting
     | TaskEvents
+    | UserMetrics
     | SubscribeActor
     | UnsubscribeActor
     | PullObject

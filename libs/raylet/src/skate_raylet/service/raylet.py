@@ -50,7 +50,7 @@ from skate_raylet.service.logs.log_office import LogOffice
 from skate_raylet.service.node_runner import NodeRunner
 from skate_raylet.service.object_reporter import ObjectReporter
 from skate_raylet.service.owner_book import OwnerBook
-from skate_raylet.service.process_server import ProcessServer
+from skate_raylet.service.process_server import ProcessServer, UserMetricsSink
 from skate_raylet.service.reaper import Reaper
 from skate_raylet.service.servicer import RayletServicer
 from skate_raylet.service.transfer.object_transfers import ObjectTransfers, TransferStatistics
@@ -101,11 +101,13 @@ class Raylet:
         config: RayletConfig,
         *,
         task_events: Callable[[list[node.TaskEvent]], None] | None = None,
+        user_metrics: UserMetricsSink | None = None,
         zygote: ZygoteProcess | None = None,
     ) -> None:
         """``zygote``: one spawned ahead, by the same command and for the same node id."""
         self._config = config
         self._task_events = task_events
+        self._user_metrics = user_metrics
         self._early_zygote = zygote
         self.on_driver_gone: Callable[[bytes], None] | None = None
         self.on_ready_step: Callable[[str], None] | None = None
@@ -208,6 +210,7 @@ class Raylet:
             logs=self._logs,
             on_driver_gone=self._driver_gone,
             on_task_events=self._task_events,
+            user_metrics=self._user_metrics,
             on_objects=self._objects.on_report,
         )
         self._server.store_endpoint = self._store.endpoint
