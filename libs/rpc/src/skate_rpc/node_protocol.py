@@ -25,6 +25,10 @@ PULL_FOR_GET = 0
 PULL_FOR_WAIT = 1
 PULL_FOR_ARGUMENT = 2
 
+LOG_LINES_UNDER_WAY_MAX = 16
+# A line of a worker's output that begins so names who prints what follows, and is not shown.
+LOG_NAME_MARK = "\x1e"
+
 
 Condition = tuple[str, int, tuple[str, ...]]
 """On a node's label: its key, the operator (numbers of gcs.proto), the values."""
@@ -52,6 +56,7 @@ class RegisterProcess(NodeMessage, tag=1):
     entrypoint: str = ""  # drivers: the command line, for people
     metadata: dict[str, str] = {}
     sys_path: list[str] = []  # drivers: where workers of the job look for modules (SURFACE I15)
+    wants_logs: bool = False  # drivers: send what the job's workers print
 
 
 class RequestLease(NodeMessage, tag=2):
@@ -141,6 +146,12 @@ class TaskEvents(NodeMessage, tag=12):
     events: list[TaskEvent]
 
 
+class UserMetrics(NodeMessage, tag=64):
+    """What a program has measured in this process since its last message; sent only when it has."""
+
+    metrics: list[MetricRows]
+
+
 class SubscribeActor(NodeMessage, tag=13):
     """Send :class:`ActorUpdate` for this actor now (its present state) and at every change."""
 
@@ -165,6 +176,7 @@ class PullObject(NodeMessage, tag=15):
     owner_id: bytes  # the copy's tag in the store: it goes when the owner does
     node_ids: list[bytes]
     priority: int = 0  # PULL_FOR_GET, PULL_FOR_WAIT or PULL_FOR_ARGUMENT
+    arriving_at: list[bytes] = []  # nodes to ask before those, to which a copy is on its way
 
 
 class CancelPull(NodeMessage, tag=16):
@@ -216,6 +228,22 @@ class KnowOwner(NodeMessage, tag=21):
 
     owner_id: bytes
     node_id: bytes
+
+
+class LogsTaken(NodeMessage, tag=60):
+    """From a driver: it has printed all :class:`LogLines` up to this number."""
+
+    number: int
+
+
+class FlushLogs(NodeMessage, tag=61):
+    """From a driver: send what its workers have printed by now, wherever they are.
+
+    Answered by :class:`LogsFlushed`, behind the lines. A node that can not be reached is not waited
+    for; how long the rest is, the driver decides.
+    """
+
+    number: int
 
 
 # ---- raylet to process ----
@@ -343,6 +371,25 @@ class LeaseWarning(NodeMessage, tag=46):
     message: str  # what it needs, and the most that there is
 
 
+class LogLines(NodeMessage, tag=62):
+    """To a driver: what a worker of its job printed; at most ``LOG_LINES_UNDER_WAY_MAX`` of these
+    are sent before :class:`LogsTaken`.
+    """
+
+    number: int  # from 1
+    name: str  # of the function or the actor's class; empty: not known
+    pid: int
+    ip: str  # where the worker runs; empty: on the driver's own node
+    is_error: bool  # from its stderr
+    lines: list[str]  # without line ends
+
+
+class LogsFlushed(NodeMessage, tag=63):
+    """All that :class:`FlushLogs` asked for has been sent."""
+
+    number: int
+
+
 class AskObjects(NodeMessage, tag=56):
     """Somebody wants memory explained. Answered by :class:`ObjectsReport` of that number."""
 
@@ -405,6 +452,30 @@ class TaskEvent(msgspec.Struct, array_like=True, gc=False):
     parent_span_id: str = ""  # empty: a root span
     error: str = ""
     attempt: int = 0
+
+
+COUNTER, GAUGE, HISTOGRAM = 0, 1, 2
+METRIC_SERIES_MAX = 200
+"""Combinations of tags that a process keeps apart; the others are counted together."""
+
+
+class MetricRow(msgspec.Struct, array_like=True, gc=False):
+    """One combination of tags."""
+
+    tags: list[str]  # values, in the order of the keys
+    value: float  # counters: the increase; gauges: what it is; histograms: the observations' sum
+    counts: list[int] = []  # histograms: new observations per bucket, one more than boundaries
+
+
+class MetricRows(msgspec.Struct, array_like=True):
+    """A metric of a program, and what is new about it."""
+
+    name: str  # as the program calls it
+    kind: int
+    description: str
+    tag_keys: list[str]
+    boundaries: list[float]  # of a histogram: upper bounds of the buckets but the last
+    rows: list[MetricRow]
 
 
 # ---- bodies of ControlCall; replies are named beside each ----
@@ -519,6 +590,37 @@ class Why(msgspec.Struct, array_like=True):
     timeout_s: float
 
 
+class ListLogs(msgspec.Struct, array_like=True):
+    """``list_logs`` -> list[LogFile]: the files among a node's logs."""
+
+    node_id: bytes
+
+
+class LogFile(msgspec.Struct, array_like=True):
+    """One file. ``changed_s``: Unix time."""
+
+    name: str
+    size: int
+    changed_s: float
+
+
+class ReadLog(msgspec.Struct, array_like=True):
+    """``read_log`` -> LogPart | None: part of one file; None when there is no such file."""
+
+    node_id: bytes
+    file: str
+    offset: int = 0  # negative: so many bytes before the end
+    bytes_max: int = 1 << 20
+
+
+class LogPart(msgspec.Struct, array_like=True):
+    """Some bytes of a log."""
+
+    data: bytes
+    offset: int
+    size: int  # of the file now
+
+
 CONTROL_METHODS = (
     "kv_put",
     "kv_get",
@@ -533,6 +635,8 @@ CONTROL_METHODS = (
     "list_actors",
     "list_objects",
     "why",
+    "list_logs",
+    "read_log",
 )
 
 FromProcess = (
@@ -548,6 +652,7 @@ FromProcess = (
     | ActorCreationFailed
     | Exiting
     | TaskEvents
+    | UserMetrics
     | SubscribeActor
     | UnsubscribeActor
     | PullObject
@@ -557,6 +662,8 @@ FromProcess = (
     | DeleteCopies
     | KnowOwner
     | KeepCopies
+    | LogsTaken
+    | FlushLogs
 )
 FromRaylet = (
     ProcessRegistered
@@ -575,4 +682,6 @@ FromRaylet = (
     | CopiesKept
     | AskObjects
     | AskWaits
+    | LogLines
+    | LogsFlushed
 )

@@ -79,6 +79,7 @@ class ObjectAccess(Membership):
     blocked: dict[int, BlockedThread]  # by thread
     _told_circles: dict[tuple[str, ...], None]
 
+    records_sites = False  # which line made each object is noted, and told with its references
     _loaders: ThreadPoolExecutor | None = None
     _warns_blocking = os.environ.get(WARN_BLOCKING_VARIABLE, "1") != "0"
 

@@ -46,10 +46,12 @@ from skate_raylet.service.job_book import JobBook, job_of
 from skate_raylet.service.job_forks import JobForks
 from skate_raylet.service.loan_office import LoanOffice
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
+from skate_raylet.service.logs.log_office import LogOffice
+from skate_raylet.service.logs.log_reader import LogReader
 from skate_raylet.service.node_runner import NodeRunner
 from skate_raylet.service.object_reporter import ObjectReporter
 from skate_raylet.service.owner_book import OwnerBook
-from skate_raylet.service.process_server import ProcessServer
+from skate_raylet.service.process_server import ProcessServer, UserMetricsSink
 from skate_raylet.service.reaper import Reaper
 from skate_raylet.service.servicer import RayletServicer
 from skate_raylet.service.transfer.object_transfers import ObjectTransfers, TransferStatistics
@@ -101,11 +103,13 @@ class Raylet:
         config: RayletConfig,
         *,
         task_events: Callable[[list[node.TaskEvent]], None] | None = None,
+        user_metrics: UserMetricsSink | None = None,
         zygote: ZygoteProcess | None = None,
     ) -> None:
         """``zygote``: one spawned ahead, by the same command and for the same node id."""
         self._config = config
         self._task_events = task_events
+        self._user_metrics = user_metrics
         self._early_zygote = zygote
         self.on_driver_gone: Callable[[bytes], None] | None = None
         self.on_ready_step: Callable[[str], None] | None = None
@@ -190,6 +194,14 @@ class Raylet:
             client.actors.list,
         )
         self._gateway.serve("why", node.Why, self._waits.answer)
+        log_reader = LogReader(
+            config.node_id,
+            os.path.join(config.session_dir, "logs"),
+            config.token,
+            self._logs.endpoint_of,
+        )
+        self._gateway.serve("list_logs", node.ListLogs, log_reader.list_logs)
+        self._gateway.serve("read_log", node.ReadLog, log_reader.read_log)
         self._actors = ActorHost(
             config.node_id, self._machine.total, self._link, self._processes, self._runner.tell
         )
@@ -214,8 +226,10 @@ class Raylet:
             jobs=self._jobs,
             transfers=self._transfers,
             owners=self._owners,
+            logs=self._logs,
             on_driver_gone=self._driver_gone,
             on_task_events=self._task_events,
+            user_metrics=self._user_metrics,
             on_objects=self._objects.on_report,
             on_waits=self._waits.on_report,
         )
@@ -229,6 +243,8 @@ class Raylet:
             self._fill_status,
             self._begin_stop,
             self._loans.serve,
+            self._logs.serve,
+            log_reader,
             self._objects,
             self._waits,
         )
@@ -249,13 +265,16 @@ class Raylet:
             lambda: zygote is not None and zygote.has_forks_under_way(),
         )
         self._runner = NodeRunner(self._machine, self._perform)
+        self._logs = LogOffice(config.node_id, config.token, self._jobs)
         self._job_forks = JobForks(self._jobs, self._fork, self._ask_for_jobs)
         self._workers = WorkerProcesses(
             config.session_dir,
             self._reaper,
             self._job_forks.fork,
             lambda job_id: list(self._jobs.get(job_id).sys_path),
-            WorkerEvents(self._runner.tell, self._worker_died),
+            WorkerEvents(
+                self._runner.tell, self._worker_died, self._output_begins, self._output_ends
+            ),
         )
         boot = ZygoteBoot(
             os.getpid(),
@@ -279,6 +298,12 @@ class Raylet:
 
     def _fork(self, request: ForkRequest) -> None:
         self._zygote.fork(request)
+
+    def _output_begins(self, worker: WorkerProcess) -> None:
+        self._logs.worker_started(worker.startup_id, worker.job_id, worker.pid, worker.log_paths)
+
+    def _output_ends(self, worker: WorkerProcess) -> None:
+        self._logs.worker_ended(worker.startup_id)
 
     async def wait_zygote_ready(self, timeout_s: float) -> None:
         """Wait until workers can be forked. Raises ``ZygoteStartError``: the first one ended."""
@@ -310,6 +335,7 @@ class Raylet:
         await self._workers.end_all(reason, grace_s / 2)
         self._runner.stop()
         await self._loans.close()
+        await self._logs.close()
         death = death_to_proto(node.Death("intended_exit", reason, os.getpid()))
         left_s = max(0.1, ends_at_s - self._loop.time())
         await self._link.close(left_s / 2)
@@ -405,6 +431,7 @@ class Raylet:
         message = f"The driver (pid {process.pid}) is gone: {reason}."
         death = node.Death("exited", message, process.pid)
         if self._jobs.finish(process.job_id):
+            self._logs.job_finished(process.job_id)
             self._runner.tell(on.JobFinished(process.job_id))
         self._runner.tell(on.HolderGone(process.worker_id))
         cause = death_to_proto(death)
@@ -493,6 +520,7 @@ class Raylet:
         node_id = info.node_id
         if node_id != self._config.node_id:
             self._loans.take_news(info)
+            self._logs.node_seen(info)
         if info.state != gcs_pb2.NodeInfo.STATE_DEAD:
             self._transfers.node_seen(node_id, info.object_endpoint)
         elif node_id == self._config.node_id:
@@ -511,6 +539,7 @@ class Raylet:
         is_over = self._jobs.update(job_of(info))
         self._job_forks.job_known(info.job_id)
         if is_over:
+            self._logs.job_finished(info.job_id)
             self._runner.tell(on.JobFinished(info.job_id))
 
     async def _ask_for_jobs(self) -> None:

@@ -15,6 +15,7 @@ from skate_raylet.machine.node_machine import NodeMachine
 from skate_raylet.service.actor_host import ActorHost
 from skate_raylet.service.convert import death_from_proto, resources_to_proto
 from skate_raylet.service.local_process import LocalProcesses
+from skate_raylet.service.logs.log_reader import LogReader
 from skate_raylet.service.object_reporter import ObjectReporter
 from skate_raylet.service.wait_reporter import WaitReporter
 from skate_rpc.errors import RpcError
@@ -37,6 +38,10 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         serve_borrower: Callable[
             [AsyncIterator[raylet_pb2.LoanOrders]], AsyncGenerator[raylet_pb2.LoanNews, None]
         ],
+        serve_forwarder: Callable[
+            [AsyncIterator[raylet_pb2.LogForward]], AsyncGenerator[raylet_pb2.LogOrder, None]
+        ],
+        log_reader: LogReader,
         objects: ObjectReporter,
         waits: WaitReporter,
     ) -> None:
@@ -47,6 +52,8 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         self._fill_status = fill_status
         self._shut_down = shut_down
         self._serve_borrower = serve_borrower
+        self._serve_forwarder = serve_forwarder
+        self._log_reader = log_reader
         self._objects = objects
         self._waits = waits
 
@@ -122,6 +129,30 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"The GCS did not answer: {error}")
         return raylet_pb2.WhyReply(explanations=map(msgspec.msgpack.encode, found))
 
+    async def ListLogs(  # noqa: N802
+        self, request: raylet_pb2.ListLogsRequest, context: Context
+    ) -> raylet_pb2.ListLogsReply:
+        """The files among this node's logs."""
+        files = await self._log_reader.list_here()
+        return raylet_pb2.ListLogsReply(
+            files=[
+                raylet_pb2.LogFile(name=file.name, size=file.size, changed_s=file.changed_s)
+                for file in files
+            ]
+        )
+
+    async def ReadLog(  # noqa: N802
+        self, request: raylet_pb2.ReadLogRequest, context: Context
+    ) -> raylet_pb2.ReadLogReply:
+        """Part of one of them."""
+        reader = self._log_reader
+        part = await reader.read_here(request.file, request.offset, request.bytes_max)
+        if part is None:
+            return raylet_pb2.ReadLogReply(found=False)
+        return raylet_pb2.ReadLogReply(
+            found=True, data=part.data, offset=part.offset, size=part.size
+        )
+
     async def Shutdown(  # noqa: N802
         self, request: raylet_pb2.ShutdownNodeRequest, context: Context
     ) -> raylet_pb2.ShutdownNodeReply:
@@ -140,3 +171,15 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
                 yield batch
         if not is_welcome:
             await context.abort(grpc.StatusCode.NOT_FOUND, "The line is meant for another node.")
+
+    async def ForwardLogs(  # noqa: N802
+        self, request_iterator: AsyncIterator[raylet_pb2.LogForward], context: Context
+    ) -> AsyncIterator[raylet_pb2.LogOrder]:
+        """The line of a node whose workers print for a driver here."""
+        is_welcome = False
+        async with aclosing(self._serve_forwarder(request_iterator)) as orders:
+            async for order in orders:
+                is_welcome = True
+                yield order
+        if not is_welcome:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "No driver here wants these logs.")

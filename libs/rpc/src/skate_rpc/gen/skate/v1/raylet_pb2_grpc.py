@@ -64,6 +64,16 @@ class RayletServiceStub:
                 request_serializer=skate_dot_v1_dot_raylet__pb2.WhyRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.WhyReply.FromString,
                 _registered_method=True)
+        self.ListLogs = channel.unary_unary(
+                '/skate.v1.RayletService/ListLogs',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.ListLogsRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.ListLogsReply.FromString,
+                _registered_method=True)
+        self.ReadLog = channel.unary_unary(
+                '/skate.v1.RayletService/ReadLog',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.ReadLogRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.ReadLogReply.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/skate.v1.RayletService/Shutdown',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.SerializeToString,
@@ -73,6 +83,11 @@ class RayletServiceStub:
                 '/skate.v1.RayletService/Borrow',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.LoanOrders.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.LoanNews.FromString,
+                _registered_method=True)
+        self.ForwardLogs = channel.stream_stream(
+                '/skate.v1.RayletService/ForwardLogs',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.LogForward.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.LogOrder.FromString,
                 _registered_method=True)
 
 
@@ -121,6 +136,20 @@ class RayletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListLogs(self, request, context):
+        """read only
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadLog(self, request, context):
+        """read only
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """idempotent
         """
@@ -132,6 +161,15 @@ class RayletServiceServicer:
         """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
         the loans of a borrower that is not heard of for ten seconds end.
         idempotent by ask_id
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForwardLogs(self, request_iterator, context):
+        """What one node's workers print for a driver of another. A broken line is opened again and goes on where the driver's
+        node says that it stands. NOT_FOUND: no driver there wants it.
+        idempotent by file and offset
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,6 +208,16 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.WhyRequest.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.WhyReply.SerializeToString,
             ),
+            'ListLogs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLogs,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.ListLogsRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.ListLogsReply.SerializeToString,
+            ),
+            'ReadLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadLog,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.ReadLogRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.ReadLogReply.SerializeToString,
+            ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.FromString,
@@ -179,6 +227,11 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     servicer.Borrow,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.LoanOrders.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.LoanNews.SerializeToString,
+            ),
+            'ForwardLogs': grpc.stream_stream_rpc_method_handler(
+                    servicer.ForwardLogs,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.LogForward.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.LogOrder.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -354,6 +407,60 @@ class RayletService:
             _registered_method=True)
 
     @staticmethod
+    def ListLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/ListLogs',
+            skate_dot_v1_dot_raylet__pb2.ListLogsRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.ListLogsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/ReadLog',
+            skate_dot_v1_dot_raylet__pb2.ReadLogRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.ReadLogReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Shutdown(request,
             target,
             options=(),
@@ -397,6 +504,33 @@ class RayletService:
             '/skate.v1.RayletService/Borrow',
             skate_dot_v1_dot_raylet__pb2.LoanOrders.SerializeToString,
             skate_dot_v1_dot_raylet__pb2.LoanNews.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForwardLogs(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/skate.v1.RayletService/ForwardLogs',
+            skate_dot_v1_dot_raylet__pb2.LogForward.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.LogOrder.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,12 +43,21 @@ class RayletServiceStub:
     """read only, of this node"""
     Why: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.WhyRequest, _raylet_pb2.WhyReply]
     """read only, of the whole cluster"""
+    ListLogs: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ListLogsRequest, _raylet_pb2.ListLogsReply]
+    """read only"""
+    ReadLog: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ReadLogRequest, _raylet_pb2.ReadLogReply]
+    """read only"""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]
     """idempotent"""
     Borrow: _grpc.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]
     """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
     the loans of a borrower that is not heard of for ten seconds end.
     idempotent by ask_id
+    """
+    ForwardLogs: _grpc.StreamStreamMultiCallable[_raylet_pb2.LogForward, _raylet_pb2.LogOrder]
+    """What one node's workers print for a driver of another. A broken line is opened again and goes on where the driver's
+    node says that it stands. NOT_FOUND: no driver there wants it.
+    idempotent by file and offset
     """
 
 @_typing.type_check_only
@@ -66,12 +75,21 @@ class RayletServiceAsyncStub(RayletServiceStub):
     """read only, of this node"""
     Why: _aio.UnaryUnaryMultiCallable[_raylet_pb2.WhyRequest, _raylet_pb2.WhyReply]  # type: ignore[assignment]
     """read only, of the whole cluster"""
+    ListLogs: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ListLogsRequest, _raylet_pb2.ListLogsReply]  # type: ignore[assignment]
+    """read only"""
+    ReadLog: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ReadLogRequest, _raylet_pb2.ReadLogReply]  # type: ignore[assignment]
+    """read only"""
     Shutdown: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]  # type: ignore[assignment]
     """idempotent"""
     Borrow: _aio.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]  # type: ignore[assignment]
     """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
     the loans of a borrower that is not heard of for ten seconds end.
     idempotent by ask_id
+    """
+    ForwardLogs: _aio.StreamStreamMultiCallable[_raylet_pb2.LogForward, _raylet_pb2.LogOrder]  # type: ignore[assignment]
+    """What one node's workers print for a driver of another. A broken line is opened again and goes on where the driver's
+    node says that it stands. NOT_FOUND: no driver there wants it.
+    idempotent by file and offset
     """
 
 class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -124,6 +142,22 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         """read only, of the whole cluster"""
 
     @_abc_1.abstractmethod
+    def ListLogs(
+        self,
+        request: _raylet_pb2.ListLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.ListLogsReply, _abc.Awaitable[_raylet_pb2.ListLogsReply]]:
+        """read only"""
+
+    @_abc_1.abstractmethod
+    def ReadLog(
+        self,
+        request: _raylet_pb2.ReadLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.ReadLogReply, _abc.Awaitable[_raylet_pb2.ReadLogReply]]:
+        """read only"""
+
+    @_abc_1.abstractmethod
     def Shutdown(
         self,
         request: _raylet_pb2.ShutdownNodeRequest,
@@ -140,6 +174,17 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
         the loans of a borrower that is not heard of for ten seconds end.
         idempotent by ask_id
+        """
+
+    @_abc_1.abstractmethod
+    def ForwardLogs(
+        self,
+        request_iterator: _MaybeAsyncIterator[_raylet_pb2.LogForward],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_raylet_pb2.LogOrder], _abc.AsyncIterator[_raylet_pb2.LogOrder]]:
+        """What one node's workers print for a driver of another. A broken line is opened again and goes on where the driver's
+        node says that it stands. NOT_FOUND: no driver there wants it.
+        idempotent by file and offset
         """
 
 def add_RayletServiceServicer_to_server(servicer: RayletServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
