@@ -148,6 +148,8 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", "--quiet", ".")
     session.run("python", "tools/tidy.py")
+    session.run("python", "tools/promises.py", "--check")
+    session.run("python", "tools/surface.py", "--check")
 
 
 @nox.session

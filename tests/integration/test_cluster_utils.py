@@ -52,7 +52,7 @@ def test_added_nodes_are_seen_with_their_resources(nodes: Cluster) -> None:
     assert skate.cluster_resources()["CPU"] == 5
     assert skate.cluster_resources()["disk"] == 5
     (row,) = (node for node in skate.nodes() if node["NodeID"] == other.node_id)
-    assert row["Labels"] == {"zone": "b"}
+    assert row["Labels"] == {"zone": "b", "ray.io/node-id": other.node_id}
     assert nodes.remaining_processes_alive()
 
 
@@ -80,6 +80,7 @@ def test_removed_node_is_dead_to_the_cluster_and_gone_from_the_machine(nodes: Cl
     assert not os.path.exists(other.session_dir)
 
 
+@pytest.mark.invariant("I22")
 def test_killed_node_is_found_dead(nodes: Cluster) -> None:
     nodes.add_node()
     other = nodes.add_node()

@@ -85,6 +85,7 @@ def moments(count: int, seed: int) -> list[float]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["sigkill", "ctrl-c"])
+@pytest.mark.invariant("I15", "I16", "I29")
 def test_driver_ended_at_any_moment_leaves_nothing(
     how: signal.Signals, session_root: Path, faults: int
 ) -> None:
@@ -107,6 +108,7 @@ def pids(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("cluster")
 class TestWorkers:
+    @pytest.mark.invariant("I8")
     def test_killed_task_is_retried_and_its_result_is_right(self, pids: Path) -> None:
         @skate.remote
         def die_once(path: str) -> int:
@@ -119,6 +121,7 @@ class TestWorkers:
         assert skate.get(die_once.remote(str(pids)), timeout=WAIT_S) == 42
         assert pids.read_text() == "xx"
 
+    @pytest.mark.invariant("I7")
     def test_task_without_retries_starts_once_and_names_the_cause(self, pids: Path) -> None:
         @skate.remote(max_retries=0)
         def die(path: str) -> None:
@@ -144,6 +147,7 @@ class TestWorkers:
         with pytest.raises(skate.exceptions.ActorDiedError, match="SIGKILL"):
             skate.get(actor.pid.remote(), timeout=WAIT_S)
 
+    @pytest.mark.invariant("I11")
     def test_actor_restarts_as_often_as_it_may(self) -> None:
         actor: Any = Victim.options(max_restarts=2, max_task_retries=-1).remote()
         seen = set()
@@ -157,6 +161,7 @@ class TestWorkers:
         with pytest.raises(skate.exceptions.ActorDiedError):
             skate.get(actor.pid.remote(), timeout=WAIT_S)
 
+    @pytest.mark.invariant("I2")
     def test_random_worker_kills_lose_and_change_no_result(self, faults: int) -> None:
         rng = random.Random(7)
 
@@ -174,6 +179,7 @@ class TestWorkers:
                 pass  # retired already
             assert [v for v, _ in skate.get(refs, timeout=WAIT_S)] == [n * n for n in range(40)]
 
+    @pytest.mark.invariant("I15")
     def test_children_of_a_killed_worker_end_with_it(self) -> None:
         actor: Any = Victim.remote()
         child = skate.get(actor.spawn.remote())

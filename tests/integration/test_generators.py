@@ -134,6 +134,7 @@ def test_async_consumer_reads_streams_side_by_side() -> None:
     assert asyncio.run(main()) == [list(range(n)) for n in (3, 5, 7)]
 
 
+@pytest.mark.invariant("I31")
 def test_bound_holds_and_dropping_frees_the_producer(tmp_path: Path) -> None:
     made = tmp_path / "made"
     made.touch()
@@ -179,6 +180,7 @@ def test_stream_of_a_restarting_actor_goes_on() -> None:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.invariant("I31")
 def test_streams_with_a_random_kill_give_each_item_once(faults: int) -> None:
     rng = random.Random(faults)
     for number in range(faults):

@@ -30,6 +30,7 @@ def children() -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.invariant("I16")
 def test_cycles_of_init_and_shutdown_leave_the_process_as_it_was(session_root: Path) -> None:
     @skate.remote
     def one() -> int:
@@ -131,6 +132,7 @@ def test_unusable_session_root_is_named_in_the_error(
     assert not skate.is_initialized()
 
 
+@pytest.mark.invariant("I1")
 def test_zygote_that_dies_is_replaced_without_failing_a_task(session_root: Path) -> None:
     before = children()
     skate.init(num_cpus=2)

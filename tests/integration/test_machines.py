@@ -197,6 +197,7 @@ def test_tasks_and_actors_of_two_machines_work_together(machines: Machines) -> N
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.invariant("I1", "I22")
 def test_task_on_a_machine_that_vanishes_runs_elsewhere(machines: Machines, tmp_path: Path) -> None:
     driver = machines.drive(LOSE, str(tmp_path))
     try:

@@ -116,6 +116,7 @@ def test_value_made_on_another_node_is_read_passed_on_and_freed_everywhere(
     wait_until(lambda: not any(holds(node, name)[0] for node in nodes if node is not None))
 
 
+@pytest.mark.invariant("I5")
 def test_owner_on_another_node_is_named_when_it_dies(cluster: Cluster) -> None:
     left = on("left")
     (ref,) = skate.get(left.own.remote(), timeout=WAIT_S)
@@ -131,6 +132,7 @@ def test_owner_on_another_node_is_named_when_it_dies(cluster: Cluster) -> None:
     wait_until(lambda: holds(head, ref) == [False], 10)
 
 
+@pytest.mark.invariant("I5")
 def test_owner_dies_with_its_node(cluster: Cluster) -> None:
     right = on("right")
     (ref,) = skate.get(right.own.remote(), timeout=WAIT_S)
@@ -165,6 +167,7 @@ def added(left: Any, right: Any) -> Any:
     return left + right
 
 
+@pytest.mark.invariant("I2")
 def test_results_of_tasks_survive_the_death_of_their_node(cluster: Cluster) -> None:
     cluster.add_node(num_cpus=2, resources={"spare": 10})
     there = {"resources": {"right": 1}}
@@ -179,6 +182,7 @@ def test_results_of_tasks_survive_the_death_of_their_node(cluster: Cluster) -> N
     assert [int(values[0]) for values in skate.get(sums, timeout=60)] == [1, 3, 5]
 
 
+@pytest.mark.invariant("I2")
 def test_last_copy_of_a_value_outlives_a_full_store(session_root: Path) -> None:
     cluster = Cluster(
         initialize_head=True,

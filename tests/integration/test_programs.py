@@ -97,6 +97,7 @@ def test_env_vars_of_tasks_and_actors_reach_their_processes() -> None:
     assert skate.get(painter.colour.remote()) == "red"
 
 
+@pytest.mark.invariant("I9")
 def test_actor_keeps_its_state_and_its_order() -> None:
     counter = Counter.remote(10)
     refs = [counter.inc.remote() for _ in range(500)]
@@ -214,6 +215,7 @@ def test_runtime_context_names_the_task_the_actor_and_the_node() -> None:
     assert actor_id is not None
 
 
+@pytest.mark.invariant("I14")
 def test_resources_come_back_exactly() -> None:
     assert skate.cluster_resources()["CPU"] == 2.0
 
@@ -258,6 +260,7 @@ def test_calls_one_by_one_survive_the_renewal_of_workers() -> None:
     assert [skate.get(one.remote(), timeout=WAIT_S) for _ in range(60)] == [1] * 60
 
 
+@pytest.mark.invariant("I21")
 def test_cancelling_a_waiting_parent_stops_its_children(tmp_path: Path) -> None:
     @skate.remote(max_retries=0)
     def child(path: str) -> None:

@@ -52,6 +52,7 @@ def test_object_is_pulled_from_a_node_and_then_from_its_copy(nodes: Cluster) -> 
         assert digest(view) == digest(content)
 
 
+@pytest.mark.invariant("I1")
 def test_node_killed_in_mid_transfer_is_told_and_the_pull_ends_or_finds_another(
     nodes: Cluster,
 ) -> None:
@@ -89,6 +90,7 @@ def test_node_killed_in_mid_transfer_is_told_and_the_pull_ends_or_finds_another(
         assert len(sink.all(node.NodeDied)) == 1
 
 
+@pytest.mark.invariant("I1")
 def test_stopped_source_is_given_up_after_its_silence(nodes: Cluster) -> None:
     left, right = nodes.worker_nodes
     with on(left) as source, on(right) as sink:

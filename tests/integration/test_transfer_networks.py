@@ -44,6 +44,7 @@ def test_object_crosses_from_one_host_to_another_unchanged(network: Network) -> 
         assert source.pull(back, 8, [other.node_id]).kind == ""
 
 
+@pytest.mark.invariant("I1", "I22")
 def test_host_whose_cable_is_out_ends_the_pull_and_is_told_to_be_dead(network: Network) -> None:
     head = network.start_head(0)
     other = network.start_node(1, head)

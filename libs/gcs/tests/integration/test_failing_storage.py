@@ -36,6 +36,7 @@ def disk(monkeypatch):
     return Disk
 
 
+@pytest.mark.invariant("I19")
 def test_full_disk_refuses_writes_answers_reads_and_heals(folder, harness, run, disk):
     async def main():
         async with harness(storage=f"sqlite:{folder}/gcs.sqlite") as gcs:
@@ -73,6 +74,7 @@ async def _failures_above(gcs, count):
     return gcs.server.statistics().storage.failures > count
 
 
+@pytest.mark.invariant("I18")
 def test_failed_device_stops_the_gcs_and_is_named(folder, harness, run, disk):
     async def main():
         async with harness(storage=f"sqlite:{folder}/gcs.sqlite") as gcs:

@@ -126,6 +126,7 @@ def test_node_whose_process_is_gone_dies_when_its_subscription_breaks(harness, r
     run(main())
 
 
+@pytest.mark.invariant("I22")
 def test_silent_node_dies_and_is_fenced(harness, run):
     async def main():
         limits = GcsLimits(node_suspect_s=0.1, node_dead_s=0.3)
@@ -146,6 +147,7 @@ def test_silent_node_dies_and_is_fenced(harness, run):
     run(main())
 
 
+@pytest.mark.invariant("I10")
 def test_named_actor_storm_creates_one_actor(harness, run):
     async def main():
         async with harness() as gcs:
@@ -311,6 +313,7 @@ def test_cluster_id_stays_with_the_storage(folder, harness, run):
     run(main())
 
 
+@pytest.mark.invariant("I17")
 def test_clients_and_actors_survive_a_restart_of_the_gcs(folder, harness, run):
     async def main():
         async with harness(storage=f"sqlite:{folder}/gcs.sqlite") as gcs:
@@ -404,6 +407,7 @@ async def stored(gcs):
     return [gcs.server._storage.scan(table) for table in tables], incarnations
 
 
+@pytest.mark.invariant("I25")
 def test_every_unary_method_of_the_gcs_is_in_the_repetition_test():
     of_gcs = {
         name
@@ -414,6 +418,7 @@ def test_every_unary_method_of_the_gcs_is_in_the_repetition_test():
 
 
 @pytest.mark.parametrize("name", REPEATED)
+@pytest.mark.invariant("I25")
 def test_repeated_call_has_no_second_effect(harness, run, name):
     async def main():
         async with harness() as gcs:

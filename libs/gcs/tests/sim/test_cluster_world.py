@@ -324,6 +324,7 @@ class Cluster:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.invariant("I1", "I10", "I11")
 def test_cluster_with_faults_comes_to_rest(make_world, seed):
     cluster = Cluster(make_world, seed)
     for _ in range(3):

@@ -68,6 +68,7 @@ def test_exit_with_status_zero_is_final_and_with_another_is_not(world):
 
 
 @pytest.mark.parametrize("max_restarts", [0, 1, 3])
+@pytest.mark.invariant("I11")
 def test_actor_is_recreated_exactly_max_restarts_times(world, max_restarts):
     world.add_node()
     actor = world.run_actor(max_restarts=max_restarts)
@@ -103,6 +104,7 @@ def test_restart_is_immediate_after_a_long_life_and_paused_after_short_ones(worl
     assert len(world.starts) == 1
 
 
+@pytest.mark.invariant("I10")
 def test_stale_failure_report_changes_nothing(world):
     world.add_node()
     actor = world.run_actor(max_restarts=2)
@@ -114,6 +116,7 @@ def test_stale_failure_report_changes_nothing(world):
     assert len(world.published) == published
 
 
+@pytest.mark.invariant("I10")
 def test_stale_start_report_is_refused(world):
     world.add_node()
     actor = world.run_actor(max_restarts=1)
@@ -396,6 +399,7 @@ def test_dead_nodes_late_failure_report_changes_nothing(world):
     assert world.state(actor) is ActorState.ALIVE
 
 
+@pytest.mark.invariant("I10")
 def test_dead_nodes_late_start_report_is_refused(world):
     here = world.add_node()
     actor = world.register(is_detached=True)

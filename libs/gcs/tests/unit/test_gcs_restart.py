@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from skate_gcs.machine.answers import KvValue
 from skate_gcs.machine.events import (
     ActorKilled,
@@ -19,6 +21,7 @@ from skate_gcs.machine.limits import GcsLimits
 from skate_gcs.machine.records import ActorState, Address, DeathCause, DeathKind
 
 
+@pytest.mark.invariant("I17")
 def test_everything_acknowledged_is_there_after_restart(world):
     node = world.add_node(labels={"a": "b"})
     job = world.add_job(node)

@@ -45,6 +45,7 @@ def test_node_id_of_wrong_length_is_refused(world):
     assert answer.kind is RefusalKind.INVALID
 
 
+@pytest.mark.invariant("I22")
 def test_silent_node_is_suspect_then_dead_then_fenced(world):
     node = world.add_node(beats=False)
     world.advance(3.9)
@@ -172,6 +173,7 @@ def test_nodes_of_one_name_are_allowed(world):
     assert world.machine.statistics().nodes_alive == 2
 
 
+@pytest.mark.invariant("I22")
 def test_gcs_that_was_stopped_does_not_blame_the_nodes(world):
     node = world.add_node(beats=False)
     assert world.machine.next_wakeup() is not None

@@ -43,7 +43,7 @@ from skate_object_store import SpillConfig
 from skate_raylet import Raylet, RayletConfig
 from skate_raylet.zygote_process import ZygoteProcess
 from skate_rpc.tokens import generate_token, write_token_file
-from skate_scheduler import to_units
+from skate_scheduler import NODE_ID_LABEL, to_units
 from skate_telemetry.logs import configure_logging
 from skate_telemetry.tracing import TracingConfig
 
@@ -277,7 +277,7 @@ class NodeService:
             resources={name: to_units(amount, name) for name, amount in totals.items()},
             store_capacity_bytes=capacity_bytes,
             spill=spill_config(options.spill_dir, self._launch.session_dir),
-            labels=options.labels,
+            labels={NODE_ID_LABEL: self._node_id.hex(), **options.labels},
             is_head=options.is_head,
             ip_address=plan.ip_address,
             node_name=options.node_name or socket.gethostname(),

@@ -1,4 +1,6 @@
-"""What a node is asked to be, checked before any process is started. Standard library only.
+"""What a node is asked to be, checked before any process is started.
+
+Standard library only, but for the check of labels, which is loaded when there are any.
 
 The launcher writes these options as JSON to the daemon's standard input; nothing of them is in its
 arguments or environment.
@@ -13,6 +15,7 @@ from typing import Any
 
 MINIMUM_OBJECT_STORE_BYTES = 75 * 1024 * 1024
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+_REDIS_SCHEMES = ("redis", "rediss", "redis+unix")
 _RESERVED_RESOURCES = {
     "CPU": "num_cpus",
     "GPU": "num_gpus",
@@ -44,7 +47,7 @@ class NodeOptions:
     resources: dict[str, float] = field(default_factory=dict)
     """Custom resources by name. ``CPU`` and ``GPU`` have options of their own."""
     labels: dict[str, str] = field(default_factory=dict)
-    """Facts about the node for people and policies."""
+    """Facts about the node for people and policies; the node adds ``ray.io/node-id`` itself."""
     object_store_memory: int | None = None
     """Bytes of the object store, at least 75 MiB; None: 30 % of what is available."""
     spill_dir: str | None = None
@@ -58,8 +61,9 @@ class NodeOptions:
     metrics_port: int | None = 0
     """Port of ``GET /metrics``. 0 takes a free one; None: no endpoint, nothing listens."""
 
-    storage: str | None = None
-    """``memory`` or ``sqlite:/path``. None: memory with a lifeline, else in the session folder."""
+    storage: str | None = field(default=None, repr=False)
+    """``memory``, ``sqlite:/path`` or a ``redis://`` URL (``skate_gcs.storage.redis_url``). None:
+    memory with a lifeline, else in the session folder."""
     temp_dir: str | None = None
     """Where session folders go. None: ``$SKATE_TMPDIR``, ``$TMPDIR`` or ``/tmp``."""
     node_name: str = ""
@@ -88,8 +92,8 @@ class NodeOptions:
             )
         for resource, quantity in self.resources.items():
             _check_resource(resource, quantity)
-        for key, value in self.labels.items():
-            _check_label(key, value)
+        if self.labels:
+            _check_labels(self.labels)
         spill_dir = self.spill_dir
         if not isinstance(spill_dir, str | None):
             raise TypeError(f"spill_dir must be a string, got {type(spill_dir).__name__}.")
@@ -108,9 +112,13 @@ class NodeOptions:
             raise ValueError("The token is empty; a cluster without a token does not start.")
         if self.storage is not None and self.storage != "memory":
             kind, _, path = self.storage.partition(":")
-            if kind != "sqlite" or not path.startswith("/"):
+            if not (kind == "sqlite" and path.startswith("/")) and not (
+                kind in _REDIS_SCHEMES and path.startswith("//")
+            ):
+                # It may hold a password, so it is not repeated.
                 raise ValueError(
-                    f"storage must be 'memory' or 'sqlite:/absolute/path', got {self.storage!r}."
+                    "storage must be 'memory', 'sqlite:/absolute/path' or 'redis://host:port/db'"
+                    f" (or rediss://, redis+unix:///path); it begins with {kind!r}."
                 )
 
     def to_json(self) -> dict[str, Any]:
@@ -177,9 +185,17 @@ def _check_resource(resource: object, quantity: object) -> None:
     _check_quantity(f"resources[{resource!r}]", quantity)
 
 
-def _check_label(key: object, value: object) -> None:
-    if not isinstance(key, str) or not isinstance(value, str) or not key:
-        raise TypeError(f"labels maps strings to strings, got {key!r}: {value!r}.")
+def _check_labels(labels: dict[Any, Any]) -> None:
+    for key, value in labels.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"labels maps strings to strings, got {key!r}: {value!r}.")
+    # Late: a driver's start waits for what is imported, and few nodes are given labels.
+    from skate_scheduler import LabelError, check_labels  # noqa: PLC0415
+
+    try:
+        check_labels(labels)
+    except LabelError as error:
+        raise ValueError(f"labels: {error}") from None
 
 
 def _check_bytes(name: str, value: object) -> None:

@@ -254,9 +254,9 @@ def test_start_large_options_fit(temp_dir: str) -> None:
     node = start(
         temp_dir,
         "READY['node_id'] = str(len(config['options']['labels'])); say(**READY); until_lifeline()",
-        labels={f"label-{n}": "x" * 100 for n in range(2000)},
+        labels={f"label-{n}": "x" * 60 for n in range(4000)},
     )
-    assert node.node_id == "2000"
+    assert node.node_id == "4000"
     node.stop()
 
 

@@ -209,6 +209,7 @@ def test_twenty_nodes_started_at_once_all_work(marked: str) -> None:
     assert nothing_left(marked)
 
 
+@pytest.mark.invariant("I15")
 def test_starter_that_is_killed_takes_the_node_along(marked: str) -> None:
     process = subprocess.Popen(starter(marked), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -221,6 +222,7 @@ def test_starter_that_is_killed_takes_the_node_along(marked: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.invariant("I15")
 def test_starter_that_ends_at_a_random_moment_of_the_start_leaves_nothing(
     marked: str, number: signal.Signals
 ) -> None:
@@ -248,6 +250,7 @@ def _sweep(temp_dir: str) -> bool:
     return nothing_left(temp_dir)
 
 
+@pytest.mark.invariant("I15", "I16")
 def test_daemon_that_is_killed_leaves_no_process_and_the_next_start_sweeps(marked: str) -> None:
     node = start_node(options(marked, lifeline=False))
     os.kill(node.pid, signal.SIGKILL)

@@ -120,6 +120,7 @@ assert refused > 3, refused
     subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
 
 
+@pytest.mark.invariant("I16")
 def test_arena_has_no_name_anywhere(server: StoreServer, client: StoreClient) -> None:
     client.put(b"id", [bytes(MIB)])
     assert not [name for name in os.listdir("/dev/shm") if "skate" in name]
@@ -158,6 +159,7 @@ def test_freed_memory_is_used_again_before_new_memory(
     assert server.statistics().committed_bytes <= 20 * MIB
 
 
+@pytest.mark.invariant("I16")
 def test_closed_store_and_clients_leave_no_descriptors(tmp_path: Path) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     for number in range(5):

@@ -85,6 +85,7 @@ sys.stdin.readline()
     assert client.get([b"half", b"whole"]) == [None, b"sealed"]
 
 
+@pytest.mark.invariant("I3")
 def test_client_killed_in_the_middle_of_puts_leaves_whole_objects_only(
     server: StoreServer, client: StoreClient, spawn: Spawn, eventually: Eventually
 ) -> None:

@@ -63,6 +63,7 @@ def poisoned(serve: Serve) -> StoreServer:
     return serve(CAPACITY, config=config)
 
 
+@pytest.mark.invariant("I4")
 def test_views_never_change_under_get_and_evict_races_of_threads(poisoned: StoreServer) -> None:
     failures: list[Exception] = []
     checked: list[int] = []
@@ -88,6 +89,7 @@ def test_views_never_change_under_get_and_evict_races_of_threads(poisoned: Store
         assert poisoned.statistics().evicted_total > 0
 
 
+@pytest.mark.invariant("I4")
 def test_views_never_change_under_races_of_processes_that_die(poisoned: StoreServer) -> None:
     code = f"""
 import sys, os

@@ -16,6 +16,7 @@ from skate_object_store import (
     OutOfDiskError,
     SpillConfig,
     SpilledObjectLostError,
+    SpillReadError,
     StoreClient,
     StoreConfig,
     StoreFullError,
@@ -80,6 +81,7 @@ def test_three_times_the_capacity_is_kept_and_comes_back_whole(
     assert server.statistics().used_bytes == server.statistics().disk_bytes == 0
 
 
+@pytest.mark.invariant("I4")
 def test_views_stay_valid_and_unchanged_while_everything_around_is_spilled(
     server: StoreServer, client: StoreClient
 ) -> None:
@@ -154,6 +156,7 @@ def test_object_list_explains_every_byte(server: StoreServer, client: StoreClien
     del view, writing
 
 
+@pytest.mark.invariant("I3")
 def test_damaged_file_is_a_loss_and_never_wrong_bytes(
     server: StoreServer, client: StoreClient, place: Path
 ) -> None:
@@ -327,7 +330,7 @@ def test_failed_read_is_an_error_and_the_next_get_tries_again(
         ids = put_many(client, 3 * CAPACITY // MIB)
         (spilled, *_) = [r for r in flaky_server.objects() if r.state is ObjectState.SPILLED]
         flaky.failing_reads = 1
-        with pytest.raises(SpilledObjectLostError, match="the network is down"):
+        with pytest.raises(SpillReadError, match="the network is down"):
             client.get([spilled.object_id])
         check_all(client, ids)
 
@@ -471,6 +474,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.invariant("I19")
 def test_full_disk_is_an_error_and_everything_works_again_when_it_is_freed(
     serve: Serve, small_disk: Path, eventually: Eventually
 ) -> None:

@@ -139,6 +139,7 @@ def test_pins_of_two_threads_getting_at_once_are_all_dropped(
     eventually(lambda: server.statistics().pinned_bytes == 0)
 
 
+@pytest.mark.invariant("I4")
 def test_views_outlive_the_server(server: StoreServer, client: StoreClient) -> None:
     client.put(b"id", [b"value" * 1000])
     view = get(client, b"id")
@@ -164,6 +165,7 @@ def test_array_over_a_created_view_keeps_its_range_after_the_seal(
     eventually(lambda: server.statistics().used_bytes == 0)
 
 
+@pytest.mark.invariant("I4")
 def test_aborted_range_is_reused_only_when_nobody_can_write_it(
     server: StoreServer, client: StoreClient, eventually: Eventually
 ) -> None:

@@ -227,6 +227,7 @@ def test_dead_owner_gives_its_store_memory_back(play: Any, wait_until: Any) -> N
     play(test)
 
 
+@pytest.mark.invariant("I15")
 def test_stopped_raylet_leaves_no_process_even_with_a_stopped_worker(play: Any) -> None:
     async def test(cluster: Any) -> None:
         driver = await cluster.driver()
@@ -244,6 +245,7 @@ MEMORY_CGROUPS = Path("/sys/fs/cgroup/memory")
     or not os.access(MEMORY_CGROUPS, os.W_OK),
     reason="needs a writable memory cgroup (version 1)",
 )
+@pytest.mark.invariant("I24")
 def test_worker_that_the_kernel_killed_for_memory_died_out_of_memory(play: Any) -> None:
     group = MEMORY_CGROUPS / f"skate-test-{os.getpid()}"
     group.mkdir()
@@ -268,6 +270,7 @@ def test_worker_that_the_kernel_killed_for_memory_died_out_of_memory(play: Any) 
         group.rmdir()
 
 
+@pytest.mark.invariant("I14", "I15")
 def test_storm_of_kills_leaves_nothing_and_loses_no_resource(play: Any, wait_until: Any) -> None:
     seed = 20261123
     rng = random.Random(seed)

@@ -121,6 +121,7 @@ async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     await reader.read()
 
 
+@pytest.mark.invariant("I3")
 def test_transfer_cut_at_every_page_is_completed_by_the_next_try(
     play_nodes: Any, short_folder: Path
 ) -> None:
@@ -143,6 +144,7 @@ def test_transfer_cut_at_every_page_is_completed_by_the_next_try(
     play_nodes(test)
 
 
+@pytest.mark.invariant("I3")
 def test_transfer_cut_at_every_page_each_time_is_lost_and_leaves_nothing(
     play_nodes: Any, short_folder: Path
 ) -> None:
@@ -306,6 +308,7 @@ def test_cancelled_pull_and_ended_process_stop_the_transfer(
     play_nodes(test)
 
 
+@pytest.mark.invariant("I5")
 def test_death_of_the_owner_ends_the_pull(play_nodes: Any, short_folder: Path) -> None:
     async def test(make: MakeNode) -> None:
         near = make("near")

@@ -49,6 +49,7 @@ def test_killed_zygote_is_replaced_and_no_request_fails(play: Any, wait_until: A
     play(test, resources={"CPU": 100_000})
 
 
+@pytest.mark.invariant("I1")
 def test_zygote_killed_at_random_moments_of_a_burst_fails_no_request(play: Any) -> None:
     async def test(cluster: Any) -> None:
         driver = await cluster.driver()
@@ -182,6 +183,7 @@ def test_worker_starts_with_pythons_own_signal_handlers_and_a_fresh_random_state
     play(test)
 
 
+@pytest.mark.invariant("I15")
 def test_daemon_that_is_killed_takes_everything_with_it(
     short_folder: Path, wait_until: Any
 ) -> None:

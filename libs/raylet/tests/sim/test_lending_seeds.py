@@ -411,6 +411,7 @@ def play(seed: int, **options: Any) -> World:
 
 
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed-{seed}")
+@pytest.mark.invariant("I14", "I1")
 def test_lending_world_keeps_its_promises(seed: int) -> None:
     play(seed)
 

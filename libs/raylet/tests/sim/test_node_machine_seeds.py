@@ -331,6 +331,7 @@ def play(seed: int) -> World:
 
 
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed-{seed}")
+@pytest.mark.invariant("I14")
 def test_node_machine_random_world_keeps_its_invariants(seed: int) -> None:
     play(seed)
 

@@ -253,6 +253,7 @@ class World:
 
 
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed-{seed}")
+@pytest.mark.invariant("I1")
 def test_pull_planner_random_world_ends_every_pull_within_its_bounds(seed: int) -> None:
     world = World(seed)
     for node_id in NODES:

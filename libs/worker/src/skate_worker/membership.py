@@ -216,9 +216,11 @@ class Membership(ABC):
             self.ownership, self.peers, self.raylet, self._loop, self._submit_again
         )
         self.peers.on_known = self.plane.peer_known
+        self.tasks.near = self.plane.nodes_near
         self.completion.recovery = self.plane.recovery
         self.plane.recovery.is_made_anyway = self.streams.will_yield_again
         self.completion.delete_stray = self.plane.owned.delete_at
+        self.streams.delete_stray = self.plane.owned.delete_at
         if not self.is_driver:
             self._prepare_execution()
 

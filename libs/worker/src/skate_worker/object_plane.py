@@ -21,6 +21,7 @@ from skate_rpc.event_loop import IoThread
 from skate_rpc.stream import StreamClosedError
 from skate_worker.fetching import Fetching
 from skate_worker.machine.fetches import HERE, OWNER_DIED, VALUE, Outcome, Waiter
+from skate_worker.machine.locality import nearest
 from skate_worker.machine.object_directory import ObjectDirectory
 from skate_worker.machine.references import FAILED, INLINE, STORED, Entry, Owner
 from skate_worker.node_client import NodeClient
@@ -56,7 +57,27 @@ class ObjectPlane:
         self.owned = OwnedObjects(ownership, self.directory, self.recovery, self._say, raylet.post)
         self.fetching = Fetching(ownership, self.deaths, loop, self._tell, raylet.post)
         self.here: dict[bytes, None] = {}  # copies that this process had brought, still referenced
+        self._damages: dict[bytes, str] = {}  # why copies here are none, until they are fetched
         ownership.on_stored_released = self._released
+
+    # ---- where tasks are best run; on any thread ----
+
+    def nodes_near(self, submission: Submission) -> list[tuple[bytes, int]]:
+        """The nodes that hold a task's stored arguments, with how many bytes; see ``nearest``."""
+        here = self._ownership.node_id
+        arguments: list[tuple[list[bytes], int]] = []
+        with self._ownership.lock:
+            for item in submission.message.resolved:
+                at = item.stored_at
+                if at is None:
+                    continue
+                node_ids = [at.node_id]
+                if at.owner_id == self._ownership.worker_id:
+                    node_ids = self.directory.copies(item.object_id, at.node_id)
+                if here not in node_ids and item.object_id in self.here:
+                    node_ids = [*node_ids, here]
+                arguments.append((node_ids, at.size_bytes))
+        return nearest(arguments, here)
 
     # ---- fetching; on any thread ----
 
@@ -76,8 +97,16 @@ class ObjectPlane:
 
         lost_at = (entry.node_id,) if entry.node_id == self._ownership.node_id else ()
         owner = entry.owner or self._ownership.as_owner
-        self.fetching.start(entry.object_id, owner, entry.size_bytes, arrived, priority, lost_at)
+        why_lost = self._damages.pop(entry.object_id, "")
+        self.fetching.start(
+            entry.object_id, owner, entry.size_bytes, arrived, priority, lost_at, why_lost
+        )
         return arrived
+
+    def note_damaged(self, entry: Entry, why: str) -> None:
+        """The copy in this node's store can not be read; the value is about to be fetched."""
+        self.here.pop(entry.object_id, None)
+        self._damages[entry.object_id] = why
 
     def failure(self, entry: Entry, outcome: Outcome) -> BaseException | None:
         """The error of an outcome that brought nothing; None if the entry shows what came."""
@@ -211,6 +240,7 @@ class ObjectPlane:
     def _released(self, entries: list[Entry]) -> None:
         for entry in entries:
             self.here.pop(entry.object_id, None)
+        self.fetching.released([entry.object_id for entry in entries])
         owned = [entry for entry in entries if entry.owner is None]
         if owned:
             self.owned.delete([entry for entry in owned if entry.state == STORED])

@@ -345,8 +345,8 @@ class Ownership:
         """A value arrived whose inside refers to other objects: hold those while the value lives.
 
         They take the place of what an earlier value of ``holder`` referred to, which was lost and
-        made again. The sender has registered this process for what it owns itself. ``then`` runs once every
-        other owner has confirmed.
+        made again. The sender has registered this process for what it owns itself. ``then`` runs
+        once every other owner has confirmed.
         """
         inner: list[Entry] = []
         unknown: list[Entry] = []  # to their owners, as far as this process knows

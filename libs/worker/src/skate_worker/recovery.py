@@ -243,7 +243,9 @@ class Recovery:
             entry.pins += 1
         for entry in revived:
             # Its bytes may be passed on: what they refer to lives as long as they do.
-            inside = [e for e in kept.small[entry].contained if e.owner is None or not e.is_released]
+            inside = [
+                e for e in kept.small[entry].contained if e.owner is None or not e.is_released
+            ]
             entry.contained = [self._revive(inner) for inner in inside]
             for inner in entry.contained:
                 inner.pins += 1

@@ -103,13 +103,48 @@ class Completion:
         if submission.message.num_returns < 0 and self.streams is not None:
             self.streams.attempt_lost(submission, node_id)
 
+    def refuse(self, peer: Peer, outcomes: list[Any]) -> None:
+        """Outcomes of attempts that were given up before: nobody needs what they made."""
+        for outcome in outcomes:
+            if type(outcome) is TaskReturned:
+                self._refuse(peer, outcome)
+
+    def _refuse(self, peer: Peer, outcome: TaskReturned) -> None:
+        task_id = outcome.task_id
+        held = [reference for returned in outcome.returns for reference in returned.contained]
+        nobody = Entry(task_id, None)
+        nobody.is_released = True
+
+        def let_go() -> None:
+            if outcome.holds_pins:
+                self._ownership.send(peer, FreeReturns(task_id))
+
+        self._ownership.take_contained(nobody, held, peer, let_go)
+        if task_id in self._lost_at:
+            return  # another attempt may be writing there: deleted when the task is settled
+        stray: dict[bytes, list[bytes]] = {}
+        with self._ownership.lock:
+            for index, returned in enumerate(outcome.returns, start=1):
+                object_id = task_id + index.to_bytes(4, "big")
+                entry = self._ownership.table.entries.get(object_id)
+                is_there = (
+                    entry is not None
+                    and entry.state == STORED
+                    and entry.node_id == returned.node_id
+                )
+                if returned.node_id and not is_there:
+                    stray.setdefault(returned.node_id, []).append(object_id)
+        for node_id, object_ids in stray.items():
+            self.delete_stray(node_id, object_ids)
+
     def _delete_unreported(self, submission: Submission) -> None:
         """The task is settled: what earlier attempts left on other nodes is nobody's."""
+        untouched = submission.message.kept_returns
         for node_id in self._lost_at.pop(submission.task_id, ()):
             stray = [
                 entry.object_id
-                for entry in submission.entries
-                if entry.state != STORED or entry.node_id != node_id
+                for number, entry in enumerate(submission.entries, start=1)
+                if number not in untouched and (entry.state != STORED or entry.node_id != node_id)
             ]
             if stray:
                 self.delete_stray(node_id, stray)
@@ -157,6 +192,7 @@ class Completion:
 
     def _take_returns(self, peer: Peer, submission: Submission, result: TaskReturned) -> None:
         is_stored = False
+        may_let_go = not result.is_error and submission.message.num_returns > 0
         if submission.message.num_returns < 0 and self.streams is not None:
             is_stored = self.streams.on_outcome(submission, result)
         ownership = self._ownership
@@ -191,7 +227,7 @@ class Completion:
             if returned.contained:
                 owed += 1
                 ownership.take_contained(entry, returned.contained, peer, one_held)
-            elif entry.contained and not returned.is_error and message.num_returns >= 0:
+            elif entry.contained and may_let_go:
                 ownership.let_go_of_contained(entry)
             with ownership.lock:
                 if returned.data:

@@ -123,17 +123,21 @@ def test_get_of_many_remote_values_pulls_all_at_once(
     assert [int(values[0]) for values in got] == [0, 1, 2, 3, 4]
 
 
-def test_get_with_a_timeout_gives_up_the_pull(
+def test_get_with_a_timeout_leaves_the_pull_to_the_next_one_and_gives_it_up_with_the_reference(
     core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet
 ) -> None:
-    ref = there(core, array, 1)
-    core.wait([ref], 1, WAIT_S, fetch_local=False)
+    refs = [there(core, array, n) for n in range(2)]
+    core.wait(refs, 2, WAIT_S, fetch_local=False)
     raylet.hold_pulls.set()
-    with pytest.raises(GetTimeoutError):
-        core.get([ref], 0.05)
+    for _ in range(3):
+        with pytest.raises(GetTimeoutError):
+            core.get(refs, 0.02)
+    wait_until(lambda: len(raylet.held) == 2)
+    refs.pop()
     wait_until(lambda: len(raylet.cancelled) == 1)
-    raylet.hold_pulls.clear()
-    assert core.get([ref], WAIT_S)[0][0] == 1
+    raylet.release_pulls()
+    assert core.get(refs, WAIT_S)[0][0] == 0
+    assert len(raylet.pulls) == 2
 
 
 def test_first_error_is_raised_while_other_values_are_still_pulled(
@@ -314,6 +318,7 @@ def test_return_that_has_a_copy_stays_as_it_is_when_its_sibling_is_made_again(
     assert core.get([left], WAIT_S)[0][0] == before
 
 
+@pytest.mark.invariant("I2")
 def test_values_of_a_dead_node_are_made_again_elsewhere(
     core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet, tmp_path: Path
 ) -> None:
@@ -361,6 +366,7 @@ def test_task_without_retries_does_not_run_again(
     assert caught.value.reason == "OBJECT_UNRECONSTRUCTABLE_RETRIES_DISABLED"
 
 
+@pytest.mark.invariant("I2")
 def test_put_that_is_lost_with_its_copies_names_the_node_and_cause(
     core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet
 ) -> None:
@@ -439,6 +445,7 @@ def owned_by(core: CoreWorker, actor_id: Any) -> ObjectRef[Any]:
 
 
 @pytest.mark.parametrize("is_known", [False, True], ids=["asks_later", "knew_the_place"])
+@pytest.mark.invariant("I5")
 def test_borrower_is_told_that_the_owner_died(
     core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet, is_known: bool
 ) -> None:
@@ -455,6 +462,7 @@ def test_borrower_is_told_that_the_owner_died(
     del keeper
 
 
+@pytest.mark.invariant("I5")
 def test_owner_that_dies_ends_the_pull_under_way(
     core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet
 ) -> None:
@@ -483,6 +491,7 @@ def test_value_of_a_dead_owner_is_gone_although_a_copy_is_here(
     del keeper
 
 
+@pytest.mark.invariant("I5")
 def test_queued_task_whose_argument_lost_its_owner_fails_with_that(
     core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet
 ) -> None:

@@ -202,6 +202,7 @@ def test_killed_worker_is_replaced_and_the_task_retried(core: CoreWorker, tmp_pa
     assert result(core, die_once, str(marker)) == "alive"
 
 
+@pytest.mark.invariant("I8")
 def test_task_starts_exactly_one_more_time_than_its_retries(
     core: CoreWorker, tmp_path: Path
 ) -> None:
@@ -252,6 +253,7 @@ def test_task_that_exits_with_zero_ends_its_worker_and_counts_as_a_death(core: C
     assert core.get(others, WAIT_S) == list(range(1, 21))
 
 
+@pytest.mark.invariant("I9")
 def test_actor_calls_run_in_the_order_of_each_caller(core: CoreWorker) -> None:
     actor_id, is_new, _keeper = make_actor(core)
     assert is_new
@@ -308,6 +310,7 @@ def test_reference_made_by_a_worker_outlives_the_task_that_returned_it(core: Cor
     assert core.get(refs, WAIT_S) == list(range(100))
 
 
+@pytest.mark.invariant("I21")
 def test_cancelled_running_task_is_interrupted_and_no_other(core: CoreWorker) -> None:
     def sleep() -> None:
         time.sleep(60)
@@ -320,6 +323,7 @@ def test_cancelled_running_task_is_interrupted_and_no_other(core: CoreWorker) ->
     assert result(core, add, 1) == 2
 
 
+@pytest.mark.invariant("I21")
 def test_forced_cancel_kills_the_worker(core: CoreWorker) -> None:
     def sleep() -> None:
         time.sleep(60)

@@ -117,7 +117,9 @@ class Ref:
 class Run:
     """A task at a worker. It reads all that its arguments refer to, however deep."""
 
-    def __init__(self, submission: Submission, task: Task, node_id: bytes, worker_id: bytes) -> None:
+    def __init__(
+        self, submission: Submission, task: Task, node_id: bytes, worker_id: bytes
+    ) -> None:
         self.submission = submission
         self.task = task
         self.node_id = node_id

@@ -86,6 +86,7 @@ def known_seeds() -> list[int]:
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.invariant("I6", "I5")
 def test_borrowing_in_random_sessions_frees_exactly_what_is_unreachable(
     seeds: range | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +123,7 @@ def test_borrowing_with_a_known_seed_holds(seed: int) -> None:
         if name != "pins_for_a_dead_owner_end_at_once"
     ],
 )
+@pytest.mark.invariant("I6")
 def test_borrowing_with_a_planted_bug_is_noticed(name: str) -> None:
     with small_limits(), MUTATIONS[name]():
         found = any(run_seed(seed) is not None for seed in SEEDS_FOR_MUTATIONS)

@@ -207,10 +207,12 @@ def check_end(world: World) -> None:
 
 
 @pytest.mark.parametrize("seed", range(400))
+@pytest.mark.invariant("I31")
 def test_each_item_comes_once_and_in_order_however_often_workers_die(seed: int) -> None:
     check_end(run(seed, kills=0.15, drops=0.0))
 
 
 @pytest.mark.parametrize("seed", range(400))
+@pytest.mark.invariant("I31")
 def test_stream_that_is_dropped_at_any_moment_leaves_nothing(seed: int) -> None:
     check_end(run(seed, kills=0.05, drops=0.05))

@@ -15,6 +15,7 @@ from skate_worker.machine.lineage import LIMIT_BYTES
 
 
 @pytest.mark.parametrize("limit_bytes", [LIMIT_BYTES, 20_000], ids=["unbounded", "bounded"])
+@pytest.mark.invariant("I2")
 def test_every_referenced_value_equals_the_sequential_run(
     limit_bytes: int, seeds: range | None
 ) -> None:

@@ -95,6 +95,7 @@ def step(oracle: Oracle, rng: random.Random, number: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(300))
+@pytest.mark.invariant("I6")
 def test_references_of_a_random_program_are_released_exactly_when_unreachable(seed: int) -> None:
     rng = random.Random(seed)
     oracle = Oracle()
