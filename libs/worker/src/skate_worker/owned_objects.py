@@ -40,6 +40,7 @@ class OwnedObjects:
         self._post_to_raylet = post_to_raylet
         self._to_keep: dict[bytes, list[bytes]] = {}  # new primary copies whose stores must know
         recovery.answer = self._answer
+        recovery.delete = self._delete
 
     # ---- pullers ----
 

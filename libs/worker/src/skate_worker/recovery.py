@@ -124,6 +124,7 @@ class Recovery:
         self.lineage: Lineage[KeptTask] = Lineage(limit_bytes)
         self._pullers: list[tuple[Entry, bytes, bytes]] = []
         self.answer: Callable[[Entry, bytes, bytes], None] = _answer_nobody
+        self.delete: Callable[[dict[bytes, list[bytes]]], None] = _delete_nowhere
         # Whether a task that still runs will make an item of a stream again.
         self.is_made_anyway: Callable[[Entry], bool] = _never
 
@@ -170,6 +171,7 @@ class Recovery:
         """
         runs: list[Submission] = []
         waiters: Waiters = []
+        strays: list[bytes] = []
         with self._ownership.lock:
             if entry.state != STORED:
                 return
@@ -186,6 +188,7 @@ class Recovery:
                 # What the value referred to stays: a task that has read it may still run.
                 callbacks = entry.settle(FAILED, data)
                 self._forget_copies(entry)
+                strays = self._directory.forget(entry.object_id, b"")
                 if callbacks:
                     waiters.append((entry, callbacks))
             else:
@@ -199,6 +202,7 @@ class Recovery:
         wake(waiters)
         for wanted, worker_id, node_id in pullers:
             self.answer(wanted, worker_id, node_id)
+        self._delete_at(strays, entry)
         for submission in runs:
             self._resubmit(submission)
 
@@ -279,16 +283,24 @@ class Recovery:
         # Who waits for a copy is answered when the entry says something new.
         for worker_id, node_id in self._directory.waiting(entry.object_id).items():
             self._pullers.append((entry, worker_id, node_id))
-        self._directory.forget(entry.object_id, b"")
+        self._directory.reopened(entry.object_id)
 
     def _made_again(self, entry: Entry) -> None:
         # A value that lies in a store is kept track of as its task ends; another one needs no more.
+        strays: list[bytes] = []
         with self._ownership.lock:
             kept = self.lineage.task_of(entry.object_id)
             if kept is not None:
                 kept.is_running = False
             if entry.state != STORED:
                 self.lineage.released(entry.object_id)
+            if entry.state != STORED or entry.is_released:
+                strays = self._directory.forget(entry.object_id, b"")
+        self._delete_at(strays, entry)
+
+    def _delete_at(self, node_ids: list[bytes], entry: Entry) -> None:
+        if node_ids:
+            self.delete({node_id: [entry.object_id] for node_id in node_ids})
 
     def _keeper(self, submission: Submission) -> Entry | None:
         # A call keeps its actor alive while it runs.
@@ -339,6 +351,10 @@ def _reached(submission: Submission) -> list[Entry]:
 
 
 def _answer_nobody(entry: Entry, worker_id: bytes, node_id: bytes) -> None:
+    return None
+
+
+def _delete_nowhere(copies: dict[bytes, list[bytes]]) -> None:
     return None
 
 

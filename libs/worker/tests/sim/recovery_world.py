@@ -328,21 +328,26 @@ class World:
             self.owned.ask(run.worker_id, AskCopy(object_id, run.node_id))
 
     def pull(self, run: Run, object_id: bytes) -> None:
-        assert run.sources is not None
-        sources, run.sources = run.sources, None
-        lost: list[bytes] = []
-        for source in sources:
-            if source not in self.dead and object_id in self.stores[source]:
-                self.stores[run.node_id][object_id] = self.stores[source][object_id]
-                run.is_asked = False
-                self.owned.copy_made(run.worker_id, CopyMade(object_id, run.node_id))
-                return
-            lost.append(source)
-        if self.rng.random() < 0.05:
+        lost = self.copy_for(run)
+        if lost is None:
+            run.is_asked = False
+            self.owned.copy_made(run.worker_id, CopyMade(object_id, run.node_id))
+        elif self.rng.random() < 0.05:
             run.is_asked = False
             self.owned.pull_stopped(run.worker_id, object_id)
         else:
             self.owned.ask(run.worker_id, AskCopy(object_id, run.node_id, lost))
+
+    def copy_for(self, run: Run) -> list[bytes] | None:
+        """The raylet's part; where it is not to be had, or None: it is here."""
+        assert run.sources is not None
+        assert run.wanted is not None
+        sources, run.sources = run.sources, None
+        for source in sources:
+            if source not in self.dead and run.wanted in self.stores[source]:
+                self.stores[run.node_id][run.wanted] = self.stores[source][run.wanted]
+                return None
+        return sources
 
     def outcome(self, run: Run) -> Any:
         """Writes the large returns, and says what the worker would."""
@@ -395,8 +400,11 @@ class World:
 
     def kill_worker(self, worker_id: bytes) -> None:
         run = self.runs.pop(worker_id)
-        if run.wanted is None and run.node_id not in self.dead:
-            self.outcome(run)  # it wrote its returns, and did not live to say so
+        if run.node_id not in self.dead:
+            if run.wanted is None:
+                self.outcome(run)  # it wrote its returns, and did not live to say so
+            elif run.sources is not None and self.rng.random() < 0.5:
+                self.copy_for(run)  # its raylet brought what it asked for, and nobody hears of it
         self.owned.process_died(worker_id)
         self.end_borrows(run)
         self.completion.attempt_lost(run.submission, run.node_id)

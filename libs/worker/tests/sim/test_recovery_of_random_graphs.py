@@ -46,4 +46,5 @@ def run_one(seed: int, limit_bytes: int) -> None:
     assert len(world.recovery.lineage) == 0
     assert world.recovery.lineage.size_bytes == 0
     assert not world.directory._records
+    assert not world.directory._strays
     assert not any(world.stores.values()), "bytes are left in a store"
