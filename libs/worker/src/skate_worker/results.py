@@ -192,8 +192,8 @@ class Completion:
 
     def _take_returns(self, peer: Peer, submission: Submission, result: TaskReturned) -> None:
         is_stored = False
-        may_let_go = not result.is_error and submission.message.num_returns > 0
-        if submission.message.num_returns < 0 and self.streams is not None:
+        is_generator = submission.message.num_returns < 0
+        if is_generator and self.streams is not None:
             is_stored = self.streams.on_outcome(submission, result)
         ownership = self._ownership
         waiters: Waiters = []
@@ -227,7 +227,7 @@ class Completion:
             if returned.contained:
                 owed += 1
                 ownership.take_contained(entry, returned.contained, peer, one_held)
-            elif entry.contained and may_let_go:
+            elif entry.contained and not returned.is_error and not is_generator:
                 ownership.let_go_of_contained(entry)
             with ownership.lock:
                 if returned.data:
