@@ -5,9 +5,11 @@
     python3 dev.py test      set up, then run every check and test, and print one line of totals
     python3 dev.py setup     set up only
 
-Needs Python 3.11 or newer and pip (or ensurepip), and nothing else. The environment is ``.venv`` in
-the checkout; a second run reuses it. Arguments after ``demo`` go to the example, arguments after
-``test`` to nox (``python3 dev.py test -s "tests(core-ids)"``).
+Needs Python 3.11 or newer and pip (or ensurepip), and nothing else. ``test`` also wants Debian's
+``redis-server`` and installs it where it may (as root, with apt); without it some tests are skipped
+and say so. The environment is ``.venv`` in the checkout; a second run reuses it. Arguments after
+``demo`` go to the example, arguments after ``test`` to nox (``python3 dev.py test -s
+"tests(core-ids)"``).
 
 Only the standard library is imported here, because this runs before anything is installed.
 """
@@ -80,8 +82,26 @@ def set_up() -> None:
         raise SetUpError("uv could not install the workspace; its message stands above.")
 
 
+def install_servers() -> None:
+    """Install what tests start and no package registry has, where this user may."""
+    if shutil.which("redis-server") is not None:
+        return
+    apt = shutil.which("apt-get")
+    if apt is None or os.geteuid() != 0:
+        _say("there is no redis-server: tests of the redis storage will be skipped")
+        return
+    _say("installing redis-server")
+    # The package would start a server of its own; a policy that says no keeps it from that.
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", "redis-server"]):
+        if _run([apt, "-qq", *arguments], environment=environment) != 0:
+            _say("apt could not install redis-server: tests of the redis storage will be skipped")
+            return
+
+
 def run_tests(arguments: list[str]) -> int:
     """Run nox (``ci`` unless told otherwise) and end with one line of totals over all sessions."""
+    install_servers()
     shutil.rmtree(REPORTS, ignore_errors=True)
     REPORTS.mkdir(parents=True)
     report = REPORTS / "nox.json"

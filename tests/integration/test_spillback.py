@@ -15,7 +15,11 @@ import pytest
 
 import skate
 from skate.cluster_utils import Cluster
-from skate.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from skate.util.scheduling_strategies import (
+    In,
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+)
 
 WAIT_S = 30.0
 
@@ -58,6 +62,7 @@ def meet(folder: str, name: str, count: int) -> str:
     return node_id
 
 
+@pytest.mark.surface("L1", "L10", "Q10")
 def test_tasks_fill_every_node_of_the_cluster(nodes: Cluster, tmp_path: Path) -> None:
     started = [nodes.add_node(num_cpus=2) for _ in range(3)]
     nodes.connect()
@@ -251,6 +256,7 @@ def bound_to(node: Any, *, soft: bool) -> Any:
     )
 
 
+@pytest.mark.surface("L4")
 def test_task_bound_to_a_node_runs_there_and_waits_while_it_is_busy(
     nodes: Cluster, tmp_path: Path
 ) -> None:
@@ -291,6 +297,7 @@ def test_task_bound_to_a_dead_node_fails_or_goes_elsewhere(nodes: Cluster) -> No
         skate.get(bound_to(other, soft=False).remote(), timeout=WAIT_S)
 
 
+@pytest.mark.surface("L2")
 def test_spread_tasks_use_every_node(nodes: Cluster, tmp_path: Path) -> None:
     started = [nodes.add_node(num_cpus=4) for _ in range(3)]
     nodes.connect()
@@ -341,6 +348,46 @@ def test_actor_bound_to_a_dead_node_fails_or_lives_elsewhere(nodes: Cluster) -> 
     with pytest.raises(skate.exceptions.ActorUnschedulableError, match=other.node_id):
         skate.get(dweller(other, soft=False).place.remote(), timeout=WAIT_S)
     wait_for(lambda: place_of(movable) == head.node_id, "the actor restarts on the head")
+
+
+@pytest.mark.surface("L5", "L6", "L7", "L8", "T15", "T17")
+def test_labels_choose_the_node_of_tasks_and_actors(nodes: Cluster) -> None:
+    head = nodes.add_node(num_cpus=4, labels={"zone": "a"})
+    far = nodes.add_node(num_cpus=1, labels={"zone": "b", "disk": "ssd"})
+    nodes.connect()
+    strategy = NodeLabelSchedulingStrategy({"zone": In("b", "c")})
+    wishes: list[dict[str, Any]] = [
+        {"label_selector": {"zone": "b"}},
+        {"label_selector": {"zone": "!a", "disk": "in(ssd,hdd)"}},
+        {"label_selector": {"ray.io/node-id": far.node_id}},
+        {"label_selector": {"zone": "x"}, "fallback_strategy": [{"label_selector": {"zone": "b"}}]},
+        {"scheduling_strategy": strategy},
+    ]
+
+    tasks = [where.options(**wish).remote() for wish in wishes]
+    actors = [Dweller.options(**wish).remote() for wish in wishes]
+    soft = where.options(
+        scheduling_strategy=NodeLabelSchedulingStrategy({}, soft={"zone": In("nowhere")})
+    )
+
+    assert skate.get(tasks, timeout=WAIT_S) == [far.node_id] * len(wishes)
+    places = skate.get([actor.place.remote() for actor in actors], timeout=WAIT_S)
+    assert places == [far.node_id] * len(wishes)
+    assert skate.get(soft.remote(), timeout=WAIT_S) == head.node_id
+
+
+@pytest.mark.surface("L6", "L9")
+def test_labelled_work_waits_for_a_node_that_joins(nodes: Cluster) -> None:
+    nodes.add_node(num_cpus=1)
+    nodes.connect()
+    wish = {"label_selector": {"zone": "late"}}
+    task, actor = where.options(**wish).remote(), Dweller.options(**wish).remote()
+    place = actor.place.remote()
+    assert skate.wait([task, place], timeout=0.3)[0] == []
+
+    late = nodes.add_node(num_cpus=1, labels={"zone": "late"})
+
+    assert skate.get([task, place], timeout=WAIT_S) == [late.node_id] * 2
 
 
 def place_of(actor: Any) -> str:

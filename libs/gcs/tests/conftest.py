@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -370,3 +372,21 @@ def world() -> World:
 @pytest.fixture
 def make_world():
     return World
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[str]:
+    # Not tmp_path: a socket's path must stay short.
+    path = tempfile.mkdtemp(prefix="gcs-")
+    yield path
+    shutil.rmtree(path)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gcs-kills", type=int, default=10, help="SIGKILLs of the GCS, each storage.")
+
+
+@pytest.fixture
+def gcs_kills(request: pytest.FixtureRequest) -> int:
+    count: int = request.config.getoption("--gcs-kills")
+    return count

@@ -151,6 +151,19 @@ def _strategy(name: str, value: Any) -> None:
     check_strategy(name, value)
 
 
+def _label_selector(name: str, value: Any) -> None:
+    # Late, as in `_strategy`.
+    from skate.util.scheduling_strategies import parse_selector  # noqa: PLC0415
+
+    parse_selector(name, value)
+
+
+def _fallback_strategy(name: str, value: Any) -> None:
+    from skate.util.scheduling_strategies import parse_fallbacks  # noqa: PLC0415 - as above
+
+    parse_fallbacks(name, value)
+
+
 def _not_for_tasks(name: str, _value: Any) -> None:
     raise ValueError(f"{name} can not be requested for a task; use memory for its heap.")
 
@@ -158,8 +171,8 @@ def _not_for_tasks(name: str, _value: Any) -> None:
 _SHARED: Final[dict[str, Check]] = {
     "accelerator_type": _text,
     "enable_task_events": _only(True),
-    "fallback_strategy": _only(),
-    "label_selector": _only({}),
+    "fallback_strategy": _fallback_strategy,
+    "label_selector": _label_selector,
     "memory": _quantity(MEMORY),
     "name": _text,
     "num_cpus": _quantity(CPU),
@@ -274,13 +287,16 @@ def _checked(subject: str, checks: Mapping[str, Check], options: Options) -> Opt
 
 
 def strategy_of(options: Options) -> Strategy | None:
-    """``scheduling_strategy`` as the runtime takes it; None for the default policy."""
+    """``scheduling_strategy``, ``label_selector`` and ``fallback_strategy`` as the runtime takes
+    them; None for the default policy. Raises ``ValueError`` for a combination without a meaning.
+    """
     value = options.get("scheduling_strategy", "DEFAULT")
-    if value == "DEFAULT":
+    selector, fallbacks = options.get("label_selector"), options.get("fallback_strategy")
+    if value == "DEFAULT" and not selector:
         return None
     from skate.util.scheduling_strategies import to_runtime  # noqa: PLC0415 - see `_strategy`
 
-    return to_runtime(value)
+    return to_runtime(value, selector or {}, fallbacks or [])
 
 
 def resources_of(options: Options, default_cpus: float) -> Amounts:

@@ -17,7 +17,15 @@ from skate.options import (
     resources_of,
     strategy_of,
 )
-from skate.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from skate.util.scheduling_strategies import (
+    DoesNotExist,
+    Exists,
+    In,
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+    NotIn,
+)
+from skate_rpc.node_protocol import LabelRules
 from skate_worker.specs import Strategy
 
 
@@ -58,8 +66,15 @@ WRONG_FOR_BOTH: list[tuple[str, Any, type[Exception]]] = [
     ("scheduling_strategy", 3, TypeError),
     ("scheduling_strategy", ["SPREAD"], TypeError),
     ("placement_group", object(), ValueError),
-    ("label_selector", {"a": "b"}, ValueError),
+    ("label_selector", "zone=a", TypeError),
+    ("label_selector", {"a": "b c"}, ValueError),
+    ("label_selector", {"a": 1}, ValueError),
+    ("label_selector", {"-a": "b"}, ValueError),
+    ("fallback_strategy", {"label_selector": {"a": "b"}}, TypeError),
+    ("fallback_strategy", ["a"], TypeError),
     ("fallback_strategy", [{}], ValueError),
+    ("fallback_strategy", [{"num_cpus": 1}], ValueError),
+    ("fallback_strategy", [{"label_selector": {"a": "in("}}], ValueError),
     ("enable_task_events", False, ValueError),
 ]
 WRONG_FOR_TASKS: list[tuple[str, Any, type[Exception]]] = [
@@ -147,6 +162,9 @@ def test_actor_option_with_wrong_value_is_refused(
         {"scheduling_strategy": "DEFAULT"},
         {"scheduling_strategy": "SPREAD"},
         {"scheduling_strategy": NodeAffinitySchedulingStrategy("ab" * 28, soft=True)},
+        {"scheduling_strategy": NodeLabelSchedulingStrategy({"zone": In("a")})},
+        {"label_selector": {"zone": "!in(a,b)", "ray.io/node-id": "ab"}},
+        {"fallback_strategy": [{"label_selector": {"zone": "b"}}, {"label_selector": {}}]},
         {"placement_group": "default"},
         {"enable_task_events": True},
     ],
@@ -222,7 +240,6 @@ def test_zero_cpus_count_as_asking_for_resources() -> None:
         ({"node_id": "ab" * 28, "soft": 1}, TypeError),
         ({"node_id": "ab" * 28, "soft": False, "_spill_on_unavailable": True}, ValueError),
         ({"node_id": "ab" * 28, "soft": True, "_fail_on_unavailable": True}, ValueError),
-        ({"node_id": "ab" * 28, "soft": True, "_spill_on_unavailable": True}, ValueError),
     ],
 )
 def test_node_affinity_with_wrong_value_is_refused(
@@ -232,6 +249,65 @@ def test_node_affinity_with_wrong_value_is_refused(
         NodeAffinitySchedulingStrategy(**arguments)
 
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("hard", "soft"),
+    [
+        ({}, None),
+        ({}, {}),
+        ([], {}),
+        ({"zone": "a"}, None),
+        ({"zone": In}, None),
+        ({"zone": In()}, None),
+        ({"zone": In("a b")}, None),
+        ({"-": Exists()}, None),
+        ({1: Exists()}, None),
+        ({"zone": Exists()}, {"zone": ["a"]}),
+    ],
+)
+def test_node_labels_with_wrong_value_are_refused(hard: Any, soft: Any) -> None:
+    with pytest.raises(ValueError, match=r"hard|soft"):
+        NodeLabelSchedulingStrategy(hard, soft=soft)
+
+
+def test_condition_takes_strings_alone() -> None:
+    with pytest.raises(ValueError, match=r"NotIn .* 3"):
+        NotIn("a", 3)
+
+
+def test_labels_are_handed_to_the_runtime() -> None:
+    strategy = NodeLabelSchedulingStrategy(
+        {"zone": In("b", "a"), "tmp": DoesNotExist()}, soft={"disk": Exists(), "os": NotIn("x")}
+    )
+    hard = (("tmp", 4, ()), ("zone", 1, ("a", "b")))
+    soft = (("disk", 3, ()), ("os", 2, ("x",)))
+    assert strategy_of({"scheduling_strategy": strategy}) == Strategy(
+        labels=LabelRules((hard,), soft)
+    )
+    selector = {"label_selector": {"zone": "!a"}}
+    expected = LabelRules(((("zone", 2, ("a",)),),))
+    assert strategy_of(selector) == Strategy(labels=expected)
+    spread = {"scheduling_strategy": "SPREAD", **selector}
+    assert strategy_of(spread) == Strategy(is_spread=True, labels=expected)
+    fallback = {"fallback_strategy": [{"label_selector": {}}]}
+    assert strategy_of(selector | fallback) == Strategy(
+        labels=LabelRules((*expected.selectors, ()))
+    )
+    assert strategy_of(fallback) is None
+    with pytest.raises(ValueError, match="label_selector"):
+        strategy_of({"scheduling_strategy": strategy, **selector})
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"soft": True, "_spill_on_unavailable": True}, {"soft": False, "_fail_on_unavailable": True}],
+)
+def test_node_affinity_without_waiting_is_handed_to_the_runtime(extra: dict[str, bool]) -> None:
+    strategy = NodeAffinitySchedulingStrategy("ab" * 28, **extra)
+    assert strategy_of({"scheduling_strategy": strategy}) == Strategy(
+        node_id=b"\xab" * 28, is_soft=extra["soft"], is_impatient=True
+    )
 
 
 def test_strategy_is_handed_to_the_runtime_and_absent_by_default() -> None:

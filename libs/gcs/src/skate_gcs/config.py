@@ -18,7 +18,12 @@ class GcsConfig:
     """The cluster's token; None only for a private or loopback endpoint."""
 
     storage: str = "memory"
-    """``memory`` (gone with the process) or ``sqlite:/path`` (survives it)."""
+    """``memory`` (gone with the process), ``sqlite:/path`` (survives it), or a ``redis://`` URL
+    (survives its machine; see ``skate_gcs.storage.redis_url``)."""
+
+    holder: str = ""
+    """This GCS's name to others that may use the same ``redis`` storage. One of the same name is
+    taken for dead and superseded at once; empty: a name that nobody else has."""
 
     cluster_id: str = ""
     """Empty: the stored one, or a fresh one for an empty storage. Otherwise it must be the stored

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
-import tempfile
 from dataclasses import replace
 
 import pytest
 
 from skate_gcs import GcsConfig, GcsServer
+from skate_gcs.redis_for_tests import OwnRedisServer, is_redis_installed
 from skate_rpc.gcs_client import GcsClient
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2, raylet_pb2, raylet_pb2_grpc
 from skate_rpc.grpc_channel import open_channel
@@ -143,11 +142,19 @@ class Harness:
 
 
 @pytest.fixture
-def folder():
-    # Not tmp_path: a socket's path must stay short.
-    path = tempfile.mkdtemp(prefix="gcs-")
-    yield path
-    shutil.rmtree(path)
+def folder(socket_folder):
+    return socket_folder
+
+
+@pytest.fixture
+def redis(socket_folder):
+    """A Redis server of the test's own, which fsyncs before it answers."""
+    if not is_redis_installed():
+        pytest.skip("redis-server is not installed")
+    server = OwnRedisServer(socket_folder)
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture

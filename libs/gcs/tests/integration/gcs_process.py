@@ -10,7 +10,7 @@ from skate_gcs import GcsConfig, GcsServer
 
 async def main() -> None:
     token = sys.stdin.readline().strip()
-    server = GcsServer(GcsConfig(sys.argv[1], token, sys.argv[2]))
+    server = GcsServer(GcsConfig(sys.argv[1], token, sys.argv[2], holder="head"))
     print(await server.start(), flush=True)
     await server.wait_stopped()
 

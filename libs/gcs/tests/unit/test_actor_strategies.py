@@ -6,6 +6,7 @@ import pytest
 
 from skate_gcs.machine.events import NodeUnregistered
 from skate_gcs.machine.records import ActorState, DeathCause, DeathKind, Strategy
+from skate_scheduler import LabelRules, LabelSelector
 
 DEAD = DeathCause(DeathKind.NODE_DIED, "killed")
 
@@ -92,3 +93,56 @@ def test_strategy_survives_a_restart_of_the_gcs(world):
     world.restart()
     world.advance(1.0)
     assert {order.node_id for order in world.starts} == {far}
+
+
+def labelled(*selectors: dict[str, str], preferred: dict[str, str] | None = None) -> Strategy:
+    parsed = tuple(map(LabelSelector.parse, selectors))
+    return Strategy(labels=LabelRules(parsed, LabelSelector.parse(preferred or {})))
+
+
+def test_labelled_actor_goes_to_the_node_that_matches_although_another_is_nearer(world):
+    near, far = world.add_node(labels={"zone": "a"}), world.add_node(labels={"zone": "b"})
+    world.register(owner_node=near, strategy=labelled({"zone": "b"}))
+    world.register(owner_node=near, strategy=labelled({"zone": "!a"}))
+    world.register(owner_node=near, strategy=labelled(preferred={"zone": "b"}))
+    assert [order.node_id for order in world.starts] == [far] * 3
+
+
+def test_labelled_actor_waits_with_a_reason_until_a_matching_node_comes(world):
+    world.add_node(labels={"zone": "a"})
+    actor = world.register(strategy=labelled({"zone": "in(b,c)"}))
+    assert world.starts == []
+    assert "zone is b or c" in world.actor(actor).pending_reason
+    matching = world.add_node(labels={"zone": "c"})
+    assert [order.node_id for order in world.starts] == [matching]
+
+
+def test_fallback_is_taken_while_the_first_choice_has_no_room(world):
+    first, second = world.add_node(cpus=1, labels={"zone": "a"}), world.add_node()
+    needs = {"CPU": 10_000}
+    wanted = labelled({"zone": "a"}, {})
+    for _ in range(2):
+        world.register(strategy=wanted, placement_resources=needs)
+    assert [order.node_id for order in world.starts] == [first, second]
+
+
+def test_labels_of_a_strategy_survive_a_restart_of_the_gcs(world):
+    near, far = world.add_node(), world.add_node(labels={"zone": "b"})
+    world.register(owner_node=near, strategy=labelled({"zone": "b"}))
+    world.answer_start("full")
+    world.restart()
+    world.advance(1.0)
+    assert {order.node_id for order in world.starts} == {far}
+
+
+def test_impatient_actor_fails_or_goes_elsewhere_when_its_node_is_busy(world):
+    busy, free = world.add_node(cpus=1), world.add_node(cpus=1)
+    needs = {"CPU": 10_000}
+    world.register(strategy=bound(busy), placement_resources=needs)
+    soft = Strategy(node_id=busy, is_soft=True, is_impatient=True)
+    world.register(strategy=soft, placement_resources=needs)
+    assert [order.node_id for order in world.starts] == [busy, free]
+    hard = world.register(
+        strategy=Strategy(node_id=busy, is_impatient=True), placement_resources=needs
+    )
+    assert world.death(hard) is DeathKind.UNSCHEDULABLE

@@ -15,6 +15,7 @@ from typing import Any
 
 MINIMUM_OBJECT_STORE_BYTES = 75 * 1024 * 1024
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+_REDIS_SCHEMES = ("redis", "rediss", "redis+unix")
 _RESERVED_RESOURCES = {
     "CPU": "num_cpus",
     "GPU": "num_gpus",
@@ -60,8 +61,9 @@ class NodeOptions:
     metrics_port: int | None = 0
     """Port of ``GET /metrics``. 0 takes a free one; None: no endpoint, nothing listens."""
 
-    storage: str | None = None
-    """``memory`` or ``sqlite:/path``. None: memory with a lifeline, else in the session folder."""
+    storage: str | None = field(default=None, repr=False)
+    """``memory``, ``sqlite:/path`` or a ``redis://`` URL (``skate_gcs.storage.redis_url``). None:
+    memory with a lifeline, else in the session folder."""
     temp_dir: str | None = None
     """Where session folders go. None: ``$SKATE_TMPDIR``, ``$TMPDIR`` or ``/tmp``."""
     node_name: str = ""
@@ -110,9 +112,13 @@ class NodeOptions:
             raise ValueError("The token is empty; a cluster without a token does not start.")
         if self.storage is not None and self.storage != "memory":
             kind, _, path = self.storage.partition(":")
-            if kind != "sqlite" or not path.startswith("/"):
+            if not (kind == "sqlite" and path.startswith("/")) and not (
+                kind in _REDIS_SCHEMES and path.startswith("//")
+            ):
+                # It may hold a password, so it is not repeated.
                 raise ValueError(
-                    f"storage must be 'memory' or 'sqlite:/absolute/path', got {self.storage!r}."
+                    "storage must be 'memory', 'sqlite:/absolute/path' or 'redis://host:port/db'"
+                    f" (or rediss://, redis+unix:///path); it begins with {kind!r}."
                 )
 
     def to_json(self) -> dict[str, Any]:

@@ -82,6 +82,9 @@ RESTORE_ANSWER_S = 1.0
 RESTORE_MAX_S = 60.0
 """A client waits this much longer than it was asked to for objects that are being restored."""
 
+LOST_KEPT_MAX = 1000
+"""Unreadable objects that are remembered as such."""
+
 RELEASE_LINGER_S = 0.001
 """Dropped pins are gathered for this long, unless a request leaves earlier and takes them along."""
 

@@ -2,7 +2,8 @@
 
 By blame: :class:`ObjectExistsError`, :class:`ObjectNotFoundError` and
 :class:`StoreAuthenticationError` are the caller's; :class:`StoreFullError`,
-:class:`SpilledObjectLostError` and :class:`StoreClosedError` are the world's;
+:class:`SpillReadError`, :class:`SpilledObjectLostError` and :class:`StoreClosedError` are the
+world's;
 :class:`StoreProtocolError` is a bug or a foreign program on the socket.
 """
 
@@ -75,6 +76,21 @@ def full_error(object_id: bytes, fullness: Fullness) -> StoreFullError:
     if fullness.reason in (FullReason.DISK_FULL, FullReason.SPILL_FAILED):
         return OutOfDiskError(object_id, fullness)
     return StoreFullError(object_id, fullness)
+
+
+class SpillReadError(StoreError):
+    """An object on disk could not be read back this time; another get tries again."""
+
+    def __init__(self, object_id: bytes, cause: str) -> None:
+        super().__init__(object_id, cause)
+        self.object_id = object_id
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return (
+            f"object {self.object_id.hex()} is on disk and could not be read back: {self.cause}."
+            " See to the place that objects are spilled to, and get it again."
+        )
 
 
 class SpilledObjectLostError(StoreError):

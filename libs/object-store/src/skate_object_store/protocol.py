@@ -77,6 +77,7 @@ _RELEASE = struct.Struct("<QI")
 _WELCOME = struct.Struct("<HQ")
 _CREATED = struct.Struct("<QQ")
 _COPY = struct.Struct("<QQQ")
+_FLAG = struct.Struct("<B")
 _FULL = struct.Struct("<BQQQQI")
 _HOLDER = struct.Struct("<QdIB")
 
@@ -306,7 +307,7 @@ def unpack_exists(body: memoryview) -> bool:
 
 def pack_full(request: int, fullness: Fullness) -> bytes:
     """There is no room."""
-    return frame(Kind.FULL, request, _pack_fullness(fullness))
+    return frame(Kind.FULL, request, pack_fullness(fullness))
 
 
 def unpack_full(body: memoryview) -> Fullness:
@@ -316,7 +317,7 @@ def unpack_full(body: memoryview) -> Fullness:
 
 def pack_unrestored(request: int, object_id: bytes, fullness: Fullness) -> bytes:
     """A spilled object does not fit into memory."""
-    return frame(Kind.UNRESTORED, request, _tag(object_id) + _pack_fullness(fullness))
+    return frame(Kind.UNRESTORED, request, _tag(object_id) + pack_fullness(fullness))
 
 
 def unpack_unrestored(body: memoryview) -> tuple[bytes, Fullness]:
@@ -325,15 +326,18 @@ def unpack_unrestored(body: memoryview) -> tuple[bytes, Fullness]:
     return reader.tag(), _take_fullness(reader)
 
 
-def pack_lost(request: int, object_id: bytes, cause: str) -> bytes:
-    """A spilled object cannot be read back."""
-    return frame(Kind.LOST, request, _tag(object_id) + cause.encode()[:_CAUSE_BYTES_MAX])
+def pack_lost(request: int, object_id: bytes, cause: str, *, is_final: bool) -> bytes:
+    """A spilled object cannot be read back. ``is_final``: and never will be."""
+    text = cause.encode()[:_CAUSE_BYTES_MAX]
+    return frame(Kind.LOST, request, _tag(object_id) + bytes((is_final,)) + text)
 
 
-def unpack_lost(body: memoryview) -> tuple[bytes, str]:
-    """(object id, cause)."""
+def unpack_lost(body: memoryview) -> tuple[bytes, str, bool]:
+    """(object id, cause, is final)."""
     reader = _Reader(body)
-    return reader.tag(), reader.rest()
+    object_id = reader.tag()
+    (is_final,) = reader.take(_FLAG)
+    return object_id, reader.rest(), bool(is_final)
 
 
 def pack_got(request: int, copies: Iterable[Copy | None]) -> bytes:
@@ -387,7 +391,8 @@ def unpack_ready(body: memoryview) -> tuple[int, ...]:
     return struct.unpack(f"<{len(body) // 4}I", body)
 
 
-def _pack_fullness(fullness: Fullness) -> bytes:
+def pack_fullness(fullness: Fullness) -> bytes:
+    """An account of a full store; part of frames, and for hosts that pass one on."""
     parts = [
         _FULL.pack(
             fullness.reason,
@@ -404,6 +409,11 @@ def _pack_fullness(fullness: Fullness) -> bytes:
         parts += (_tag(holder.object_id), _tag(holder.owner), _tag(note_bytes(holder.note)))
     parts.append(fullness.detail.encode()[:_CAUSE_BYTES_MAX])
     return b"".join(parts)
+
+
+def unpack_fullness(data: bytes) -> Fullness:
+    """The inverse of :func:`pack_fullness`. Raises :class:`MalformedFrameError`."""
+    return _take_fullness(_Reader(memoryview(data)))
 
 
 def _take_fullness(reader: _Reader) -> Fullness:

@@ -16,6 +16,7 @@ from skate_object_store import (
     OutOfDiskError,
     SpillConfig,
     SpilledObjectLostError,
+    SpillReadError,
     StoreClient,
     StoreConfig,
     StoreFullError,
@@ -329,7 +330,7 @@ def test_failed_read_is_an_error_and_the_next_get_tries_again(
         ids = put_many(client, 3 * CAPACITY // MIB)
         (spilled, *_) = [r for r in flaky_server.objects() if r.state is ObjectState.SPILLED]
         flaky.failing_reads = 1
-        with pytest.raises(SpilledObjectLostError, match="the network is down"):
+        with pytest.raises(SpillReadError, match="the network is down"):
             client.get([spilled.object_id])
         check_all(client, ids)
 

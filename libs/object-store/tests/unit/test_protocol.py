@@ -117,11 +117,13 @@ def test_full_survives_the_wire() -> None:
     fullness = Fullness(FullReason.DISK_FULL, 1, 2, 3, 4, holders[:1], "disk 95% full")
     body = body_of(protocol.pack_unrestored(8, b"id", fullness), Kind.UNRESTORED, 8)
     assert protocol.unpack_unrestored(body) == (b"id", fullness)
+    assert protocol.unpack_fullness(protocol.pack_fullness(fullness)) == fullness
 
 
 def test_answers_about_spilled_objects_survive_the_wire() -> None:
-    lost = body_of(protocol.pack_lost(8, b"id", "a gap"), Kind.LOST, 8)
-    assert protocol.unpack_lost(lost) == (b"id", "a gap")
+    for is_final in (False, True):
+        lost = body_of(protocol.pack_lost(8, b"id", "a gap", is_final=is_final), Kind.LOST, 8)
+        assert protocol.unpack_lost(lost) == (b"id", "a gap", is_final)
     copies = [None, Copy(1, 2, 3), None]
     part = body_of(protocol.pack_got_part(8, copies, (0, 2)), Kind.GOT_PART, 8)
     assert protocol.unpack_got_part(part) == (copies, (0, 2))

@@ -10,6 +10,7 @@ from skate_object_store.constants import (
     RESTORE_WAIT_S,
     SPILL_RETRY_S,
 )
+from skate_object_store.machine import spill_book
 from skate_object_store.machine.facts import FullReason, ObjectState
 from skate_object_store.machine.records import (
     Created,
@@ -433,11 +434,25 @@ def test_damaged_object_is_lost_until_it_is_made_anew(world: World) -> None:
     assert world.table.statistics().lost_objects == 0
 
 
+def test_oldest_loss_is_forgotten_when_there_are_very_many(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spill_book, "LOST_KEPT_MAX", 1)
+    for name in (b"x", b"y"):
+        world.put_on_disk(name)
+        read = world.begin_reading(world.get(name))
+        world.table.restore_failed(read.serial, "torn", world.now_s, is_lost=True)
+        world.table.check_invariants()
+    assert world.table.statistics().lost_objects == 1
+    assert isinstance(world.get(b"y")[0], GetLost)
+    assert world.get(b"x") == [Got(READER, world.request, (None,))]
+
+
 def test_object_that_could_not_be_read_is_tried_again_by_the_next_get(world: World) -> None:
     world.put_on_disk(b"x")
     read = world.begin_reading(world.get(b"x"))
     effects = world.table.restore_failed(read.serial, "timeout", world.now_s, is_lost=False)
-    assert isinstance(effects[-1], GetLost)
+    assert effects[-1] == GetLost(READER, world.request, b"x", "timeout", is_final=False)
     assert isinstance(world.read(world.get(b"x"))[-1], Got)
 
 

@@ -15,7 +15,7 @@ from skate_raylet.machine.lease_machine import LeaseConfig
 from skate_raylet.machine.neighbours import SHUN_S
 from skate_raylet.machine.node_machine import ELSEWHERE_WAIT_S, NodeMachine
 from skate_raylet.machine.worker_pool_machine import PoolConfig
-from skate_scheduler import NodeView, ResourceSet
+from skate_scheduler import LabelRules, LabelSelector, NodeView, ResourceSet
 
 JOB = b"\0\0\0\1"
 HERE = b"here----node"
@@ -33,7 +33,8 @@ class Desk:
     """A node's machine; every step checks the invariants."""
 
     def __init__(self, **total: float) -> None:
-        config = LeaseConfig(amounts(**(total or {"CPU": 2})), HERE[:8], 10.0, HERE)
+        labels = {"zone": "here"}
+        config = LeaseConfig(amounts(**(total or {"CPU": 2})), HERE[:8], 10.0, HERE, labels)
         self.machine = NodeMachine(config, PoolConfig(4, 4, 100))
         self.now_s = 100.0
 
@@ -43,8 +44,11 @@ class Desk:
         self.machine.check_invariants()
         return said
 
-    def see(self, node_id: bytes, free: dict[str, float], **total: float) -> list[Any]:
-        return self.tell(loan.NodeSeen(NodeView(node_id, amounts(**total), amounts(**free))))
+    def see(
+        self, node_id: bytes, free: dict[str, float], zone: str = "", **total: float
+    ) -> list[Any]:
+        view = NodeView(node_id, amounts(**total), amounts(**free), {"zone": zone} if zone else {})
+        return self.tell(loan.NodeSeen(view))
 
     def request(self, number: int, strategy: on.Strategy | None = None, **needs: float) -> Any:
         event = on.LeaseRequested(
@@ -375,6 +379,98 @@ def test_request_that_a_new_node_can_hold_is_served_and_its_grace_starts_anew(de
 
     assert desk.tell(on.TimePassed(), after_s=9.0) == []
     (refusal,) = only(do.RefuseLease, desk.tell(on.TimePassed(), after_s=1.1))
+    assert refusal.kind == "unschedulable"
+
+
+def zones(*conditions: str, preferred: str = "") -> on.Strategy:
+    selectors = tuple(LabelSelector.parse({"zone": condition}) for condition in conditions)
+    return on.Strategy(
+        labels=LabelRules(selectors, LabelSelector.parse({"zone": preferred} if preferred else {}))
+    )
+
+
+def test_labelled_request_goes_where_it_matches_and_waits_there(desk: Desk) -> None:
+    desk.see(THERE, {}, "there", CPU=1)
+    desk.see(THIRD, {"CPU": 9}, "third", CPU=9)
+
+    ask = asked(desk.request(1, zones("there")))
+
+    assert ask.wait_s == ELSEWHERE_WAIT_S
+    assert only(do.StartWorker, desk.request(2, zones("!there", "there")))
+
+
+def test_labelled_request_that_matches_nothing_waits_for_a_node_that_does(desk: Desk) -> None:
+    desk.see(THIRD, {"CPU": 9}, "third", CPU=9)
+    assert desk.request(1, zones("there")) == []
+    assert desk.machine.available == amounts(CPU=2)
+
+    asked(desk.see(THERE, {"CPU": 1}, "there", CPU=1))
+
+
+def test_labelled_request_without_any_match_is_refused_with_its_labels(desk: Desk) -> None:
+    assert desk.request(1, zones("there", "in(a,b)")) == []
+
+    (refusal,) = desk.wake()
+
+    assert refusal.kind == "unschedulable"
+    assert "zone is there, or else zone is a or b" in refusal.message
+
+
+def test_fallback_is_served_here_while_the_first_choice_is_busy(desk: Desk) -> None:
+    desk.see(THERE, {}, "there", CPU=1)
+
+    assert only(do.StartWorker, desk.request(1, zones("there", "here")))
+
+
+def test_waiting_fallback_moves_to_the_first_choice_once_that_has_room(desk: Desk) -> None:
+    desk.fill()
+    desk.see(THERE, {}, "there", CPU=1)
+    assert desk.request(1, zones("there", "here")) == []
+
+    asked(desk.see(THERE, {"CPU": 1}, "there", CPU=1))
+
+
+def test_preferred_node_is_taken_before_this_one(desk: Desk) -> None:
+    desk.see(THERE, {"CPU": 1}, "there", CPU=1)
+
+    asked(desk.request(1, zones(preferred="there")))
+    assert only(do.StartWorker, desk.request(2, zones(preferred="there")))
+
+
+def test_spread_requests_keep_to_the_nodes_with_their_labels(desk: Desk) -> None:
+    desk.see(THERE, {"CPU": 8}, "there", CPU=8)
+    desk.see(THIRD, {"CPU": 8}, "third", CPU=8)
+    strategy = on.Strategy(is_spread=True, labels=zones("!here").labels)
+
+    places = []
+    for number in range(4):
+        (command,) = only(loan.TellLender, desk.request(number, strategy))
+        places.append(command.node_id)
+
+    assert sorted(places) == sorted([THERE, THIRD] * 2)
+
+
+@pytest.mark.parametrize("is_soft", [False, True])
+def test_impatient_request_does_not_wait_for_a_busy_node(desk: Desk, is_soft: bool) -> None:
+    desk.see(THERE, {}, CPU=1)
+
+    said = desk.request(1, on.Strategy(node_id=THERE, is_soft=is_soft, is_impatient=True))
+
+    if is_soft:
+        assert only(do.StartWorker, said)
+    else:
+        (refusal,) = said
+        assert (refusal.kind, refusal.request_id) == ("unschedulable", 1)
+        assert "no room now" in refusal.message
+
+
+def test_impatient_request_fails_when_the_node_says_that_it_is_busy(desk: Desk) -> None:
+    desk.see(THERE, {"CPU": 1}, CPU=1)
+    ask = asked(desk.request(1, on.Strategy(node_id=THERE, is_impatient=True)))
+
+    said = desk.tell(loan.LenderSaid(THERE, loans.Ended(ask.ask_id, loans.Cause("busy", "full"))))
+
+    (refusal,) = only(do.RefuseLease, said)
     assert refusal.kind == "unschedulable"
 
 

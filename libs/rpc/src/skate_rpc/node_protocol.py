@@ -25,6 +25,17 @@ PULL_FOR_WAIT = 1
 PULL_FOR_ARGUMENT = 2
 
 
+Condition = tuple[str, int, tuple[str, ...]]
+"""On a node's label: its key, the operator (numbers of gcs.proto), the values."""
+
+
+class LabelRules(msgspec.Struct, array_like=True, frozen=True):
+    """Which nodes a request wants, by their labels."""
+
+    selectors: tuple[tuple[Condition, ...], ...] = ()  # one must match; none: any node does
+    preferred: tuple[Condition, ...] = ()  # of those, nodes that match this too come first
+
+
 # ---- process to raylet ----
 
 
@@ -53,6 +64,8 @@ class RequestLease(NodeMessage, tag=2):
     is_spread: bool = False  # the nodes take turns
     node_id: bytes = b""  # this node, if it is not empty
     is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
+    is_impatient: bool = False  # with ``node_id``: a busy node is like one that is too small
+    labels: LabelRules | None = None
 
 
 class CancelLeaseRequest(NodeMessage, tag=3):
@@ -290,6 +303,7 @@ class PullEnded(NodeMessage, tag=42):
     kind: str = ""  # "lost": no source has it; "full": no room here; "cancelled"
     message: str = ""  # why, for a person
     lost_at: list[bytes] = []  # the nodes that do not have it or can not be reached
+    fullness: bytes = b""  # of "full": what the store says of itself, in its own encoding
 
 
 class NodeDied(NodeMessage, tag=43):
@@ -401,9 +415,11 @@ class ActorRegistration(msgspec.Struct, array_like=True):
     handle_state: bytes
     get_if_exists: bool = False
     trace_parent: str = ""
-    is_spread: bool = False  # these three as in RequestLease
+    is_spread: bool = False  # these five as in RequestLease
     node_id: bytes = b""
     is_soft: bool = False
+    is_impatient: bool = False
+    labels: LabelRules | None = None
 
 
 class RegisteredActor(msgspec.Struct, array_like=True):

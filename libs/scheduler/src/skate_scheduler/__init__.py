@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from skate_scheduler.node_index import NodeIndex
     from skate_scheduler.node_view import NodeView
     from skate_scheduler.policy import (
+        ANY_LABELS,
         BundlePlacement,
         BundleRequest,
         BundleStrategy,
         Fit,
         HybridConfig,
+        LabelRules,
+        LabelTest,
         Placement,
         choose_node,
         choose_spread,
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ANY_LABELS",
     "ANY_NODE",
     "CPU",
     "DEVICE_RESOURCES",
@@ -63,7 +67,9 @@ __all__ = [
     "LabelError",
     "LabelExpression",
     "LabelOperator",
+    "LabelRules",
     "LabelSelector",
+    "LabelTest",
     "LeaseQueue",
     "LeaseQueueConfig",
     "LeaseSupply",
@@ -92,6 +98,7 @@ __all__ = [
 
 # A driver uses the resources alone, and its start waits for what is imported here.
 _MODULES = {
+    "ANY_LABELS": "policy",
     "ANY_NODE": "labels",
     "BundlePlacement": "policy",
     "BundleRequest": "policy",
@@ -104,7 +111,9 @@ _MODULES = {
     "LabelError": "errors",
     "LabelExpression": "labels",
     "LabelOperator": "labels",
+    "LabelRules": "policy",
     "LabelSelector": "labels",
+    "LabelTest": "policy",
     "LeaseQueue": "lease_queue",
     "LeaseQueueConfig": "lease_queue",
     "LeaseSupply": "lease_queue",

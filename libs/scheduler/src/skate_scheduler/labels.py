@@ -36,6 +36,10 @@ _PREFIX_LENGTH_MAX: Final = 253
 _LIST: Final = re.compile(r"in\((.*)\)")
 
 
+Condition = tuple[str, int, tuple[str, ...]]
+"""An expression in a message: key, number of the operator, values."""
+
+
 class LabelOperator(IntEnum):
     """What an expression says of a label. The numbers are those of gcs.proto."""
 
@@ -66,6 +70,10 @@ class LabelExpression:
         elif checked:
             raise LabelError(name, "whether a label exists is asked without values.")
         return cls(name, operator, tuple(sorted(checked)))
+
+    def to_tuple(self) -> Condition:
+        """The form that messages carry."""
+        return (self.key, int(self.operator), self.values)
 
     def matches(self, labels: Mapping[str, str]) -> bool:
         """Whether a node with these labels fulfils the condition."""
@@ -119,6 +127,20 @@ class LabelSelector:
         if len(ordered) > EXPRESSIONS_MAX:
             raise LabelError("", f"a selector has at most {EXPRESSIONS_MAX} conditions.")
         return cls(ordered)
+
+    @classmethod
+    def from_tuples(cls, conditions: Iterable[Condition]) -> LabelSelector:
+        """From the form that messages carry. Raises :class:`LabelError`."""
+        expressions = []
+        for key, operator, values in conditions:
+            if operator not in LabelOperator.__members__.values():
+                raise LabelError(key, f"{operator} is no operator of conditions on labels.")
+            expressions.append(LabelExpression.of(key, LabelOperator(operator), values))
+        return cls.of(expressions)
+
+    def to_tuples(self) -> tuple[Condition, ...]:
+        """The form that messages carry."""
+        return tuple(expression.to_tuple() for expression in self.expressions)
 
     def __bool__(self) -> bool:
         return bool(self.expressions)

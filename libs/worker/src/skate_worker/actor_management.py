@@ -180,6 +180,8 @@ class ActorManagement(TaskSubmission):
             strategy.is_spread,
             strategy.node_id,
             strategy.is_soft,
+            strategy.is_impatient,
+            strategy.labels,
         )
 
     def submit_actor_task(

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from skate_core_ids import SkateError
+from skate_object_store.errors import full_error
+from skate_object_store.protocol import unpack_fullness
 from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
 from skate_worker.errors import (
@@ -79,13 +81,14 @@ class Fetching:
         waiter: Waiter,
         priority: int = node.PULL_FOR_GET,
         lost_at: Iterable[bytes] = (),
+        why_lost: str = "",
     ) -> None:
         """Have ``waiter`` called with the outcome, on the loop's thread."""
         if self._ended is not None:
             waiter(Outcome(ENDED))
             return
         self._loop.call_soon_threadsafe(
-            self._start, object_id, owner, size_bytes, waiter, priority, tuple(lost_at)
+            self._start, object_id, owner, size_bytes, waiter, priority, tuple(lost_at), why_lost
         )
 
     def stop(self, object_id: bytes, waiter: Waiter) -> None:
@@ -93,13 +96,20 @@ class Fetching:
         if self._ended is None:
             self._loop.call_soon_threadsafe(self._stop, object_id, waiter)
 
+    def released(self, object_ids: list[bytes]) -> None:
+        """Nobody in this process refers to these objects any more."""
+        if len(self._fetches) and self._ended is None:
+            self._loop.call_soon_threadsafe(self._released, object_ids)
+
     def error_of(self, object_id: bytes, outcome: Outcome, owner: Owner) -> BaseException:
         """What to raise for an outcome that brought nothing."""
         name, text = object_id.hex(), outcome.message
         if outcome.kind == FREED:
             return ObjectFreedError(name)
         if outcome.kind == FULL:
-            return ObjectLostError(name, detail=f"there is no room for it on this node: {text}")
+            if outcome.data:
+                return full_error(object_id, unpack_fullness(outcome.data))
+            return ObjectLostError(name, detail=f"this node could not store it: {text}")
         if outcome.kind == TIMED_OUT:
             return ObjectFetchTimedOutError(name, detail=f"no copy of it was found: {text}")
         if outcome.kind == ENDED:
@@ -117,17 +127,24 @@ class Fetching:
         waiter: Waiter,
         priority: int,
         lost_at: tuple[bytes, ...],
+        why_lost: str,
     ) -> None:
         if self._ended is not None:
             waiter(Outcome(ENDED))
             return
         now_s = time.monotonic()
         self._perform(
-            self._fetches.start(object_id, owner, size_bytes, priority, waiter, now_s, lost_at)
+            self._fetches.start(
+                object_id, owner, size_bytes, priority, waiter, now_s, lost_at, why_lost
+            )
         )
 
     def _stop(self, object_id: bytes, waiter: Waiter) -> None:
-        self._perform(self._fetches.stop(object_id, waiter))
+        self._fetches.stop(object_id, waiter, time.monotonic())
+        self._set_timer()
+
+    def _released(self, object_ids: list[bytes]) -> None:
+        self._perform(self._fetches.released(object_ids))
 
     def on_sources(self, message: CopySources) -> bool:
         """The owner answered. False: nobody here waits for it, so it is to be told."""
@@ -147,7 +164,12 @@ class Fetching:
         """The raylet answered."""
         self._perform(
             self._fetches.pull_ended(
-                message.pull_id, message.kind, message.message, message.lost_at, time.monotonic()
+                message.pull_id,
+                message.kind,
+                message.message,
+                message.lost_at,
+                time.monotonic(),
+                message.fullness,
             )
         )
 

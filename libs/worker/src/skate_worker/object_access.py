@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from skate_object_store import SpilledObjectLostError
 from skate_rpc import node_protocol as node
 from skate_worker.arrivals import Arrivals
 from skate_worker.call_site import call_site
@@ -226,7 +227,16 @@ class ObjectAccess(Membership):
         return view
 
     def _view(self, entry: Entry) -> memoryview | None:
-        """A view of a stored value, if it is in this node's store."""
+        """A view of a stored value, if it is in this node's store and whole."""
+        try:
+            return self._view_in_store(entry)
+        except SpilledObjectLostError as error:
+            # A damaged file is a lost copy: there may be another one, or a task that makes it anew.
+            _log.warning("event=object_damaged error=%s", error)
+            self.plane.note_damaged(entry, str(error))
+            return None
+
+    def _view_in_store(self, entry: Entry) -> memoryview | None:
         store = self.ownership.store
         assert store is not None
         object_id = entry.object_id

@@ -56,6 +56,7 @@ class ObjectPlane:
         self.owned = OwnedObjects(ownership, self.directory, self.recovery, self._say, raylet.post)
         self.fetching = Fetching(ownership, self.deaths, loop, self._tell, raylet.post)
         self.here: dict[bytes, None] = {}  # copies that this process had brought, still referenced
+        self._damages: dict[bytes, str] = {}  # why copies here are none, until they are fetched
         ownership.on_stored_released = self._released
 
     # ---- fetching; on any thread ----
@@ -76,8 +77,16 @@ class ObjectPlane:
 
         lost_at = (entry.node_id,) if entry.node_id == self._ownership.node_id else ()
         owner = entry.owner or self._ownership.as_owner
-        self.fetching.start(entry.object_id, owner, entry.size_bytes, arrived, priority, lost_at)
+        why_lost = self._damages.pop(entry.object_id, "")
+        self.fetching.start(
+            entry.object_id, owner, entry.size_bytes, arrived, priority, lost_at, why_lost
+        )
         return arrived
+
+    def note_damaged(self, entry: Entry, why: str) -> None:
+        """The copy in this node's store can not be read; the value is about to be fetched."""
+        self.here.pop(entry.object_id, None)
+        self._damages[entry.object_id] = why
 
     def failure(self, entry: Entry, outcome: Outcome) -> BaseException | None:
         """The error of an outcome that brought nothing; None if the entry shows what came."""
@@ -211,6 +220,7 @@ class ObjectPlane:
     def _released(self, entries: list[Entry]) -> None:
         for entry in entries:
             self.here.pop(entry.object_id, None)
+        self.fetching.released([entry.object_id for entry in entries])
         owned = [entry for entry in entries if entry.owner is None]
         if owned:
             self.owned.delete([entry for entry in owned if entry.state == STORED])

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from skate_rpc.node_protocol import LabelRules
+
 Amounts = tuple[tuple[str, int], ...]
 Pairs = tuple[tuple[str, str], ...]
 RetryRule = bool | tuple[type[BaseException], ...]
@@ -21,6 +23,8 @@ class Strategy:
     is_spread: bool = False  # the nodes take turns
     node_id: bytes = b""  # this node
     is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
+    is_impatient: bool = False  # with ``node_id``: a busy node is like one that is too small
+    labels: LabelRules | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,8 @@ class TaskSubmitter:
                 request.is_spread = strategy.is_spread
                 request.node_id = strategy.node_id
                 request.is_soft = strategy.is_soft
+                request.is_impatient = strategy.is_impatient
+                request.labels = strategy.labels
             self._raylet.post(request)
 
     # ---- leases; on the loop's thread ----

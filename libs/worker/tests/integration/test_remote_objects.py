@@ -123,17 +123,21 @@ def test_get_of_many_remote_values_pulls_all_at_once(
     assert [int(values[0]) for values in got] == [0, 1, 2, 3, 4]
 
 
-def test_get_with_a_timeout_gives_up_the_pull(
+def test_get_with_a_timeout_leaves_the_pull_to_the_next_one_and_gives_it_up_with_the_reference(
     core: CoreWorker, raylet: MiniRaylet, second: MiniRaylet
 ) -> None:
-    ref = there(core, array, 1)
-    core.wait([ref], 1, WAIT_S, fetch_local=False)
+    refs = [there(core, array, n) for n in range(2)]
+    core.wait(refs, 2, WAIT_S, fetch_local=False)
     raylet.hold_pulls.set()
-    with pytest.raises(GetTimeoutError):
-        core.get([ref], 0.05)
+    for _ in range(3):
+        with pytest.raises(GetTimeoutError):
+            core.get(refs, 0.02)
+    wait_until(lambda: len(raylet.held) == 2)
+    refs.pop()
     wait_until(lambda: len(raylet.cancelled) == 1)
-    raylet.hold_pulls.clear()
-    assert core.get([ref], WAIT_S)[0][0] == 1
+    raylet.release_pulls()
+    assert core.get(refs, WAIT_S)[0][0] == 0
+    assert len(raylet.pulls) == 2
 
 
 def test_first_error_is_raised_while_other_values_are_still_pulled(

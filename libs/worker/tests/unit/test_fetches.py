@@ -6,6 +6,7 @@ from skate_worker.machine.fetches import (
     ASK_AGAIN_S,
     FREED,
     FULL,
+    LINGER_S,
     NO_LOCATION_S,
     OWNER_DIED,
     TIMED_OUT,
@@ -67,7 +68,8 @@ def test_second_waiter_joins_the_fetch() -> None:
     fetches = Fetches()
     pull = pulling(fetches)
     assert fetches.start(OBJECT, OWNER, 9, 0, also, 0.0) == []
-    assert fetches.stop(OBJECT, ignore) == []
+    fetches.stop(OBJECT, ignore, 0.0)
+    assert fetches.next_wakeup() is None
     ended = fetches.pull_ended(pull.pull_id, "", "", [], 1.0)
     assert ended[-1] == WakeWaiters((also,), Outcome())
 
@@ -82,14 +84,49 @@ def test_more_urgent_waiter_raises_the_priority_of_the_pull() -> None:
     fetches.check_invariants()
 
 
-def test_last_waiter_that_stops_ends_the_pull_and_frees_the_source() -> None:
+def test_pull_without_waiters_goes_on_for_a_while_and_then_frees_the_source() -> None:
     fetches = Fetches()
     pull = pulling(fetches)
-    assert fetches.stop(OBJECT, ignore) == [
+    fetches.stop(OBJECT, ignore, 1.0)
+    fetches.check_invariants()
+    assert fetches.next_wakeup() == 1.0 + LINGER_S
+    assert fetches.time_passed(0.9 + LINGER_S) == []
+    assert fetches.time_passed(1.0 + LINGER_S) == [
         StopPull(pull.pull_id),
         TellOwner(OBJECT, OWNER, has_copy=False),
     ]
     assert fetches.pull_ended(pull.pull_id, "", "", [], 1.0) == []
+
+
+def test_value_that_is_asked_for_again_and_again_comes_by_one_pull() -> None:
+    fetches = Fetches()
+    pull = pulling(fetches)
+    for round_ in range(9):
+        fetches.stop(OBJECT, ignore, float(round_))
+        assert fetches.start(OBJECT, OWNER, 9, 0, ignore, float(round_)) == []
+        fetches.check_invariants()
+    fetches.stop(OBJECT, ignore, 9.0)
+    # It comes between two looks: who looked last is told, so that the next look finds it.
+    ended = fetches.pull_ended(pull.pull_id, "", "", [], 9.5)
+    assert ended == [
+        TellOwner(OBJECT, OWNER, has_copy=True),
+        WakeWaiters((ignore,), Outcome()),
+    ]
+
+
+def test_pull_that_goes_on_without_waiters_ends_with_the_last_reference() -> None:
+    fetches = Fetches()
+    pull = pulling(fetches)
+    assert fetches.released([OBJECT, b"unknown"]) == [], "somebody waits: it is not for us to end"
+    fetches.stop(OBJECT, ignore, 1.0)
+    assert fetches.released([OBJECT])[0] == StopPull(pull.pull_id)
+    assert len(fetches) == 0
+
+
+def test_copy_that_proved_damaged_is_reported_with_the_reason() -> None:
+    fetches = Fetches()
+    ask = fetches.start(OBJECT, OWNER, 9, 0, ignore, 0.0, [b"here"], "a torn file")
+    assert ask == [AskOwner(OBJECT, OWNER, (b"here",), "a torn file")]
 
 
 def test_lost_copies_are_reported_and_others_asked_for() -> None:
@@ -129,9 +166,9 @@ def test_freed_object_ends_the_fetch_and_the_pull() -> None:
 def test_node_without_room_fails_the_fetch_with_the_reason() -> None:
     fetches = Fetches()
     pull = pulling(fetches)
-    commands = fetches.pull_ended(pull.pull_id, "full", "9 of 9 bytes used", [], 1.0)
+    commands = fetches.pull_ended(pull.pull_id, "full", "9 of 9 bytes used", [], 1.0, b"account")
     assert commands[0] == TellOwner(OBJECT, OWNER, has_copy=False)
-    assert outcome_of(commands) == Outcome(FULL, message="9 of 9 bytes used")
+    assert outcome_of(commands) == Outcome(FULL, b"account", message="9 of 9 bytes used")
 
 
 def test_owner_that_died_fails_the_fetch_and_ends_the_pull() -> None:

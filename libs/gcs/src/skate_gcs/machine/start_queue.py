@@ -31,6 +31,7 @@ from skate_gcs.machine.records import Strategy
 from skate_scheduler import (
     DEVICE_RESOURCES,
     HybridConfig,
+    LabelTest,
     NodeView,
     RandomSource,
     ResourceSet,
@@ -178,7 +179,11 @@ class StartQueue:
     def resources_freed(self, view: NodeView) -> None:
         """More is free on this node: lines that fit there may move."""
         for shape in self._shapes.values():
-            if shape.retry_s != _READY and view.can_hold_now(shape.request):
+            if (
+                shape.retry_s != _READY
+                and view.can_hold_now(shape.request)
+                and shape.strategy.labels.allow(view.labels)
+            ):
                 _open_round(shape)
 
     def pump(self, now_s: float) -> list[Decision]:
@@ -216,9 +221,8 @@ class StartQueue:
         assert count == len(self._shape_of)
 
     def _pump_shape(self, shape: _Shape, now_s: float, decisions: list[Decision]) -> None:
-        strategy = shape.strategy
-        if strategy.node_id and not strategy.is_soft and self._nodes.is_dead(strategy.node_id):
-            reason = f"It is bound to node {strategy.node_id.hex()}, which is dead."
+        reason = self._why_impossible(shape)
+        if reason:
             decisions.extend(Impossible(actor_id, reason) for actor_id in shape.waiting)
             return
         while shape.waiting and len(shape.asked) < shape.window:
@@ -247,40 +251,53 @@ class StartQueue:
             return None
         if strategy.node_id:
             alive = self._nodes.get_alive(strategy.node_id)
-            is_fit = alive is not None and request.fits_in(ResourceSet(alive.total))
-            if is_fit or not strategy.is_soft:
-                is_ready = self._nodes.candidate(strategy.node_id) is not None
-                is_open = is_ready and strategy.node_id not in waiting.refused_by
+            is_fit = (
+                alive is not None
+                and request.fits_in(ResourceSet(alive.total))
+                and strategy.labels.allow(alive.labels)
+            )
+            view = self._nodes.candidate(strategy.node_id)
+            is_left = strategy.is_soft and (
+                not is_fit or (strategy.is_impatient and not _has_room(view, request))
+            )
+            if not is_left:
+                is_open = view is not None and strategy.node_id not in waiting.refused_by
                 return strategy.node_id if is_fit and is_open else None
         if strategy.is_spread:
-            sample = self._sample(request, waiting)
-            placement = choose_spread(request, sample, after=self._turn)
+            placement = strategy.labels.choose(
+                lambda test: choose_spread(
+                    request, self._sample(request, waiting, test), after=self._turn
+                )
+            )
             self._turn = placement.node_id or self._turn
             return placement.node_id
         preferred = self._nodes.candidate(waiting.preferred_id)
         if (
             preferred is not None
+            and not strategy.labels
             and preferred.node_id not in waiting.refused_by
             and preferred.can_hold_now(request)
             and not any(name in preferred.total for name in DEVICE_RESOURCES)
             and preferred.utilization_with(request) <= _HYBRID.spread_threshold
         ):
             return preferred.node_id  # what the policy would find, without looking at all nodes
-        placement = choose_node(
-            request,
-            self._sample(request, waiting),
-            random=self._random,
-            local_id=waiting.preferred_id,
-            config=_HYBRID,
+        placement = strategy.labels.choose(
+            lambda test: choose_node(
+                request,
+                self._sample(request, waiting, test),
+                random=self._random,
+                local_id=waiting.preferred_id,
+                config=_HYBRID,
+            )
         )
         return placement.node_id
 
-    def _sample(self, request: ResourceSet, waiting: _Waiting) -> list[NodeView]:
+    def _sample(self, request: ResourceSet, waiting: _Waiting, test: LabelTest) -> list[NodeView]:
         """Nodes for the policy to weigh: the first that have room, else the first that could."""
         free: list[NodeView] = []
         feasible: list[NodeView] = []
         for view in self._nodes.candidates():
-            if view.node_id in waiting.refused_by:
+            if view.node_id in waiting.refused_by or not test(view.labels):
                 continue
             if view.can_hold_now(request):
                 free.append(view)
@@ -315,6 +332,19 @@ class StartQueue:
         head = next(iter(shape.waiting.values()))
         return head.told or head.refusal
 
+    def _why_impossible(self, shape: _Shape) -> str:
+        """Why no node will ever be asked; empty when that is not so."""
+        strategy = shape.strategy
+        if not strategy.node_id or strategy.is_soft:
+            return ""
+        name = strategy.node_id.hex()
+        if self._nodes.is_dead(strategy.node_id):
+            return f"It is bound to node {name}, which is dead."
+        view = self._nodes.candidate(strategy.node_id)
+        if strategy.is_impatient and not shape.asked and not _has_room(view, shape.request):
+            return f"It is bound to node {name}, which has no room now for {shape.request}."
+        return ""
+
     def _why_infeasible(self, shape: _Shape) -> str:
         request, strategy = shape.request, shape.strategy
         if strategy.group_id:
@@ -327,6 +357,9 @@ class StartQueue:
         views = list(self._nodes.candidates())
         if not views:
             return f"It needs {request}, and no node is alive."
+        views = [view for view in views if strategy.labels.allow(view.labels)]
+        if not views:
+            return f"No node has the labels that it asks for: {strategy.labels}."
         lacks = [
             f"{name} {format_units(units)} (the most any node has is"
             f" {format_units(max(view.total[name] for view in views))})"
@@ -337,9 +370,14 @@ class StartQueue:
         return f"No node can ever hold it: it needs {what}."
 
 
+<<<<<<< HEAD
 def _claim(shape: _Shape) -> ResourceSet:
     """What a start takes of the node's free resources: a bundle's are taken already."""
     return ResourceSet() if shape.strategy.group_id else shape.request
+=======
+def _has_room(view: NodeView | None, request: ResourceSet) -> bool:
+    return view is not None and view.can_hold_now(request)
+>>>>>>> main
 
 
 def _open_round(shape: _Shape) -> None:

@@ -22,6 +22,7 @@ from skate_gcs.machine.records import (
     WorkerRecord,
 )
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2
+from skate_scheduler import LabelRules, LabelSelector
 
 _KINDS = {int(kind): kind for kind in DeathKind}
 
@@ -189,7 +190,11 @@ def spec_from(message: gcs_pb2.ActorSpec) -> ActorSpec:
         creation_task=message.creation_task,
         trace_parent=message.trace_parent,
         handle_state=message.handle_state,
+<<<<<<< HEAD
         strategy=strategy_from(message.strategy),
+=======
+        strategy=_strategy_from(message.strategy),
+>>>>>>> main
     )
 
 
@@ -210,16 +215,26 @@ def spec_to(spec: ActorSpec, *, with_creation_task: bool) -> gcs_pb2.ActorSpec:
         creation_task=spec.creation_task if with_creation_task else b"",
         trace_parent=spec.trace_parent,
         handle_state=spec.handle_state,
+<<<<<<< HEAD
         strategy=strategy_to(spec.strategy),
     )
 
 
 def strategy_from(message: gcs_pb2.SchedulingStrategy) -> Strategy:
     """The machine's form."""
+=======
+        strategy=_strategy_to(spec.strategy),
+    )
+
+
+def _strategy_from(message: gcs_pb2.SchedulingStrategy) -> Strategy:
+    """Raises ``LabelError`` for conditions that a call site would have refused."""
+>>>>>>> main
     return Strategy(
         message.spread,
         message.node_id,
         message.soft,
+<<<<<<< HEAD
         message.placement_group_id,
         message.bundle_index if message.placement_group_id else -1,
         message.capture_child_tasks,
@@ -235,6 +250,41 @@ def strategy_to(strategy: Strategy) -> gcs_pb2.SchedulingStrategy:
         placement_group_id=strategy.group_id,
         bundle_index=strategy.bundle_index,
         capture_child_tasks=strategy.captures,
+=======
+        message.impatient,
+        LabelRules(
+            tuple(map(_selector_from, message.selectors)), _selector_from(message.preferred)
+        ),
+>>>>>>> main
+    )
+
+
+def _strategy_to(strategy: Strategy) -> gcs_pb2.SchedulingStrategy:
+    preferred = strategy.labels.preferred
+    return gcs_pb2.SchedulingStrategy(
+        spread=strategy.is_spread,
+        node_id=strategy.node_id,
+        soft=strategy.is_soft,
+        impatient=strategy.is_impatient,
+        selectors=map(_selector_to, strategy.labels.selectors),
+        preferred=_selector_to(preferred) if preferred else None,
+    )
+
+
+def _selector_from(message: gcs_pb2.LabelSelector) -> LabelSelector:
+    return LabelSelector.from_tuples(
+        (one.key, one.operator, tuple(one.values)) for one in message.expressions
+    )
+
+
+def _selector_to(selector: LabelSelector) -> gcs_pb2.LabelSelector:
+    return gcs_pb2.LabelSelector(
+        expressions=[
+            gcs_pb2.LabelExpression(
+                key=key, operator=gcs_pb2.LabelExpression.Operator.ValueType(number), values=values
+            )
+            for key, number, values in selector.to_tuples()
+        ]
     )
 
 

@@ -143,6 +143,7 @@ class Runner:
         self._pause_why = ""
         self._uncommitted: dict[tuple[str, bytes], bytes | None] = {}
         self._is_commit_due = False
+        self._is_committing = False
         self._machine, self._carried = self._load()
         self.events_handled = 0
         """Since the start."""
@@ -161,6 +162,14 @@ class Runner:
         """
         if self._failure or self._is_stopping:
             raise RequestLostError(self._failure or "The GCS stops.")
+        problem = self._storage.problem()
+        # A heartbeat is noted in any case: silence that only the storage causes is no death.
+        if (
+            problem
+            and not isinstance(request, ResourcesReported)
+            and (self._is_committing or not isinstance(request, Query))
+        ):
+            raise RequestLostError(problem)
         if len(self._inbox) >= self._requests_max:
             raise RequestLostError(f"{self._requests_max} requests wait for the GCS already.")
         answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
@@ -193,8 +202,14 @@ class Runner:
 
         Returns the failure, or an empty string.
         """
+        loop = asyncio.get_running_loop()
+        failed = self._storage.failed
+        failed.add_done_callback(lambda _: loop.call_soon_threadsafe(self._woken.set))
         try:
             while self._inbox or not self._is_stopping:
+                if failed.done():
+                    self._fail(failed.result())
+                    break
                 pause_s = self._pause_end_s - time.monotonic()
                 if pause_s > 0.0:
                     self._handle_in_pause()
@@ -203,8 +218,9 @@ class Runner:
                     await self._handle_batch()
                 else:
                     await self._sleep(self._until_tick_s())
-            self._is_commit_due = bool(self._uncommitted)
-            await self._commit()
+            if not self._failure:
+                self._is_commit_due = bool(self._uncommitted)
+                await self._commit()
         except StorageError as error:
             self._fail(str(error))
         except asyncio.CancelledError:
@@ -283,8 +299,12 @@ class Runner:
         done: Future[None] = self._storage.commit(writes)
         if done.done():
             done.result()
-        else:
+            return
+        self._is_committing = True
+        try:
             await asyncio.wrap_future(done)
+        finally:
+            self._is_committing = False
 
     async def _undo(self, batch: list[_Item[object]], why: str) -> None:
         """Go back to the stored state; answer the questions, lose the changes, and pause."""

@@ -83,7 +83,9 @@ class GcsServer:
         if self._stopped is not None:
             raise RuntimeError("This GCS has been started already.")
         self._stopped = asyncio.get_running_loop().create_future()
-        storage = self._storage = await asyncio.to_thread(open_storage, config.storage, Table)
+        storage = self._storage = await asyncio.to_thread(
+            open_storage, config.storage, Table, config.holder or uuid.uuid4().hex
+        )
         try:
             self.cluster_id = await asyncio.to_thread(_settle_cluster_id, storage, config)
             runner = self._runner = await asyncio.to_thread(self._make_runner, storage)

@@ -39,6 +39,7 @@ from skate_gcs.service.runner import (
     Runner,
 )
 from skate_rpc.gen.skate.v1 import gcs_pb2, gcs_pb2_grpc
+from skate_scheduler import LabelError
 
 _A = TypeVar("_A")
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -146,9 +147,11 @@ class ActorServicer(_Asker, gcs_pb2_grpc.ActorServiceServicer):
         self, request: gcs_pb2.RegisterActorRequest, context: _Context
     ) -> gcs_pb2.RegisterActorReply:
         """See gcs.proto."""
-        answer = await self._ask(
-            events.ActorRegistered(spec_from(request.spec), request.get_if_exists), context
-        )
+        try:
+            spec = spec_from(request.spec)
+        except LabelError as error:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, error)
+        answer = await self._ask(events.ActorRegistered(spec, request.get_if_exists), context)
         return gcs_pb2.RegisterActorReply(info=actor_to(answer.record), created=answer.is_new)
 
     async def Get(

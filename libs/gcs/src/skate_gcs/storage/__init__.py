@@ -5,13 +5,18 @@ from __future__ import annotations
 from skate_gcs.storage.interface import Storage, StorageStatistics, Write
 from skate_gcs.storage.memory import MemoryStorage
 from skate_gcs.storage.opening import open_storage
+from skate_gcs.storage.redis import RedisStorage
+from skate_gcs.storage.redis_url import RedisAddress, parse_redis_url
 from skate_gcs.storage.sqlite import SqliteStorage
 
 __all__ = [
     "MemoryStorage",
+    "RedisAddress",
+    "RedisStorage",
     "SqliteStorage",
     "Storage",
     "StorageStatistics",
     "Write",
     "open_storage",
+    "parse_redis_url",
 ]

@@ -33,6 +33,15 @@ class StorageStatistics(msgspec.Struct, frozen=True):
 class Storage(Protocol):
     """Durable tables. Thread-safe; batches take effect in the order of :meth:`commit`."""
 
+    @property
+    def failed(self) -> Future[str]:
+        """Completes with the reason when nothing will be acknowledged any more, asked or not."""
+        ...
+
+    def problem(self) -> str:
+        """Why nothing is stored at this moment, although it may heal by itself; empty: nothing."""
+        ...
+
     def commit(self, batch: Sequence[Write]) -> Future[None]:
         """Store all of the batch or nothing. Later writes of a key override earlier ones.
 

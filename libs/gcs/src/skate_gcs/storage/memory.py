@@ -22,6 +22,12 @@ class MemoryStorage:
         self._batches = 0
         self._rows = 0
         self._bytes = 0
+        self.failed: Future[str] = Future()
+        """See :class:`Storage`. It never does."""
+
+    def problem(self) -> str:
+        """See :class:`Storage`. There is none."""
+        return ""
 
     def commit(self, batch: Sequence[Write]) -> Future[None]:
         """See :class:`Storage`. The future is complete at once."""

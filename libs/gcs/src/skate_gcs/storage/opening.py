@@ -7,21 +7,37 @@ from collections.abc import Iterable
 from skate_gcs.errors import GcsConfigError
 from skate_gcs.storage.interface import Storage
 from skate_gcs.storage.memory import MemoryStorage
+from skate_gcs.storage.redis import RedisStorage
+from skate_gcs.storage.redis_url import is_redis, parse_redis_url
 from skate_gcs.storage.sqlite import SqliteStorage
 
 _SQLITE_PREFIX = "sqlite:"
 
 
-def open_storage(setting: str, tables: Iterable[str]) -> Storage:
-    """Open ``memory`` or ``sqlite:/path``. Blocks.
+def open_storage(setting: str, tables: Iterable[str], holder: str) -> Storage:
+    """Open ``memory``, ``sqlite:/path`` or a ``redis://`` URL (see ``redis_url``). Blocks.
+
+    ``holder`` names the opener to those who may open the same storage from elsewhere.
 
     Raises:
-        GcsConfigError: the setting names no back end.
+        GcsConfigError: the setting names no back end, or the extra for it is not installed.
         StorageError: the back end can not be opened.
     """
     if setting == "memory":
         return MemoryStorage(tables)
+    if is_redis(setting):
+        address = parse_redis_url(setting)
+        try:
+            return RedisStorage(address, tables, holder=holder)
+        except ModuleNotFoundError as error:
+            if error.name != "redis":
+                raise
+            raise GcsConfigError(
+                "storage", "redis:// needs the extra: pip install 'skate-gcs[redis]'."
+            ) from None
     path = setting.removeprefix(_SQLITE_PREFIX)
     if path != setting and path.startswith("/"):
         return SqliteStorage(path, tables)
-    raise GcsConfigError("storage", f'{setting!r} is neither "memory" nor "sqlite:/path".')
+    raise GcsConfigError(
+        "storage", f'{setting!r} is neither "memory" nor "sqlite:/path" nor "redis://host:port".'
+    )

@@ -5,9 +5,14 @@ or unsynced tail of it is discarded by its checksums, and so a crash leaves a pr
 that has everything acknowledged. On top of that each row has a checksum of its own, because the
 main file's pages have none; a row that fails it is named and never used.
 
-While one transaction is being synced, the batches that arrive wait and share the next one (group
-commit). After an I/O error nothing is acknowledged any more: a failed fsync may have dropped the
-very pages that a second one would report as safe.
+A bit that flips in the middle of the log makes SQLite take everything after it for the torn tail,
+and drop commits that were acknowledged. So the commits are counted in the database, and beside it,
+in ``<path>-acknowledged``, once they are acknowledged: a database that counts less than was
+acknowledged has lost something, and is refused. The second count is not synced; a power cut may
+leave an older one, which proves less but nothing wrong.
+
+After an I/O error nothing is acknowledged any more: a failed fsync may have dropped the very pages
+that a second one would report as safe.
 
 The file is locked exclusively for as long as it is open.
 
@@ -18,44 +23,34 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
-import re
 import sqlite3
-import threading
+import struct
 import zlib
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable
 from typing import Final
 
 from skate_gcs.errors import (
     StorageBusyError,
-    StorageClosedError,
     StorageCorruptError,
     StorageError,
     StorageFailedError,
     StorageFullError,
     StorageVersionError,
 )
-from skate_gcs.storage.interface import StorageStatistics, Write
+from skate_gcs.storage.writer_thread import Batch, Rows, WriterThread
 
 _log = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Final = 1
-BATCHES_PER_COMMIT_MAX: Final = 256
-"""More would make the first of them wait for the writes of the last."""
-QUEUE_MAX: Final = 4_096
-"""Batches that wait; a caller that exceeds it blocks, which the one runner of a GCS never does."""
 FILE_MODE: Final = 0o600
+ACKNOWLEDGED_SUFFIX: Final = "-acknowledged"
+_COUNT: Final = struct.Struct(">QI")  # commits, checksum
 
-_TABLE_NAME: Final = re.compile(r"[a-z][a-z_]{0,40}")
 _RETRYABLE: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_TOOBIG})
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
-_Batch = tuple[Sequence[Write], "Future[None]"]
-_Scan = tuple[str, "Future[list[tuple[bytes, bytes]]]"]
 
-
-class SqliteStorage:
+class SqliteStorage(WriterThread[sqlite3.Connection]):
     """Tables in one SQLite file."""
 
     def __init__(self, path: str, tables: Iterable[str]) -> None:
@@ -68,88 +63,9 @@ class SqliteStorage:
             StorageFailedError: it can not be opened.
         """
         self._path = path
-        self._tables = tuple(tables)
-        for name in self._tables:
-            if not _TABLE_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} can not be a table's name.")
-        self._queue: queue.Queue[_Batch | _Scan | None] = queue.Queue(QUEUE_MAX)
-        self._lock = threading.Lock()
-        self._is_closed = False
-        self._failure: StorageFailedError | None = None
-        self._counts = {"batches": 0, "commits": 0, "rows": 0, "bytes": 0, "failures": 0}
-        opened: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=self._run, args=(opened,), name="skate-gcs-storage", daemon=True
-        )
-        self._thread.start()
-        try:
-            opened.result()
-        except StorageError:
-            self._thread.join()
-            raise
-
-    def commit(self, batch: Sequence[Write]) -> Future[None]:
-        """See :class:`Storage`."""
-        for write in batch:
-            if write.table not in self._tables:
-                raise ValueError(f"There is no table {write.table!r}.")
-        done: Future[None] = Future()
-        done.set_running_or_notify_cancel()  # a batch can not be taken back
-        with self._lock:
-            if self._is_closed:
-                done.set_exception(StorageClosedError(self._path, "it is closed."))
-            else:
-                self._queue.put((batch, done))
-        return done
-
-    def scan(self, table: str) -> list[tuple[bytes, bytes]]:
-        """See :class:`Storage`."""
-        if table not in self._tables:
-            raise ValueError(f"There is no table {table!r}.")
-        rows: Future[list[tuple[bytes, bytes]]] = Future()
-        rows.set_running_or_notify_cancel()
-        with self._lock:
-            if self._is_closed:
-                raise StorageClosedError(self._path, "it is closed.")
-            self._queue.put((table, rows))
-        return rows.result()
-
-    def statistics(self) -> StorageStatistics:
-        """See :class:`Storage`."""
-        counts = dict(self._counts)
-        return StorageStatistics(
-            batches=counts["batches"],
-            commits=counts["commits"],
-            rows_written=counts["rows"],
-            bytes_written=counts["bytes"],
-            failures=counts["failures"],
-        )
-
-    def close(self) -> None:
-        """See :class:`Storage`."""
-        with self._lock:
-            if not self._is_closed:
-                self._is_closed = True
-                self._queue.put(None)
-        self._thread.join()
-
-    # ---- everything below runs in the writer thread ----
-
-    def _run(self, opened: Future[None]) -> None:
-        try:
-            connection = self._open()
-        except (sqlite3.Error, OSError) as error:
-            opened.set_exception(self._typed(error))
-            return
-        except StorageError as error:
-            opened.set_exception(error)
-            return
-        opened.set_result(None)
-        try:
-            while self._serve(connection):
-                pass
-        finally:
-            connection.close()
+        self._commits = 0
+        self._acknowledged_fd = -1
+        super().__init__(path, tables)
 
     def _open(self) -> sqlite3.Connection:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -167,8 +83,14 @@ class SqliteStorage:
                     f"CREATE TABLE IF NOT EXISTS {name}"
                     " (key BLOB PRIMARY KEY, value BLOB NOT NULL, checksum INTEGER NOT NULL)"
                 )
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS commit_count"
+                " (id INTEGER PRIMARY KEY CHECK (id = 1), value INTEGER NOT NULL)"
+            )
+            connection.execute("INSERT OR IGNORE INTO commit_count VALUES (1, 0)")
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             connection.execute("COMMIT")
+            self._check_commits(connection)
         except BaseException:
             connection.close()
             raise
@@ -186,47 +108,25 @@ class SqliteStorage:
         if verdict != "ok":
             raise StorageCorruptError(self._path, f"the file is damaged ({verdict}).")
 
-    def _serve(self, connection: sqlite3.Connection) -> bool:
-        """Do the next piece of work: a scan, or all batches that wait. False: the end."""
-        work: _Batch | _Scan | None = self._queue.get()
-        batches: list[_Batch] = []
-        while work is not None and not isinstance(work[0], str):
-            batches.append((work[0], work[1]))
-            if len(batches) == BATCHES_PER_COMMIT_MAX:
-                break
-            try:
-                work = self._queue.get_nowait()
-            except queue.Empty:
-                break
-        if batches:
-            self._commit(connection, batches)
-        if work is None:
-            return False
-        if isinstance(work[0], str):
-            self._scan(connection, work[0], work[1])
-        return True
+    def _check_commits(self, connection: sqlite3.Connection) -> None:
+        (self._commits,) = connection.execute("SELECT value FROM commit_count").fetchone()
+        path = self._path + ACKNOWLEDGED_SUFFIX
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._acknowledged_fd = os.open(path, flags, FILE_MODE)
+        stored = os.pread(self._acknowledged_fd, _COUNT.size, 0)
+        if len(stored) == _COUNT.size:
+            acknowledged, checksum = _COUNT.unpack(stored)
+            is_intact = checksum == zlib.crc32(stored[:8])
+            if is_intact and acknowledged > self._commits:
+                os.close(self._acknowledged_fd)
+                raise StorageCorruptError(
+                    self._path,
+                    f"the last {acknowledged - self._commits} of {acknowledged} acknowledged"
+                    " commits are missing: its log is damaged. Restore the file and its -wal file"
+                    f" from a copy, or delete {path} to go on with what is left.",
+                )
 
-    def _commit(self, connection: sqlite3.Connection, batches: list[_Batch]) -> None:
-        failure: StorageError | None = self._failure
-        if failure is None:
-            try:
-                self._write(connection, batches)
-            except Exception as error:  # noqa: BLE001  the thread's boundary: somebody waits
-                failure = self._typed(error)
-                if not isinstance(failure, StorageFullError):
-                    failure = self._failure = StorageFailedError(self._path, failure.problem)
-                _log.error("commit failed", extra={"path": self._path, "problem": str(error)})
-                self._roll_back(connection)
-        if failure is not None:
-            self._counts["failures"] += len(batches)
-        for _, done in batches:
-            if failure is None:
-                done.set_result(None)
-            else:
-                done.set_exception(failure)
-
-    def _write(self, connection: sqlite3.Connection, batches: list[_Batch]) -> None:
-        rows = size = 0
+    def _write(self, connection: sqlite3.Connection, batches: list[Batch]) -> None:
         connection.execute("BEGIN IMMEDIATE")
         for batch, _ in batches:
             for table, key, value in batch:
@@ -239,45 +139,37 @@ class SqliteStorage:
                         " SET value=excluded.value, checksum=excluded.checksum",
                         (key, value, _checksum(key, value)),
                     )
-                    size += len(value)
-                size += len(key)
-                rows += 1
+        connection.execute("UPDATE commit_count SET value=?", (self._commits + 1,))
         connection.execute("COMMIT")
-        self._counts["commits"] += 1
-        self._counts["batches"] += len(batches)
-        self._counts["rows"] += rows
-        self._counts["bytes"] += size
+        self._commits += 1
+        stored = self._commits.to_bytes(8, "big")
+        try:
+            os.pwrite(self._acknowledged_fd, _COUNT.pack(self._commits, zlib.crc32(stored)), 0)
+        except OSError as error:  # the commit is durable; an older count proves less, no wrong
+            _log.warning("a commit was not counted", extra={"where": self._path, "why": error})
+        self._count(batches)
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
         try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         except sqlite3.Error as error:
-            self._failure = StorageFailedError(self._path, f"a rollback failed ({error}).")
+            self._fail(StorageFailedError(self._path, f"a rollback failed ({error})."))
 
-    def _scan(
-        self,
-        connection: sqlite3.Connection,
-        table: str,
-        done: Future[list[tuple[bytes, bytes]]],
-    ) -> None:
-        rows: list[tuple[bytes, bytes]] = []
-        try:
-            if self._failure is not None:
-                raise self._failure
-            for key, value, checksum in connection.execute(
-                f"SELECT key, value, checksum FROM {table} ORDER BY key"
-            ):
-                if _checksum(key, value) != checksum:
-                    problem = f"the row {key.hex()} of table {table} is damaged."
-                    raise StorageCorruptError(self._path, problem)
-                rows.append((key, value))
-        except StorageError as error:
-            done.set_exception(error)
-        except Exception as error:  # noqa: BLE001  as above
-            done.set_exception(self._typed(error))
-        else:
-            done.set_result(rows)
+    def _read(self, connection: sqlite3.Connection, table: str) -> Rows:
+        rows: Rows = []
+        for key, value, checksum in connection.execute(
+            f"SELECT key, value, checksum FROM {table} ORDER BY key"
+        ):
+            if _checksum(key, value) != checksum:
+                problem = f"the row {key.hex()} of table {table} is damaged."
+                raise StorageCorruptError(self._path, problem)
+            rows.append((key, value))
+        return rows
+
+    def _close(self, connection: sqlite3.Connection) -> None:
+        connection.close()
+        os.close(self._acknowledged_fd)
 
     def _typed(self, error: Exception) -> StorageError:
         code = getattr(error, "sqlite_errorcode", None)

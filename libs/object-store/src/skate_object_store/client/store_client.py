@@ -27,6 +27,7 @@ from skate_object_store.constants import (
 from skate_object_store.errors import (
     ObjectExistsError,
     SpilledObjectLostError,
+    SpillReadError,
     StoreProtocolError,
     StoreTimeoutError,
     full_error,
@@ -239,6 +240,7 @@ class StoreClient:
 
         Raises:
             SpilledObjectLostError: what is on disk of one of them is not what was written.
+            SpillReadError: one of them could not be read from disk this time.
             StoreFullError: views fill the memory, so that a spilled object cannot come back.
         """
         deadline_s = _deadline_s(timeout_s)
@@ -448,7 +450,8 @@ class StoreClient:
         if kind == Kind.GOT_PART:
             return unpack_got_part(body)
         if kind == Kind.LOST:
-            raise SpilledObjectLostError(*unpack_lost(body))
+            object_id, cause, is_final = unpack_lost(body)
+            raise (SpilledObjectLostError if is_final else SpillReadError)(object_id, cause)
         if kind == Kind.UNRESTORED:
             raise full_error(*unpack_unrestored(body))
         raise StoreProtocolError(self.endpoint, f"frame kind {kind} in reply to a get")

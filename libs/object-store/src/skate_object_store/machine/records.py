@@ -100,6 +100,8 @@ class GetLost:
     request: int
     object_id: bytes
     cause: str
+    is_final: bool = True
+    """False: the next get may read it."""
 
 
 @dataclass(frozen=True, slots=True)

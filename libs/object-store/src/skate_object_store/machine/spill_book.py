@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from skate_object_store.constants import LOST_KEPT_MAX
 from skate_object_store.machine.records import DeleteFile, Place
 
 
@@ -44,6 +45,7 @@ class SpillBook:
         of which find it empty, look before they call."""
         self._by_owner: dict[bytes, dict[bytes, SpilledObject]] = {}
         self._files: dict[str, _File] = {}
+        self._lost: dict[bytes, None] = {}  # the lost ones, oldest loss first
         self.largest_bytes = 0
         """The largest object that was added since there was none; at least that of any here."""
 
@@ -94,6 +96,7 @@ class SpillBook:
         spilled = self.by_id.pop(object_id, None)
         if spilled is None:
             return []
+        self._lost.pop(object_id, None)
         if not self.by_id:
             self.largest_bytes = 0
         if spilled.owner:
@@ -104,11 +107,18 @@ class SpillBook:
         return self._leave_file(spilled)
 
     def lose(self, object_id: bytes, cause: str) -> list[DeleteFile]:
-        """The object proved unreadable: remembered as that until it is deleted or made anew."""
+        """The object proved unreadable: remembered as that until it is deleted or made anew.
+
+        Of more than ``LOST_KEPT_MAX`` the oldest are forgotten, as if they had been deleted: nobody
+        need delete what is gone.
+        """
         spilled = self.by_id[object_id]
         effects = self._leave_file(spilled)
         spilled.place = None
         spilled.loss = cause
+        self._lost[object_id] = None
+        if len(self._lost) > LOST_KEPT_MAX:
+            self.forget(next(iter(self._lost)))
         return effects
 
     def check_invariants(self) -> None:
@@ -119,10 +129,12 @@ class SpillBook:
             assert spilled.object_id == object_id
             assert (spilled.place is None) == bool(spilled.loss)
             assert spilled.size_bytes <= self.largest_bytes
+            assert (object_id in self._lost) == (spilled.place is None)
             if spilled.place is not None:
                 live[spilled.place.file_key] = live.get(spilled.place.file_key, 0) + 1
             if spilled.owner:
                 owned.setdefault(spilled.owner, {})[object_id] = spilled
+        assert self._lost.keys() <= self.by_id.keys()
         assert live == {key: file.live for key, file in self._files.items()}
         assert owned == self._by_owner
 

@@ -279,7 +279,8 @@ class ObjectTable:
             if is_lost:
                 effects += self._note_deleted(self._book.lose(object_id, cause))
             effects += self._queries.fail(
-                object_id, lambda waiter: GetLost(waiter.client, waiter.request, object_id, cause)
+                object_id,
+                lambda waiter: GetLost(waiter.client, waiter.request, object_id, cause, is_lost),
             )
         return effects + self._admissions.serve(now_s)
 

@@ -185,8 +185,8 @@ class Dispatcher:
                     self._send(client, pack_ready(request, positions))
                 case GotPart(client, request, copies, restoring):
                     self._send(client, pack_got_part(request, copies, restoring))
-                case GetLost(client, request, object_id, cause):
-                    self._send(client, pack_lost(request, object_id, cause))
+                case GetLost(client, request, object_id, cause, is_final):
+                    self._send(client, pack_lost(request, object_id, cause, is_final=is_final))
                 case GetUnrestored(client, request, object_id, fullness):
                     self._send(client, pack_unrestored(request, object_id, fullness))
                 case WriteBatch() | ReadBack() | DeleteFile():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from skate_scheduler import ResourceSet
+from skate_scheduler import ANY_LABELS, LabelRules, ResourceSet
 
 EnvVars = tuple[tuple[str, str], ...]
 """Environment variables of a worker, sorted by name, so that equal environments are equal keys."""
@@ -18,6 +18,8 @@ class Strategy(msgspec.Struct, frozen=True):
     is_spread: bool = False  # the nodes take turns
     node_id: bytes = b""  # this node
     is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
+    is_impatient: bool = False  # with ``node_id``: a busy node is like one that is too small
+    labels: LabelRules = ANY_LABELS
 
 
 DEFAULT_STRATEGY = Strategy()

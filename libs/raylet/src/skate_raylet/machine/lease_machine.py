@@ -25,7 +25,7 @@ Comes after the stream's dispatch in the shell; next is ``worker_pool_machine``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import assert_never
 
@@ -73,6 +73,7 @@ class LeaseConfig(msgspec.Struct, frozen=True):
     # A request that this node can never hold is refused after this long; None: it waits for ever.
     infeasible_grace_s: float | None = 10.0
     node_id: bytes = b""
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     queue: LeaseQueueConfig = msgspec.field(default_factory=LeaseQueueConfig)
 
 
@@ -270,8 +271,11 @@ class LeaseMachine:
             self._infeasible[entry.request] = item
 
     def _may_run_here(self, origin: on.LeaseRequested | None) -> bool:
-        bound_to = b"" if origin is None else origin.strategy.node_id
-        return not bound_to or bound_to == self._config.node_id
+        if origin is None or origin.is_foreign:
+            return True  # of an actor or of another node, which has looked
+        strategy = origin.strategy
+        is_bound_elsewhere = strategy.node_id and strategy.node_id != self._config.node_id
+        return not is_bound_elsewhere and strategy.labels.allow(self._config.labels)
 
     def _forget(self, request: Request) -> _Waiting | None:
         """The request no longer waits."""
@@ -444,10 +448,17 @@ class LeaseMachine:
     def _has_home(self, request: on.LeaseRequested) -> bool:
         return self._neighbours is not None and self._neighbours.has_home(request)
 
+    def _has_label_match(self, strategy: on.Strategy) -> bool:
+        is_here = strategy.labels.allow(self._config.labels)
+        others = self._neighbours
+        return is_here or (others is not None and others.has_label_match(strategy))
+
     def _why_never(self, needs: ResourceSet, origin: on.LeaseRequested | None) -> str:
         if origin is not None and origin.strategy.node_id:
             node = origin.strategy.node_id.hex()
             return f"It is bound to node {node}, which is no live node that could hold {needs}."
+        if origin is not None and not self._has_label_match(origin.strategy):
+            return f"No node has the labels that it asks for: {origin.strategy.labels}."
         others = [] if self._neighbours is None else self._neighbours.totals()
         total = self.table.total
         short = needs.shortfall(total)

@@ -6,7 +6,6 @@ that said it is busy, or does not answer, is left alone for a while. O(nodes) fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -15,6 +14,7 @@ from skate_raylet.machine.events import DEFAULT_STRATEGY, LeaseRequested, Strate
 from skate_scheduler import (
     DEVICE_RESOURCES,
     Fit,
+    LabelTest,
     NodeView,
     Placement,
     RandomSource,
@@ -97,21 +97,19 @@ class Neighbours:
     def choose(self, request: LeaseRequested, local: NodeView, now_s: float) -> bytes | None:
         """The node for a new request, perhaps this one; None when none can ever hold it."""
         needs, strategy = request.resources, request.strategy
-        if strategy is not DEFAULT_STRATEGY and strategy.node_id:
+        if strategy is DEFAULT_STRATEGY and _is_half_used_at_most(local, needs):
+            return local.node_id
+        if strategy.node_id:
             affine = self._affine(strategy, needs, local)
             if affine in self._nodes and self._is_shunned(affine, now_s):
                 return local.node_id  # to wait there until it may be asked again
             if affine is not None or not strategy.is_soft:
                 return affine
-        elif strategy.is_spread:
-            return self._spread([local, *self._views(now_s)], needs)
-        elif _is_half_used_at_most(local, needs):
-            return local.node_id
-        others = self._views(now_s)
-        placement = choose_node(
-            needs, [local, *others], random=self._random, local_id=local.node_id
-        )
-        if placement.fit is Fit.LATER and local.can_ever_hold(needs):
+        views = [local, *self._views(now_s)]
+        if strategy.is_spread:
+            return self._spread(views, request)
+        placement = self._best(views, request, local.node_id)
+        if placement.fit is Fit.LATER and _may_run_at(local, request):
             return local.node_id
         return placement.node_id
 
@@ -123,8 +121,8 @@ class Neighbours:
             if affine is not None or not strategy.is_soft:
                 is_ready = affine in self._nodes and not self._is_shunned(affine, now_s)
                 return affine if affine != local.node_id and is_ready else None
-        placement: Placement = choose_node(needs, self._views(now_s), random=self._random)
-        if placement.fit is Fit.LATER and local.can_ever_hold(needs):
+        placement = self._best(self._views(now_s), request, None)
+        if placement.fit is Fit.LATER and _may_run_at(local, request):
             return None
         return placement.node_id
 
@@ -133,8 +131,12 @@ class Neighbours:
         strategy = request.strategy
         if strategy.node_id and not strategy.is_soft:
             node = self._nodes.get(strategy.node_id)
-            return node is not None and node.view.can_ever_hold(request.resources)
-        return any(node.view.can_ever_hold(request.resources) for node in self._nodes.values())
+            return node is not None and _may_run_at(node.view, request)
+        return any(_may_run_at(node.view, request) for node in self._nodes.values())
+
+    def has_label_match(self, strategy: Strategy) -> bool:
+        """Whether some other node has the labels that are asked for, whatever its size."""
+        return any(strategy.labels.allow(node.view.labels) for node in self._nodes.values())
 
     def is_fit(self, strategy: Strategy, needs: ResourceSet, local: NodeView) -> bool:
         """Whether the node that a request is bound to lives and could ever hold it."""
@@ -148,15 +150,43 @@ class Neighbours:
         """What each of the nodes has."""
         return [node.view.total for node in self._nodes.values()]
 
+    def has_room(
+        self, strategy: Strategy, needs: ResourceSet, local: NodeView, now_s: float
+    ) -> bool:
+        """Whether the node that a request is bound to has room now, as far as is known."""
+        if strategy.node_id == local.node_id:
+            return local.can_hold_now(needs)
+        node = self._nodes.get(strategy.node_id)
+        is_asked = node is not None and not self._is_shunned(strategy.node_id, now_s)
+        return node is not None and is_asked and _claimed(node).can_hold_now(needs)
+
     def _affine(self, strategy: Strategy, needs: ResourceSet, local: NodeView) -> bytes | None:
         """The node that was asked for, if it can ever hold the request."""
-        if strategy.node_id == local.node_id:
-            return local.node_id if local.can_ever_hold(needs) else None
         node = self._nodes.get(strategy.node_id)
-        return strategy.node_id if node is not None and node.view.can_ever_hold(needs) else None
+        view = local if strategy.node_id == local.node_id else node.view if node else None
+        is_fit = (
+            view is not None and view.can_ever_hold(needs) and strategy.labels.allow(view.labels)
+        )
+        return strategy.node_id if is_fit else None
 
-    def _spread(self, views: list[NodeView], needs: ResourceSet) -> bytes | None:
-        placement = choose_spread(needs, views, after=self._turn)
+    def _best(
+        self, views: list[NodeView], request: LeaseRequested, local_id: bytes | None
+    ) -> Placement:
+        """The default policy over the nodes that the request's labels allow."""
+        needs, labels = request.resources, request.strategy.labels
+
+        def choose(test: LabelTest | None) -> Placement:
+            nodes = views if test is None else [view for view in views if test(view.labels)]
+            return choose_node(needs, nodes, random=self._random, local_id=local_id)
+
+        return labels.choose(choose) if labels else choose(None)
+
+    def _spread(self, views: list[NodeView], request: LeaseRequested) -> bytes | None:
+        def choose(test: LabelTest) -> Placement:
+            nodes = [view for view in views if test(view.labels)]
+            return choose_spread(request.resources, nodes, after=self._turn)
+
+        placement = request.strategy.labels.choose(choose)
         if placement.node_id is not None:
             self._turn = placement.node_id
         return placement.node_id
@@ -166,14 +196,22 @@ class Neighbours:
 
     def _views(self, now_s: float) -> list[NodeView]:
         return [
-            _less(node.view, node.claimed.values()) if node.claimed else node.view
+            _claimed(node)
             for node in self._nodes.values()
             if not self._shunned or not self._is_shunned(node.view.node_id, now_s)
         ]
 
 
-def _less(view: NodeView, claims: Iterable[ResourceSet]) -> NodeView:
-    return view.with_claimed(ResourceSet.total_of(claims))
+def _claimed(node: _Neighbour) -> NodeView:
+    """The node's view less what was asked of it and not answered."""
+    if not node.claimed:
+        return node.view
+    return node.view.with_claimed(ResourceSet.total_of(node.claimed.values()))
+
+
+def _may_run_at(view: NodeView, request: LeaseRequested) -> bool:
+    """Whether the node could ever serve the request, as far as size and labels go."""
+    return view.can_ever_hold(request.resources) and request.strategy.labels.allow(view.labels)
 
 
 def _is_half_used_at_most(local: NodeView, needs: ResourceSet) -> bool:

@@ -103,6 +103,7 @@ class NodeMachine:
     ) -> None:
         """``random`` breaks ties between other nodes; None: the first."""
         self._node_id = lease_config.node_id
+        self._labels = lease_config.labels
         self._neighbours = Neighbours(lease_config.node_id, random or _NoChance())
         self._leases = LeaseMachine(lease_config, self._neighbours)
         self._borrowing = Borrowing(self._neighbours)
@@ -186,17 +187,39 @@ class NodeMachine:
             request = replace(request, since_s=now_s)
         local = self._local_view()
         strategy = request.strategy
-        if strategy.is_soft and not self._neighbours.is_fit(strategy, request.resources, local):
-            request = replace(request, strategy=on.DEFAULT_STRATEGY)
-        elif strategy.node_id and self._neighbours.is_dead(strategy.node_id):
-            message = f"It is bound to node {strategy.node_id.hex()}, which is dead."
-            out.append(do.RefuseLease(holder_id, request_id, "unschedulable", message))
-            return
+        if strategy.node_id:
+            unbound, problem = self._bound(request, local, now_s)
+            if problem:
+                out.append(do.RefuseLease(holder_id, request_id, "unschedulable", problem))
+                return
+            request = unbound
         chosen = self._neighbours.choose(request, local, now_s)
         if chosen is None or chosen == self._node_id:
             self._dispatch(request, now_s, out)
         else:
             self._ask(chosen, request, local, now_s, out)
+
+    def _bound(
+        self, request: on.LeaseRequested, local: NodeView, now_s: float
+    ) -> tuple[on.LeaseRequested, str]:
+        """A request that is bound to a node, set free where its strategy says so; or why it fails.
+
+        Source: SURFACE row L4.
+        """
+        strategy, needs = request.strategy, request.resources
+        name = strategy.node_id.hex()
+        if strategy.is_soft:
+            is_kept = self._neighbours.is_fit(strategy, needs, local) and (
+                not strategy.is_impatient
+                or self._neighbours.has_room(strategy, needs, local, now_s)
+            )
+            free = on.Strategy(labels=strategy.labels) if strategy.labels else on.DEFAULT_STRATEGY
+            return (request if is_kept else replace(request, strategy=free)), ""
+        if self._neighbours.is_dead(strategy.node_id):
+            return request, f"It is bound to node {name}, which is dead."
+        if strategy.is_impatient and not self._neighbours.has_room(strategy, needs, local, now_s):
+            return request, f"It is bound to node {name}, which has no room now for {needs}."
+        return request, ""
 
     def _ask(
         self,
@@ -207,8 +230,11 @@ class NodeMachine:
         out: list[Command],
     ) -> None:
         # What could be served here too comes back at once if the other node is busy after all.
-        is_bound = bool(request.strategy.node_id) or not local.can_ever_hold(request.resources)
-        wait_s = ELSEWHERE_WAIT_S if is_bound else 0.0
+        strategy = request.strategy
+        is_homeless = not local.can_ever_hold(request.resources) or not strategy.labels.allow(
+            self._labels
+        )
+        wait_s = ELSEWHERE_WAIT_S if strategy.node_id or is_homeless else 0.0
         out.append(self._borrowing.ask(node_id, request, wait_s, now_s))
 
     def _move_waiting(self, now_s: float, out: list[Command]) -> None:
@@ -296,7 +322,7 @@ class NodeMachine:
             self._place(request, now_s, out)
 
     def _local_view(self) -> NodeView:
-        return NodeView(self._node_id, self.total, self.available)
+        return NodeView(self._node_id, self.total, self.available, self._labels)
 
     def _is_holder(self, worker_id: bytes) -> bool:
         return self._leases.is_holder(worker_id) or self._borrowing.is_holder(worker_id)

@@ -81,6 +81,7 @@ class RoomRefused(msgspec.Struct, frozen=True):
     object_id: bytes
     reason: RoomRefusal
     message: str = ""
+    fullness: bytes = b""  # the store's account of itself, for who waits; opaque here
 
 
 class RangeProgressed(msgspec.Struct, frozen=True):
@@ -195,6 +196,7 @@ class EndPull(msgspec.Struct, frozen=True):
     kind: str = ""
     message: str = ""
     lost_at: tuple[bytes, ...] = ()
+    fullness: bytes = b""
 
 
 PullCommand = MakeRoom | FetchRange | StopRange | SealCopy | DropCopy | EndPull

@@ -198,9 +198,10 @@ class PullPlanner:
         message: str,
         lost_at: tuple[bytes, ...],
         out: list[PullCommand],
+        fullness: bytes = b"",
     ) -> None:
         for waiter in list(pull.waiters):
-            out.append(EndPull(*waiter, kind, message, lost_at))
+            out.append(EndPull(*waiter, kind, message, lost_at, fullness))
             self._drop_waiter(pull, waiter)
 
     def _fail(
@@ -263,7 +264,7 @@ class PullPlanner:
             pull.room_deadline_s = now_s + self._config.room_wait_s
         if pull.waiters and (is_final or now_s >= pull.room_deadline_s):
             self._failed_total += 1
-            self._tell_waiters(pull, "full", event.message, (), out)
+            self._tell_waiters(pull, "full", event.message, (), out, event.fullness)
         if pull.waiters:
             self._park(pull, now_s)
         else:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from skate_rpc import node_protocol as node
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2
 from skate_rpc.node_protocol import ActorView, Death, NodeView
+from skate_scheduler import ANY_LABELS, LabelRules, LabelSelector
 
 _KIND_PREFIX = "KIND_"
 _STATE_PREFIX = "ACTOR_STATE_"
@@ -45,6 +47,40 @@ def death_from_proto(cause: common_pb2.DeathCause) -> Death:
 def resources_to_proto(amounts: Mapping[str, int]) -> common_pb2.ResourceSet:
     """Amounts in units on both sides."""
     return common_pb2.ResourceSet(amounts=dict(amounts))
+
+
+def label_rules(rules: node.LabelRules | None) -> LabelRules:
+    """The machines' form. Raises ``LabelError`` for what a call site would have refused."""
+    if rules is None:
+        return ANY_LABELS
+    return LabelRules(
+        tuple(LabelSelector.from_tuples(selector) for selector in rules.selectors),
+        LabelSelector.from_tuples(rules.preferred),
+    )
+
+
+def strategy_to_proto(body: node.ActorRegistration) -> gcs_pb2.SchedulingStrategy:
+    """Where an actor may run."""
+    rules = body.labels or node.LabelRules()
+    return gcs_pb2.SchedulingStrategy(
+        spread=body.is_spread,
+        node_id=body.node_id,
+        soft=body.is_soft,
+        impatient=body.is_impatient,
+        selectors=[_selector_to_proto(selector) for selector in rules.selectors],
+        preferred=_selector_to_proto(rules.preferred) if rules.preferred else None,
+    )
+
+
+def _selector_to_proto(conditions: tuple[node.Condition, ...]) -> gcs_pb2.LabelSelector:
+    return gcs_pb2.LabelSelector(
+        expressions=[
+            gcs_pb2.LabelExpression(
+                key=key, operator=gcs_pb2.LabelExpression.Operator.ValueType(number), values=values
+            )
+            for key, number, values in conditions
+        ]
+    )
 
 
 def actor_view(info: gcs_pb2.ActorInfo) -> ActorView:

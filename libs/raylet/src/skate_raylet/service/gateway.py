@@ -13,7 +13,12 @@ from typing import Any
 
 import msgspec
 
-from skate_raylet.service.convert import actor_view, node_view, resources_to_proto
+from skate_raylet.service.convert import (
+    actor_view,
+    node_view,
+    resources_to_proto,
+    strategy_to_proto,
+)
 from skate_raylet.service.function_cache import NAMESPACE, FunctionCache
 from skate_raylet.service.local_process import LocalProcess
 from skate_rpc.errors import RpcError, RpcTimeoutError, RpcUnavailableError
@@ -210,9 +215,7 @@ class Gateway:
             creation_task=body.creation_task,
             trace_parent=body.trace_parent,
             handle_state=body.handle_state,
-            strategy=gcs_pb2.SchedulingStrategy(
-                spread=body.is_spread, node_id=body.node_id, soft=body.is_soft
-            ),
+            strategy=strategy_to_proto(body),
         )
         reply = await self._client.actors.register(spec, body.get_if_exists)
         view = actor_view(reply.info)

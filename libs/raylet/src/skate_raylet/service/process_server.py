@@ -20,6 +20,7 @@ from skate_raylet.machine.lease_table import Granted
 from skate_raylet.machine.node_machine import Event, NodeMachine
 from skate_raylet.service.actor_directory import ActorDirectory
 from skate_raylet.service.actor_host import ActorHost
+from skate_raylet.service.convert import label_rules
 from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
 from skate_raylet.service.job_book import SYS_PATH_KEY, Job, JobBook
@@ -31,7 +32,7 @@ from skate_rpc import node_protocol as node
 from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2
 from skate_rpc.stream import StreamListener
-from skate_scheduler import ResourceSet
+from skate_scheduler import LabelError, ResourceSet
 
 _log = logging.getLogger(__name__)
 
@@ -278,6 +279,12 @@ class ProcessServer:
     # ---- messages ----
 
     def _on_request_lease(self, process: LocalProcess, message: node.RequestLease) -> None:
+        try:
+            strategy = _strategy_of(message)
+        except LabelError as error:
+            refusal = node.LeaseRefused(message.request_id, "invalid", str(error))
+            process.send(refusal)
+            return
         self._tell(
             on.LeaseRequested(
                 process.worker_id,
@@ -286,7 +293,7 @@ class ProcessServer:
                 ResourceSet(message.resources),
                 tuple(sorted(message.env_vars.items())),
                 max(0, message.backlog),
-                _strategy_of(message),
+                strategy,
             )
         )
 
@@ -347,6 +354,12 @@ class ProcessServer:
 
 
 def _strategy_of(message: node.RequestLease) -> on.Strategy:
-    if message.node_id or message.is_spread:
-        return on.Strategy(message.is_spread, message.node_id, message.is_soft)
+    if message.node_id or message.is_spread or message.labels:
+        return on.Strategy(
+            message.is_spread,
+            message.node_id,
+            message.is_soft,
+            message.is_impatient,
+            label_rules(message.labels),
+        )
     return on.DEFAULT_STRATEGY

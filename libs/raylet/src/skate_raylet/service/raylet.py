@@ -114,7 +114,13 @@ class Raylet:
         self.object_endpoint = ""
         total = ResourceSet(config.resources)
         self._machine = NodeMachine(
-            LeaseConfig(total, config.node_id[:8], config.infeasible_grace_s, config.node_id),
+            LeaseConfig(
+                total,
+                config.node_id[:8],
+                config.infeasible_grace_s,
+                config.node_id,
+                config.labels,
+            ),
             PoolConfig(config.soft_limit, config.start_limit, config.workers_max),
             random.Random(config.node_id),
         )

@@ -11,12 +11,16 @@ a new copy, or who did not have it, whereupon the owner names others or makes th
 long the owner takes for that is its affair, it says that it works on it; but an owner that has said
 nothing for ``NO_LOCATION_S`` fails the fetch (SURFACE E14).
 
+A fetch for which nobody waits any more goes on for ``LINGER_S``: a program that asks again and
+again with a short timeout gets its value in the end.
+
 Before it: ``fetching``, the shell, on the I/O thread. Pure: events are methods, each returns
 commands. O(1) an event; deaths are O(fetches).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +28,7 @@ from typing import Final
 from skate_worker.machine.references import Owner
 
 NO_LOCATION_S: Final = 600.0  # SURFACE E14
+LINGER_S: Final = 5.0  # that a fetch goes on after the last one who waited
 ASK_AGAIN_S: Final = 0.5  # before the owner is asked again, when the same nodes were lost twice
 
 ASKING: Final = 0
@@ -45,7 +50,8 @@ class Outcome:
     """How a fetch ended. ``kind``: one of the constants above; empty: the copy is here."""
 
     kind: str = HERE
-    data: bytes = b""  # VALUE: the object is small, or an error, and this is it
+    data: bytes = b""
+    """VALUE: the object is small, or an error, and this is it. FULL: the store's account, if any"""
     is_error: bool = False
     message: str = ""  # of a failure, for a person
 
@@ -106,6 +112,7 @@ class _Fetch:
     __slots__ = (
         "asked_at_s",
         "is_owner_busy",
+        "lingers_until_s",
         "lost_at",
         "object_id",
         "owner",
@@ -131,10 +138,12 @@ class _Fetch:
         self.waiters: list[Waiter] = []
         self.asked_at_s = 0.0
         self.is_owner_busy = False  # it has said that it works on it
+        # Finite: nobody waits; who waited last is still told.
+        self.lingers_until_s = math.inf
 
 
 class Fetches:
-    """All fetches of the process. Invariant: a fetch has waiters."""
+    """All fetches of the process. Invariant: a fetch has waiters, the last of which may be gone."""
 
     def __init__(self) -> None:
         self._fetches: dict[bytes, _Fetch] = {}
@@ -159,14 +168,18 @@ class Fetches:
         waiter: Waiter,
         now_s: float,
         lost_at: Iterable[bytes] = (),
+        why_lost: str = "",
     ) -> list[Command]:
-        """Bring an object here. ``lost_at``: nodes where it is known to be no more."""
+        """Bring an object here. ``lost_at``: nodes where it is known to be no more, and why."""
         fetch = self._fetches.get(object_id)
         if fetch is None:
             fetch = self._fetches[object_id] = _Fetch(object_id, owner, size_bytes, priority)
             fetch.waiters.append(waiter)
-            fetch.lost_at = tuple(lost_at)
+            fetch.lost_at, fetch.why_lost = tuple(lost_at), why_lost
             return [self._ask(fetch, now_s)]
+        if fetch.lingers_until_s < math.inf:
+            fetch.lingers_until_s = math.inf
+            fetch.waiters.clear()
         fetch.waiters.append(waiter)
         if priority < fetch.priority:
             fetch.priority = priority
@@ -177,15 +190,24 @@ class Fetches:
                 return [self._pull(fetch), StopPull(old)]
         return []
 
-    def stop(self, object_id: bytes, waiter: Waiter) -> list[Command]:
-        """Somebody waits no more; with the last one the fetch ends."""
+    def stop(self, object_id: bytes, waiter: Waiter, now_s: float) -> None:
+        """Somebody waits no more; the last one may still be called."""
         fetch = self._fetches.get(object_id)
         if fetch is None or waiter not in fetch.waiters:
-            return []
-        fetch.waiters.remove(waiter)
-        if fetch.waiters:
-            return []
-        return self._abandon(fetch)
+            return
+        if len(fetch.waiters) > 1:
+            fetch.waiters.remove(waiter)
+        else:
+            fetch.lingers_until_s = now_s + LINGER_S
+
+    def released(self, object_ids: Iterable[bytes]) -> list[Command]:
+        """Nobody in this process refers to these any more: what lingers ends at once."""
+        commands: list[Command] = []
+        for object_id in object_ids:
+            fetch = self._fetches.get(object_id)
+            if fetch is not None and fetch.lingers_until_s < math.inf:
+                commands += self._abandon(fetch)
+        return commands
 
     # ---- what the owner says ----
 
@@ -217,7 +239,13 @@ class Fetches:
     # ---- what the raylet says ----
 
     def pull_ended(
-        self, pull_id: int, kind: str, message: str, lost_at: Iterable[bytes], now_s: float
+        self,
+        pull_id: int,
+        kind: str,
+        message: str,
+        lost_at: Iterable[bytes],
+        now_s: float,
+        fullness: bytes = b"",
     ) -> list[Command]:
         """A pull came to its end. One that was stopped is not known any more."""
         fetch = self._pulls.pop(pull_id, None)
@@ -233,7 +261,7 @@ class Fetches:
             self._forget(fetch)
             return [
                 TellOwner(fetch.object_id, fetch.owner, has_copy=False),
-                WakeWaiters(tuple(fetch.waiters), Outcome(FULL, message=message)),
+                WakeWaiters(tuple(fetch.waiters), Outcome(FULL, fullness, message=message)),
             ]
         was_lost = fetch.lost_at
         fetch.lost_at = tuple(lost_at) or fetch.sources
@@ -267,7 +295,9 @@ class Fetches:
             due_s = _due_s(fetch)
             if due_s is None or due_s > now_s:
                 continue
-            if fetch.stage == PAUSING:
+            if fetch.lingers_until_s <= now_s:
+                commands += self._abandon(fetch)
+            elif fetch.stage == PAUSING:
                 commands.append(self._ask(fetch, now_s))
             else:
                 commands += self._abandon(fetch)
@@ -288,6 +318,7 @@ class Fetches:
         """Raise ``AssertionError`` if the fetches are inconsistent."""
         for fetch in self._fetches.values():
             assert fetch.waiters
+            assert fetch.lingers_until_s == math.inf or len(fetch.waiters) == 1
             assert (fetch.stage == PULLING) == (self._pulls.get(fetch.pull_id) is fetch)
         assert all(self._fetches.get(f.object_id) is f for f in self._pulls.values())
 
@@ -326,8 +357,9 @@ class Fetches:
 
 
 def _due_s(fetch: _Fetch) -> float | None:
+    due_s = fetch.lingers_until_s
     if fetch.stage == PAUSING:
-        return fetch.asked_at_s + ASK_AGAIN_S
-    if fetch.stage == ASKING and not fetch.is_owner_busy:
-        return fetch.asked_at_s + NO_LOCATION_S
-    return None
+        due_s = min(due_s, fetch.asked_at_s + ASK_AGAIN_S)
+    elif fetch.stage == ASKING and not fetch.is_owner_busy:
+        due_s = min(due_s, fetch.asked_at_s + NO_LOCATION_S)
+    return due_s if due_s < math.inf else None

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 
-from skate_object_store import StoreError
+from skate_object_store import SpilledObjectLostError, StoreError
 from skate_raylet.service.transfer.daemon_threads import DaemonThreads
 from skate_raylet.service.transfer.sockets import (
     prepare,
@@ -175,6 +175,10 @@ class ObjectServer:
         try:
             # An object that lies on this node's disk is brought back first.
             view = self._store.client().get([object_id], 0)[0]
+        except SpilledObjectLostError as error:
+            # For the puller that is as if it had never been here: another copy, or lineage.
+            _log.warning("event=object_damaged id=%s error=%s", object_id.hex(), error)
+            status, view = Status.ABSENT, None
         except StoreError as error:
             _log.warning("event=object_unreadable id=%s error=%s", object_id.hex(), error)
             status, view = Status.FAILED, None

@@ -19,6 +19,7 @@ from typing import assert_never
 import msgspec
 
 from skate_object_store import FullReason, ObjectExistsError, StoreError, StoreFullError
+from skate_object_store.protocol import pack_fullness
 from skate_raylet.machine import pull_events as on
 from skate_raylet.machine.pull_config import PullConfig, PullStatistics
 from skate_raylet.machine.pull_planner import PullPlanner
@@ -234,10 +235,12 @@ class ObjectTransfers:
             case on.DropCopy(object_id):
                 self._copies.pop(object_id).release()
                 self._store_threads.run(partial(self._drop, object_id))
-            case on.EndPull(process_id, pull_id, kind, message, lost_at):
+            case on.EndPull(process_id, pull_id, kind, message, lost_at, fullness):
                 if kind not in {"", "cancelled"}:
                     _log.info("event=pull_failed kind=%s why=%r", kind, message)
-                self._send(process_id, node.PullEnded(pull_id, kind, message, list(lost_at)))
+                self._send(
+                    process_id, node.PullEnded(pull_id, kind, message, list(lost_at), fullness)
+                )
             case _:
                 assert_never(command)
 
@@ -245,7 +248,7 @@ class ObjectTransfers:
 
     def _make_room(self, command: on.MakeRoom) -> None:
         object_id = command.object_id
-        refusal, message = on.RoomRefusal.FAILED, ""
+        refusal, message, fullness = on.RoomRefusal.FAILED, "", b""
         try:
             view = self._store.client().create(
                 object_id,
@@ -259,12 +262,13 @@ class ObjectTransfers:
             message = str(error)
         except StoreFullError as error:
             refusal, message = _FULL_KINDS[error.reason], str(error)
+            fullness = pack_fullness(error.fullness)
         except (StoreError, ValueError) as error:
             message = str(error)
         else:
             self._call_soon(partial(self._room_made, object_id, view))
             return
-        self._tell_soon(on.RoomRefused(object_id, refusal, message))
+        self._tell_soon(on.RoomRefused(object_id, refusal, message, fullness))
 
     def _room_made(self, object_id: bytes, view: memoryview) -> None:
         self._copies[object_id] = view

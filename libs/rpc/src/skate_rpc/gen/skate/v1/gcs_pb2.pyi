@@ -613,6 +613,77 @@ class ListJobsReply(_message.Message):
 Global___ListJobsReply: _TypeAlias = ListJobsReply  # noqa: Y015
 
 @_typing.final
+class LabelExpression(_message.Message):
+    """One condition on a node's label."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Operator:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OperatorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[LabelExpression._Operator.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        OPERATOR_UNSPECIFIED: LabelExpression._Operator.ValueType  # 0
+        OPERATOR_IN: LabelExpression._Operator.ValueType  # 1
+        """the label is there, with one of the values"""
+        OPERATOR_NOT_IN: LabelExpression._Operator.ValueType  # 2
+        """it is not there, or has another value"""
+        OPERATOR_EXISTS: LabelExpression._Operator.ValueType  # 3
+        OPERATOR_DOES_NOT_EXIST: LabelExpression._Operator.ValueType  # 4
+
+    class Operator(_Operator, metaclass=_OperatorEnumTypeWrapper): ...
+    OPERATOR_UNSPECIFIED: LabelExpression.Operator.ValueType  # 0
+    OPERATOR_IN: LabelExpression.Operator.ValueType  # 1
+    """the label is there, with one of the values"""
+    OPERATOR_NOT_IN: LabelExpression.Operator.ValueType  # 2
+    """it is not there, or has another value"""
+    OPERATOR_EXISTS: LabelExpression.Operator.ValueType  # 3
+    OPERATOR_DOES_NOT_EXIST: LabelExpression.Operator.ValueType  # 4
+
+    KEY_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    operator: Global___LabelExpression.Operator.ValueType
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        operator: Global___LabelExpression.Operator.ValueType = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "operator", b"operator", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelExpression: _TypeAlias = LabelExpression  # noqa: Y015
+
+@_typing.final
+class LabelSelector(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPRESSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def expressions(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelExpression]: ...
+    def __init__(
+        self,
+        *,
+        expressions: _abc.Iterable[Global___LabelExpression] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expressions", b"expressions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelSelector: _TypeAlias = LabelSelector  # noqa: Y015
+
+@_typing.final
 class SchedulingStrategy(_message.Message):
     """Where an actor may run; none of it set: the default policy."""
 
@@ -624,6 +695,9 @@ class SchedulingStrategy(_message.Message):
     PLACEMENT_GROUP_ID_FIELD_NUMBER: _builtins.int
     BUNDLE_INDEX_FIELD_NUMBER: _builtins.int
     CAPTURE_CHILD_TASKS_FIELD_NUMBER: _builtins.int
+    SELECTORS_FIELD_NUMBER: _builtins.int
+    PREFERRED_FIELD_NUMBER: _builtins.int
+    IMPATIENT_FIELD_NUMBER: _builtins.int
     spread: _builtins.bool
     """the nodes take turns"""
     node_id: _builtins.bytes
@@ -636,6 +710,16 @@ class SchedulingStrategy(_message.Message):
     """with placement_group_id: in this bundle; -1: in any with room"""
     capture_child_tasks: _builtins.bool
     """with placement_group_id: what it starts goes there too"""
+    impatient: _builtins.bool
+    """with node_id: a busy node is like one that is too small"""
+    @_builtins.property
+    def selectors(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelSelector]:
+        """one must match, the first with room; none: any node does"""
+
+    @_builtins.property
+    def preferred(self) -> Global___LabelSelector:
+        """of those that match, nodes that match this too come first"""
+
     def __init__(
         self,
         *,
@@ -645,10 +729,13 @@ class SchedulingStrategy(_message.Message):
         placement_group_id: _builtins.bytes = ...,
         bundle_index: _builtins.int = ...,
         capture_child_tasks: _builtins.bool = ...,
+        selectors: _abc.Iterable[Global___LabelSelector] | None = ...,
+        preferred: Global___LabelSelector | None = ...,
+        impatient: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preferred", b"preferred"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_index", b"bundle_index", "capture_child_tasks", b"capture_child_tasks", "node_id", b"node_id", "placement_group_id", b"placement_group_id", "soft", b"soft", "spread", b"spread"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_index", b"bundle_index", "capture_child_tasks", b"capture_child_tasks", "impatient", b"impatient", "node_id", b"node_id", "placement_group_id", b"placement_group_id", "preferred", b"preferred", "selectors", b"selectors", "soft", b"soft", "spread", b"spread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
