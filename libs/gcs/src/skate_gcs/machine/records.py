@@ -142,14 +142,11 @@ class Strategy(msgspec.Struct, frozen=True):
     is_spread: bool = False  # the nodes take turns
     node_id: bytes = b""  # this node
     is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
-<<<<<<< HEAD
+    is_impatient: bool = False  # with ``node_id``: a busy node is like one that is too small
+    labels: LabelRules = ANY_LABELS
     group_id: bytes = b""  # inside this placement group
     bundle_index: int = -1  # with ``group_id``: in this bundle; -1: in any with room
     captures: bool = False  # with ``group_id``: what it starts goes there too
-=======
-    is_impatient: bool = False  # with ``node_id``: a busy node is like one that is too small
-    labels: LabelRules = ANY_LABELS
->>>>>>> main
 
 
 class ActorSpec(msgspec.Struct, frozen=True):

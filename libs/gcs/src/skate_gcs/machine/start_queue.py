@@ -370,14 +370,13 @@ class StartQueue:
         return f"No node can ever hold it: it needs {what}."
 
 
-<<<<<<< HEAD
 def _claim(shape: _Shape) -> ResourceSet:
     """What a start takes of the node's free resources: a bundle's are taken already."""
     return ResourceSet() if shape.strategy.group_id else shape.request
-=======
+
+
 def _has_room(view: NodeView | None, request: ResourceSet) -> bool:
     return view is not None and view.can_hold_now(request)
->>>>>>> main
 
 
 def _open_round(shape: _Shape) -> None:

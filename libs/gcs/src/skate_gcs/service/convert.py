@@ -190,11 +190,7 @@ def spec_from(message: gcs_pb2.ActorSpec) -> ActorSpec:
         creation_task=message.creation_task,
         trace_parent=message.trace_parent,
         handle_state=message.handle_state,
-<<<<<<< HEAD
-        strategy=strategy_from(message.strategy),
-=======
         strategy=_strategy_from(message.strategy),
->>>>>>> main
     )
 
 
@@ -215,47 +211,23 @@ def spec_to(spec: ActorSpec, *, with_creation_task: bool) -> gcs_pb2.ActorSpec:
         creation_task=spec.creation_task if with_creation_task else b"",
         trace_parent=spec.trace_parent,
         handle_state=spec.handle_state,
-<<<<<<< HEAD
-        strategy=strategy_to(spec.strategy),
-    )
-
-
-def strategy_from(message: gcs_pb2.SchedulingStrategy) -> Strategy:
-    """The machine's form."""
-=======
         strategy=_strategy_to(spec.strategy),
     )
 
 
 def _strategy_from(message: gcs_pb2.SchedulingStrategy) -> Strategy:
     """Raises ``LabelError`` for conditions that a call site would have refused."""
->>>>>>> main
     return Strategy(
         message.spread,
         message.node_id,
         message.soft,
-<<<<<<< HEAD
-        message.placement_group_id,
-        message.bundle_index if message.placement_group_id else -1,
-        message.capture_child_tasks,
-    )
-
-
-def strategy_to(strategy: Strategy) -> gcs_pb2.SchedulingStrategy:
-    """The wire's form."""
-    return gcs_pb2.SchedulingStrategy(
-        spread=strategy.is_spread,
-        node_id=strategy.node_id,
-        soft=strategy.is_soft,
-        placement_group_id=strategy.group_id,
-        bundle_index=strategy.bundle_index,
-        capture_child_tasks=strategy.captures,
-=======
         message.impatient,
         LabelRules(
             tuple(map(_selector_from, message.selectors)), _selector_from(message.preferred)
         ),
->>>>>>> main
+        message.placement_group_id,
+        message.bundle_index if message.placement_group_id else -1,
+        message.capture_child_tasks,
     )
 
 
@@ -268,6 +240,9 @@ def _strategy_to(strategy: Strategy) -> gcs_pb2.SchedulingStrategy:
         impatient=strategy.is_impatient,
         selectors=map(_selector_to, strategy.labels.selectors),
         preferred=_selector_to(preferred) if preferred else None,
+        placement_group_id=strategy.group_id,
+        bundle_index=strategy.bundle_index,
+        capture_child_tasks=strategy.captures,
     )
 
 

@@ -129,7 +129,7 @@ class GcsLink:
                 message.CopyFrom(report)
                 message.version = self._version
                 try:
-                    known = await self.client.nodes.report_resources(
+                    reply = await self.client.nodes.report_resources(
                         message, timeout_s=REPORT_TIMEOUT_S
                     )
                 except RpcError as error:
@@ -137,7 +137,7 @@ class GcsLink:
                     last = None
                 else:
                     last, sent_at_s = report, loop.time()
-                    if not known:
+                    if not reply.known:
                         self._on_fenced("The GCS holds this node for dead.")
                         return
             await asyncio.sleep(REPORT_INTERVAL_S)
