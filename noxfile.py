@@ -187,6 +187,13 @@ def integration(session: nox.Session) -> None:
     run_pytest(session, "tests", "-m", "not chaos")
 
 
+@nox.session
+def joblib(session: nox.Session) -> None:
+    """Test the back end of joblib with scikit-learn, which nothing else here needs."""
+    install(session, MEMBERS.values(), *TESTING, *INTEGRATION, "joblib", "scikit-learn")
+    run_pytest(session, "tests/integration/test_util_joblib.py")
+
+
 @nox.session(default=False)
 def sim(session: nox.Session) -> None:
     """More seeds of the worker's simulation, and every planted bug:
@@ -232,5 +239,5 @@ def ci(session: nox.Session) -> None:
         session.notify(name)
     for key in MEMBERS:
         session.notify(f"tests({key})")
-    for name in ("integration", "bench_smoke"):
+    for name in ("integration", "joblib", "bench_smoke"):
         session.notify(name)

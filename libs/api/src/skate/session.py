@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 AUTO_INIT_VARIABLE: Final = "SKATE_ENABLE_AUTO_CONNECT"
 SIGTERM_EXIT_CODE: Final = 15
+LOGS_FLUSH_S: Final = 0.5  # for the last lines of the workers, when the session ends
 
 
 class _Session:
@@ -53,6 +54,7 @@ class _Session:
                 sys_path=[os.path.abspath(entry) for entry in sys.path],
                 on_raylet_lost=self._note_lost,
                 ip_address=facts["ip_address"],
+                shows_logs=self._options.shows_logs,
                 # '' stands for the folder that this process is in, which a worker may not be.
             )
             self.context = _make_context(self.core, facts)
@@ -69,6 +71,8 @@ class _Session:
         node, self.node = self.node, None
         try:
             if core is not None:
+                if self._options.shows_logs and not self.is_lost:
+                    core.flush_logs(LOGS_FLUSH_S)
                 core.close()
         finally:
             if node is not None:
@@ -123,6 +127,7 @@ def init(
     ignore_reinit_error: bool = False,
     namespace: str | None = None,
     runtime_env: dict[str, Any] | None = None,
+    log_to_driver: bool = True,
     **more: Any,
 ) -> SessionContext:
     """Start a local cluster and connect to it, or connect to a running one.
@@ -141,6 +146,8 @@ def init(
         ignore_reinit_error: Return the present session instead of raising when there is one.
         namespace: Where names of actors belong; anonymous by default.
         runtime_env: ``{"env_vars": {...}}`` for everything that this session starts.
+        log_to_driver: Print what tasks and actors print, each line behind ``(name pid=N)``;
+            ``SKATE_LOG_TO_DRIVER=0`` has the same effect as False.
         **more: Further options of Ray, where they ask for what Skate does anyway.
 
     Raises:
@@ -162,6 +169,7 @@ def init(
             "object_store_memory": object_store_memory,
             "namespace": namespace,
             "runtime_env": runtime_env,
+            "log_to_driver": log_to_driver,
             **more,
         }
     )

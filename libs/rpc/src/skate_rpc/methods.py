@@ -85,6 +85,7 @@ _TABLE = (
     Method("RayletService", "Status", _READ, ""),
     Method("RayletService", "Shutdown", _IDEMPOTENT, "the node"),
     Method("RayletService", "Borrow", _IDEMPOTENT, "the borrower and its ask_id", deadline_s=None),
+    Method("RayletService", "ForwardLogs", _IDEMPOTENT, "file and offset", deadline_s=None),
 )
 
 METHODS: Mapping[str, Method] = {method.full_name: method for method in _TABLE}

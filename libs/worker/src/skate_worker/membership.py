@@ -32,6 +32,7 @@ from skate_worker.errors import (
 from skate_worker.execution import Executor
 from skate_worker.functions import FunctionTable
 from skate_worker.kept_interrupts import keep_interrupts
+from skate_worker.log_printer import LogPrinter
 from skate_worker.machine.generator_stream import GeneratorStream
 from skate_worker.machine.references import PENDING, Owner
 from skate_worker.node_client import NodeClient
@@ -66,6 +67,8 @@ if TYPE_CHECKING:
     from skate_worker.object_ref_generator import ObjectRefGenerator
     from skate_worker.streams import Streams
 
+LOGS_END_S = 0.5  # for lines that came and are not printed when the process leaves
+
 
 def _nothing_lost(reason: str) -> None:
     return None
@@ -95,6 +98,7 @@ class Membership(ABC):
         self.outcomes: OutcomeWriter | None = None
         self.actor_host: ActorHost | None = None
         self.tracer: Tracer | None = None
+        self.log_printer = LogPrinter(lambda taken: self.raylet.post(taken))  # noqa: PLW0108 - made later
         self._on_raylet_lost = on_raylet_lost
         self._lost_reason = ""
         self._queues: dict[int, tuple[TaskOptions, Any]] = {}
@@ -121,15 +125,26 @@ class Membership(ABC):
         sys_path: list[str] | None = None,
         on_raylet_lost: Callable[[str], None] = _nothing_lost,
         ip_address: str = LOOPBACK,
+        shows_logs: bool = False,
     ) -> Self:
         """Join as a driver: a new job. Raises what :meth:`NodeClient.register` raises.
 
         ``ip_address``: the node's. Unless it is loopback, this process listens on TCP there too.
+        ``shows_logs``: print what the job's workers print.
         """
         core = cls(raylet_endpoint, token, True, on_raylet_lost, ip_address)
         core._join(
             node.RegisterProcess(
-                b"", os.getpid(), "", True, 0, namespace, entrypoint, metadata or {}, sys_path or []
+                b"",
+                os.getpid(),
+                "",
+                True,
+                0,
+                namespace,
+                entrypoint,
+                metadata or {},
+                sys_path or [],
+                shows_logs,
             )
         )
         return core
@@ -216,6 +231,7 @@ class Membership(ABC):
             self.ownership, self.peers, self.raylet, self._loop, self._submit_again
         )
         self.peers.on_known = self.plane.peer_known
+        self.tasks.near = self.plane.nodes_near
         self.completion.recovery = self.plane.recovery
         self.plane.recovery.is_made_anyway = self.streams.will_yield_again
         self.completion.delete_stray = self.plane.owned.delete_at
@@ -302,6 +318,8 @@ class Membership(ABC):
             node.NodeDied: lambda m: self.plane.node_died(m),  # noqa: PLW0108
             node.CopiesKept: lambda m: self.plane.owned.copies_kept(m),  # noqa: PLW0108
             node.PullEnded: lambda m: self.plane.fetching.on_pull_ended(m),  # noqa: PLW0108
+            node.LogLines: self.log_printer.take,
+            node.LogsFlushed: self.log_printer.take,
         }
 
     def _on_peer_messages(self, peer: Peer, batch: list[Any]) -> None:
@@ -434,6 +452,15 @@ class Membership(ABC):
 
     # ---- the end ----
 
+    def flush_logs(self, timeout_s: float) -> bool:
+        """Print what the job's workers have printed by now; whether it took no longer than this."""
+        number, flushed = self.log_printer.begin_flush()
+        try:
+            self.raylet.send(node.FlushLogs(number))
+        except LocalRayletDiedError:
+            return False
+        return flushed.wait(timeout_s)
+
     def close(self) -> None:
         """Leave the cluster and release threads, sockets and mappings. Idempotent."""
         with self._exit_lock:
@@ -459,6 +486,7 @@ class Membership(ABC):
         self._loop.call_soon_threadsafe(hang_up)
         done.wait(2.0)
         self._loop.stop()
+        self.log_printer.close(LOGS_END_S)
         ownership = getattr(self, "ownership", None)
         if ownership is not None and ownership.store is not None:
             ownership.store.close()

@@ -8,6 +8,8 @@ thread writes batches.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from skate_core_ids import SkateError
@@ -32,7 +34,7 @@ from skate_worker.node_client import NodeClient
 from skate_worker.ownership import Ownership
 from skate_worker.peers import Peer, Peers
 from skate_worker.results import Completion
-from skate_worker.specs import Strategy, TaskOptions
+from skate_worker.specs import SchedulingKey, Strategy, TaskOptions
 from skate_worker.submission import DependencyFailed, Submission
 from skate_worker.task_protocol import (
     Cancel,
@@ -43,7 +45,12 @@ from skate_worker.task_protocol import (
 )
 from skate_worker.tracing import Tracer
 
+_ANYWHERE = Strategy()
 DEATH_REPORT_S = 3.0  # how long to wait for the raylet's word on why a worker's connection broke
+
+
+def _nowhere(submission: Submission) -> list[tuple[bytes, int]]:
+    return []
 
 
 class TaskSubmitter:
@@ -68,6 +75,8 @@ class TaskSubmitter:
         self._strategies: dict[Any, Strategy] = {}  # of the keys that have one
         self._is_linger_set = False
         self._is_short_linger_set = False
+        # The nodes with bytes of a task's arguments, most first; set once there is a directory.
+        self.near: Callable[[Submission], list[tuple[bytes, int]]] = _nowhere
         self.tracer: Tracer | None = None
         self._asked_s: dict[int, float] = {}  # lease requests while tracing is on
         self._unresolved: dict[bytes, Submission] = {}
@@ -77,13 +86,16 @@ class TaskSubmitter:
 
     def queue_for(self, options: TaskOptions) -> KeyQueue[Submission]:
         """The queue of these options; look it up once per options object."""
-        key = options.scheduling_key
+        return self._queue_for(options.scheduling_key)
+
+    def _queue_for(self, key: SchedulingKey) -> KeyQueue[Submission]:
+        resources, env_vars, strategy = key
         with self._ownership.lock:
             queue = self._pool.queue_of(key)
-            self._resources.setdefault(key, dict(options.resources))
-            self._env_vars.setdefault(key, dict(options.env_vars))
-            if options.strategy is not None:
-                self._strategies[key] = options.strategy
+            self._resources.setdefault(key, dict(resources))
+            self._env_vars.setdefault(key, dict(env_vars))
+            if strategy is not None:
+                self._strategies[key] = strategy
             return queue
 
     def submit(self, submission: Submission) -> None:
@@ -124,7 +136,24 @@ class TaskSubmitter:
         if failure is not None:
             self._completion.fail_dependency(submission, failure.data)
             return
+        if self._ownership.has_remote:
+            self._move_near(submission)
         self.submit(submission)
+
+    def _move_near(self, submission: Submission) -> None:
+        """Queue a task with others whose arguments lie mostly on the same other node."""
+        near = self.near(submission)
+        queue: KeyQueue[Submission] = submission.queue
+        key: Any = queue.key  # a SchedulingKey
+        resources, env_vars, given = key
+        strategy: Strategy = given or _ANYWHERE
+        node_id = near[0][0] if near else b""
+        if strategy.near == node_id or strategy.is_spread or strategy.node_id:
+            return
+        moved = replace(strategy, near=node_id)
+        submission.queue = self._queue_for(
+            (resources, env_vars, None if moved == _ANYWHERE else moved)
+        )
 
     def _request(self, queue: KeyQueue[Submission], numbers: list[int]) -> None:
         for number in numbers:
@@ -143,7 +172,14 @@ class TaskSubmitter:
                 request.is_soft = strategy.is_soft
                 request.is_impatient = strategy.is_impatient
                 request.labels = strategy.labels
+                if strategy.near:
+                    request.near = self._near_of(queue) or [(strategy.near, 0)]
             self._raylet.post(request)
+
+    def _near_of(self, queue: KeyQueue[Submission]) -> list[tuple[bytes, int]]:
+        with self._ownership.lock:
+            first = queue.pending[0] if queue.pending else None
+        return [] if first is None else self.near(first)
 
     # ---- leases; on the loop's thread ----
 
