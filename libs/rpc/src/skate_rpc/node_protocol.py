@@ -73,6 +73,8 @@ class RequestLease(NodeMessage, tag=2):
     labels: LabelRules | None = None
     # Nodes and the bytes of arguments that they hold, most first: better than others with room.
     near: list[tuple[bytes, int]] = []
+    placement_group_id: bytes = b""  # inside this group's bundles
+    bundle_index: int = -1  # with ``placement_group_id``: in this one; -1: in any with room
 
 
 class CancelLeaseRequest(NodeMessage, tag=3):
@@ -226,6 +228,15 @@ class FlushLogs(NodeMessage, tag=61):
     number: int
 
 
+class SubscribePlacementGroup(NodeMessage, tag=72):
+    """Send :class:`PlacementGroupUpdate` for this group now and at every change.
+
+    Who creates a group is subscribed to it.
+    """
+
+    group_id: bytes
+
+
 # ---- raylet to process ----
 
 
@@ -370,6 +381,12 @@ class AskObjects(NodeMessage, tag=56):
     rows_max: int
 
 
+class PlacementGroupUpdate(NodeMessage, tag=73):
+    """The state of a placement group that this process subscribed to."""
+
+    group: PlacementGroupView
+
+
 # ---- parts ----
 
 
@@ -402,6 +419,28 @@ class ActorView(msgspec.Struct, array_like=True, gc=False):
     death: Death | None = None
     creation_error: bytes = b""
     pending_reason: str = ""
+
+
+class PlacementGroupView(msgspec.Struct, array_like=True, gc=False):
+    """A row of the placement-group table. Amounts in units of 1e-4; ``state``: its enum's name."""
+
+    group_id: bytes
+    state: str  # "PENDING", "PREPARED", "CREATED", "RESCHEDULING", "REMOVED"
+    job_id: bytes = b""
+    name: str = ""
+    namespace: str = ""
+    strategy: str = ""
+    bundles: list[dict[str, int]] = []
+    selectors: list[dict[str, str]] = []
+    node_ids: list[bytes] = []  # one for each bundle; empty where it is not reserved
+    is_detached: bool = False
+    pending_reason: str = ""
+    pending_since_s: float = 0.0
+    scheduling_state: str = ""
+    attempts: int = 0
+    creation_latency_ms: float = 0.0
+    highest_retry_delay_ms: float = 0.0
+    removal_reason: str = ""
 
 
 class TaskEvent(msgspec.Struct, array_like=True, gc=False):
@@ -462,6 +501,9 @@ class ActorRegistration(msgspec.Struct, array_like=True):
     is_soft: bool = False
     is_impatient: bool = False
     labels: LabelRules | None = None
+    placement_group_id: bytes = b""  # these two as in RequestLease
+    bundle_index: int = -1
+    captures: bool = False  # what it starts goes into its group too
 
 
 class RegisteredActor(msgspec.Struct, array_like=True):
@@ -491,8 +533,37 @@ class ActorRelease(msgspec.Struct, array_like=True):
     actor_id: bytes
 
 
+class PlacementGroupCreation(msgspec.Struct, array_like=True):
+    """``create_placement_group`` -> None; error_kind "already_exists" when the name is taken."""
+
+    group_id: bytes
+    strategy: str
+    bundles: list[dict[str, int]]
+    name: str = ""
+    namespace: str = ""
+    is_detached: bool = False
+    selectors: list[dict[str, str]] = []  # one for each bundle, or none at all
+    soft_target_id: bytes = b""
+
+
+class PlacementGroupKey(msgspec.Struct, array_like=True):
+    """``remove_placement_group`` -> None: it is removed, or there was none."""
+
+    group_id: bytes
+
+
+class PlacementGroupName(msgspec.Struct, array_like=True):
+    """``get_placement_group`` -> PlacementGroupView | None. By id, if that is not empty."""
+
+    name: str = ""
+    namespace: str = ""
+    group_id: bytes = b""
+
+
 class Empty(msgspec.Struct, array_like=True):
-    """``list_nodes`` -> list[NodeView]. ``list_actors`` -> list[ActorView]."""
+    """``list_nodes`` -> list[NodeView]. ``list_actors`` -> list[ActorView].
+    ``list_placement_groups`` -> list[PlacementGroupView].
+    """
 
 
 class NodeView(msgspec.Struct, array_like=True):
@@ -535,6 +606,10 @@ CONTROL_METHODS = (
     "list_nodes",
     "list_actors",
     "list_objects",
+    "create_placement_group",
+    "remove_placement_group",
+    "get_placement_group",
+    "list_placement_groups",
 )
 
 FromProcess = (
@@ -558,6 +633,7 @@ FromProcess = (
     | DeleteCopies
     | KnowOwner
     | KeepCopies
+    | SubscribePlacementGroup
     | LogsTaken
     | FlushLogs
 )
@@ -576,6 +652,7 @@ FromRaylet = (
     | NodeDied
     | CopiesKept
     | AskObjects
+    | PlacementGroupUpdate
     | LogLines
     | LogsFlushed
 )

@@ -18,7 +18,7 @@ import resource
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc.aio
 import msgspec
@@ -42,6 +42,7 @@ from skate_raylet.service.convert import (
 from skate_raylet.service.function_cache import FunctionCache
 from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
+from skate_raylet.service.group_desk import GroupDesk
 from skate_raylet.service.job_book import JobBook, job_of
 from skate_raylet.service.job_forks import JobForks
 from skate_raylet.service.loan_office import LoanOffice
@@ -169,9 +170,15 @@ class Raylet:
         self._link = GcsLink(
             client, config.node_id, self._make_report, self._on_gcs_event, self._fenced
         )
+        self._link.held_bundles = self._held_bundles
+        self._link.on_stale_bundles = self._give_back
         self._directory = ActorDirectory(self._ask_for_actor)
         cache = FunctionCache(config.function_cache_bytes)
         self._gateway = Gateway(client, config.node_id, cache, self._available)
+        self._groups = GroupDesk(
+            client, config.node_id, self._runner.tell, self._machine.known_groups
+        )
+        self._groups.serve_by(self._gateway)
         self._objects = ObjectReporter(
             self._node_info,
             config.token,
@@ -182,7 +189,12 @@ class Raylet:
         )
         self._gateway.serve("list_objects", node.ListObjects, self._objects.list_objects)
         self._actors = ActorHost(
-            config.node_id, self._machine.total, self._link, self._processes, self._runner.tell
+            config.node_id,
+            self._machine.total,
+            self._link,
+            self._processes,
+            self._runner.tell,
+            self._machine.actor_refusal,
         )
         self._loans = LoanOffice(
             config.node_id,
@@ -205,6 +217,7 @@ class Raylet:
             jobs=self._jobs,
             transfers=self._transfers,
             owners=self._owners,
+            groups=self._groups,
             logs=self._logs,
             on_driver_gone=self._driver_gone,
             on_task_events=self._task_events,
@@ -214,6 +227,7 @@ class Raylet:
         self._grpc = SecureServer(config.token)
         servicer = RayletServicer(
             self._machine,
+            self._runner.tell,
             self._actors,
             self._processes,
             self._loop.time,
@@ -317,6 +331,7 @@ class Raylet:
         await self._link.unregister(death, left_s / 2)
         await self._server.close(reason)
         await self._gateway.close()
+        await self._groups.close()
         for question in self._questions:
             question.cancel()
         self._reaper.kill_strays()
@@ -359,6 +374,8 @@ class Raylet:
                 self._actors.refuse(command)
             case do.LoseActor(_, _, worker_id):
                 self._actors.lose(command, self._deaths[worker_id])
+            case do.AskForGroup(group_id):
+                self._groups.ask(group_id)
             case _:
                 self._loans.perform(command)
         self._link.changed()
@@ -392,6 +409,7 @@ class Raylet:
         self._death_count += 1
         self._processes.remove(process.worker_id)
         self._directory.forget(process)
+        self._groups.forget(process)
         self._deaths[process.worker_id] = death
         self._runner.tell(on.WorkerGone(worker.startup_id, process.worker_id))
         del self._deaths[process.worker_id]
@@ -486,8 +504,12 @@ class Raylet:
                 self._tell_of_death(worker.worker_id, cause, worker.job_id)
             case "node":
                 self._on_node(event.node)
-            case "snapshot_end" | None:
-                pass  # rows and news are taken alike
+            case "placement_group":
+                self._groups.take_news(event.placement_group)
+            case "snapshot_end":
+                self._groups.snapshot_taken()
+            case None:
+                pass  # what a newer GCS may say
 
     def _on_node(self, info: gcs_pb2.NodeInfo) -> None:
         node_id = info.node_id
@@ -568,6 +590,18 @@ class Raylet:
                 infeasible=demand.is_infeasible,
             )
         return report
+
+    def _held_bundles(self) -> list[gcs_pb2.BundleRef]:
+        return [
+            gcs_pb2.BundleRef(group_id=held.group_id, attempt=held.attempt, indices=held.indices)
+            for held in self._machine.held_bundles()
+        ]
+
+    def _give_back(self, refs: Sequence[gcs_pb2.BundleRef]) -> None:
+        for ref in refs:
+            _log.info("event=stale_bundles group_id=%s", ref.group_id.hex())
+            indices = tuple(ref.indices)
+            self._runner.tell(on.BundlesReturned(ref.group_id, ref.attempt, indices))
 
     # ---- questions ----
 
