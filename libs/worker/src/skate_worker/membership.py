@@ -44,6 +44,7 @@ from skate_worker.peers import Peer, Peers
 from skate_worker.results import Completion
 from skate_worker.specs import TaskOptions
 from skate_worker.submission import Submission, resolve
+from skate_worker.task_messages import WITH_SERIAL
 from skate_worker.task_protocol import (
     Cancel,
     FreeReturns,
@@ -325,6 +326,7 @@ class Membership(ABC):
     def _on_peer_messages(self, peer: Peer, batch: list[Any]) -> None:
         # First, because what follows may wake a thread that needs the interpreter lock.
         self.ownership.drain_dropped()
+        received = peer.serials.received
         results: list[Any] = []
         work: list[tuple[Peer, Any]] = []
         for message in batch:
@@ -333,18 +335,18 @@ class Membership(ABC):
                 results.append(message)
             elif kind is PushTask or kind is PushCall:
                 work.append((peer, message))
-            else:
+            elif kind not in WITH_SERIAL or received.is_new(message.serial):
                 if results:
                     self._on_results(peer, results)
                     results = []
                 if work:
-                    self._running().push(work)
+                    self._running().push(received.new_of(work))
                     work = []
                 self._on_other_message(peer, message)
         if results:
             self._on_results(peer, results)
         if work:
-            self._running().push(work)
+            self._running().push(received.new_of(work))
 
     def _on_results(self, peer: Peer, results: list[Any]) -> None:
         if peer.lease is not None:
@@ -379,7 +381,7 @@ class Membership(ABC):
         elif kind is LeaseBegins:
             self._running().resources = message.resources
         elif kind is FreeReturns and self.outcomes is not None:
-            self.outcomes.free(message.task_id)
+            self.outcomes.free(message.task_id, message.attempt)
         elif kind is ItemReturned:
             self.streams.on_item(peer, message)
         elif kind is ItemsTaken:
@@ -394,6 +396,8 @@ class Membership(ABC):
             self.tasks.on_peer_lost(peer, reason)
         if peer.actor is not None:
             self.actor_calls.on_peer_lost(peer, reason)
+        if self.executor is not None:
+            self.executor.caller_lost(peer)
         # A closed connection is a dead process: Skate's processes never close one while they live,
         # and a process that only lost this connection could not be told from a dead one by its
         # owner either.
@@ -446,6 +450,8 @@ class Membership(ABC):
         self._lost_reason = f"process {self.pid} lost its raylet: {reason}"
         with self.ownership.lock:
             pending = [e for e in self.ownership.table.entries.values() if e.state == PENDING]
+        self.tasks.abandon()
+        self.actor_calls.abandon()
         self.ownership.fail(pending, LocalRayletDiedError(self._lost_reason))
         self.plane.end(LocalRayletDiedError(self._lost_reason))
         self._on_raylet_lost(reason)
