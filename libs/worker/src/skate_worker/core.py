@@ -19,6 +19,7 @@ from skate_worker.object_control import ObjectControl
 from skate_worker.object_ref import ObjectRef
 from skate_worker.object_report import make_report
 from skate_worker.outcome import OutcomeWriter
+from skate_worker.placement_groups import PlacementGroups
 from skate_worker.streams import Streams
 from skate_worker.submission import Submission
 
@@ -32,6 +33,7 @@ class CoreWorker(ActorManagement, ObjectControl):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.placement_groups = PlacementGroups(self)
         super().__init__(*args, **kwargs)
         if records_all():
             self._note_all_sites()
@@ -42,7 +44,11 @@ class CoreWorker(ActorManagement, ObjectControl):
         return self.raylet.call("list_objects", body, list[NodeObjects], timeout_s + ANSWER_MORE_S)
 
     def _handlers(self) -> dict[type[Any], Callable[[Any], None]]:
-        return {**super()._handlers(), node.AskObjects: self._on_ask_objects}
+        return {
+            **super()._handlers(),
+            node.AskObjects: self._on_ask_objects,
+            node.PlacementGroupUpdate: self.placement_groups.on_update,
+        }
 
     def _on_ask_objects(self, message: node.AskObjects) -> None:
         self.raylet.post(make_report(self, message))

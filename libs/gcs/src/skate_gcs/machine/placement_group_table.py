@@ -80,6 +80,7 @@ class PlacementGroupTable:
         # What nodes were asked to set aside and have not answered, by node and group: their reports
         # do not know of it.
         self._claims: dict[bytes, dict[bytes, ResourceSet]] = {}
+        self._claimed: dict[bytes, ResourceSet] = {}  # the sum of each node's
         self._failures: dict[bytes, int] = {}  # attempts in a row
         self._changed: dict[bytes, None] = {}  # groups whose usable bundles changed
         self._creations = 0
@@ -341,8 +342,10 @@ class PlacementGroupTable:
             for node_id in record.node_ids:
                 assert not node_id or self._nodes.get_alive(node_id) is not None
         self._rounds.check_invariants()
+        assert self._claimed.keys() == self._claims.keys()
         for node_id, claims in self._claims.items():
             assert claims
+            assert self._claimed[node_id] == ResourceSet.total_of(claims.values())
             for group_id in claims:
                 assert self._rows[group_id].phase is GroupPhase.PREPARING
                 assert self._rounds.awaits(group_id, node_id)
@@ -401,6 +404,7 @@ class PlacementGroupTable:
         for node_id, indices in bundles_at(record).items():
             claim = ResourceSet.total_of(requests[index].resources for index in indices)
             self._claims.setdefault(node_id, {})[record.spec.group_id] = claim
+            self._claimed[node_id] = self._claimed.get(node_id, ResourceSet()).plus(claim)
             self._see(node_id)  # the next group of this pass is placed on what is left
         self._rounds.send(record, out)
 
@@ -410,19 +414,19 @@ class PlacementGroupTable:
         if view is None:
             self._index.discard(node_id)
             return
-        claims = self._claims.get(node_id)
-        if claims:
-            view = view.with_claimed(ResourceSet.total_of(claims.values()))
-        self._index.put(view)
+        claimed = self._claimed.get(node_id)
+        self._index.put(view.with_claimed(claimed) if claimed else view)
 
     def _unclaim(self, group_id: bytes, node_id: bytes) -> ResourceSet:
         """A node has answered, or is not asked any more. Returns what was asked of it."""
         claims = self._claims.get(node_id, {})
         claim = claims.pop(group_id, ResourceSet())
+        if claim:
+            self._claimed[node_id] = self._claimed[node_id].minus(claim)
+            self._see(node_id)
         if not claims:
             self._claims.pop(node_id, None)
-        if claim:
-            self._see(node_id)
+            self._claimed.pop(node_id, None)
         return claim
 
     def _undo(self, record: PlacementGroupRecord, why: str, now: Now, out: list[Command]) -> None:

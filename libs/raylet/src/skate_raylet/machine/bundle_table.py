@@ -113,7 +113,8 @@ class BundleTable:
         self._of_group: dict[bytes, dict[int, Bundle]] = {}
         # Attempts up to this one were given back: an order of one of them comes too late.
         self._floors: dict[bytes, int] = {}
-        self._reserved: ResourceSet | None = None
+        self._reserved = ResourceSet()
+        self._with_devices: dict[BundleKey, Bundle] = {}
 
     def __iter__(self) -> Iterator[Bundle]:
         for group in self._of_group.values():
@@ -135,15 +136,23 @@ class BundleTable:
 
     @property
     def reserved(self) -> ResourceSet:
-        """What all bundles together take of the node."""
-        if self._reserved is None:
-            self._reserved = ResourceSet.total_of(bundle.total for bundle in self)
+        """What all bundles together take of the node.
+
+        The one sum that is kept and not computed anew: a node may hold thousands of bundles.
+        """
         return self._reserved
+
+    def device_ids(self) -> Iterator[DeviceIds]:
+        """The devices that bundles have of the node."""
+        for bundle in self._with_devices.values():
+            yield bundle.device_ids
 
     def add(self, bundle: Bundle) -> None:
         """Set a bundle aside."""
         self._of_group.setdefault(bundle.key.group_id, {})[bundle.key.index] = bundle
-        self._reserved = None
+        self._reserved = self._reserved.plus(bundle.total)
+        if bundle.device_ids:
+            self._with_devices[bundle.key] = bundle
 
     def remove(self, bundle: Bundle) -> None:
         """What the bundle took of the node is free."""
@@ -151,7 +160,8 @@ class BundleTable:
         del group[bundle.key.index]
         if not group:
             del self._of_group[bundle.key.group_id]
-        self._reserved = None
+        self._reserved = self._reserved.minus(bundle.total)
+        self._with_devices.pop(bundle.key, None)
 
     def fence(self, group_id: bytes, attempt: int) -> None:
         """Orders of this attempt and older ones are refused from now on."""

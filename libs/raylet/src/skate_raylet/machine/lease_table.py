@@ -247,9 +247,7 @@ class LeaseTable:
         for lease in self._holding.values():
             if lease.device_ids:
                 yield lease.device_ids
-        for bundle in self.bundles:
-            if bundle.device_ids:
-                yield bundle.device_ids
+        yield from self.bundles.device_ids()
 
     def check_invariants(self) -> None:
         """Raise ``AssertionError`` when an index or a sum disagrees with the leases. O(leases)."""
