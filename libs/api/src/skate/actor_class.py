@@ -18,8 +18,8 @@ from skate.options import (
     asks_for_resources,
     check_actor_combination,
     check_actor_options,
+    placement_of,
     resources_of,
-    strategy_of,
 )
 from skate.runtime_env import check_runtime_env, merge
 from skate.session import base_env_vars, require_session
@@ -176,5 +176,5 @@ def _actor_options(cls: type, options: Options, core: CoreWorker) -> ActorOption
         running_resources=placement if asks_for_resources(options) else (),
         env_vars=merge(base_env_vars(), check_runtime_env(options.get("runtime_env"))),
         handle_state=encode_state(describe_class(cls, options)),
-        strategy=strategy_of(options, core, placement, f"The actor {cls.__name__}"),
+        strategy=placement_of(options, core, placement, f"The actor {cls.__name__}"),
     )

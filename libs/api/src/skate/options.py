@@ -310,50 +310,50 @@ def _checked(subject: str, checks: Mapping[str, Check], options: Options) -> Opt
 # ---- what the runtime needs ----
 
 
-def strategy_of(
+def strategy_of(options: Options) -> Strategy | None:
+    """``scheduling_strategy``, ``label_selector`` and ``fallback_strategy`` as the runtime takes
+    them; None for the default policy. Raises ``ValueError`` for a combination without a meaning.
+    """
+    value = options.get("scheduling_strategy", "DEFAULT")
+    selector, fallbacks = options.get("label_selector"), options.get("fallback_strategy")
+    if value == "DEFAULT" and not selector:
+        return None
+    from skate.util.scheduling_strategies import to_runtime  # noqa: PLC0415 - see `_strategy`
+
+    return to_runtime(value, selector or {}, fallbacks or [])
+
+
+def placement_of(
     options: Options, core: CoreWorker, needs: Amounts, subject: str
 ) -> Strategy | None:
-    """Where it may run, as the runtime takes it; None for the default policy.
+    """As :func:`strategy_of`, and inside which placement group.
 
-    ``needs``: what must fit a bundle, if it runs inside a placement group; ``subject``: its name.
-    What says nothing about that goes into the group of the running task, if that captures.
+    ``needs``: what must fit a bundle then; ``subject``: its name. What says nothing about where to
+    run goes into the group of the running task, if that captures (SURFACE P8).
 
     Raises:
         ValueError: a combination without a meaning, or a bundle that could never hold it.
     """
-    value = options.get("scheduling_strategy")
-    group = options.get("placement_group", "default")
+    value, group = options.get("scheduling_strategy"), options.get("placement_group", "default")
     if value is not None and group != "default":
         raise ValueError(
             "scheduling_strategy and placement_group both say where to run; give one of them."
         )
-    selector, fallbacks = options.get("label_selector"), options.get("fallback_strategy")
-    if value in (None, "DEFAULT"):
-        is_captured = bool(core.captured_group) and value is None and group == "default"
-        if not is_captured and group in (None, "default") and not selector:
-            _check_no_index(options)
-            return None
-    from skate.util.scheduling_strategies import (  # noqa: PLC0415 - see `_strategy`
-        PlacementGroupSchedulingStrategy,
-        inside_group,
-        to_runtime,
+    is_captured = (
+        bool(core.captured_group)
+        and group == "default"
+        and value is None
+        and not options.get("label_selector")
     )
+    if is_captured or group not in (None, "default") or not isinstance(value, str | None):
+        # Late: few programs use placement groups.
+        from skate.util.scheduling_strategies import group_strategy, inside_group  # noqa: PLC0415
 
-    if value is None and group is not None and not selector:
-        if group == "default":
-            from skate.util.placement_group import get_current_placement_group  # noqa: PLC0415
-
-            group = get_current_placement_group()
-        if group is not None:
-            value = PlacementGroupSchedulingStrategy(
-                group,
-                options.get("placement_group_bundle_index", -1),
-                options.get("placement_group_capture_child_tasks"),
-            )
-    if isinstance(value, PlacementGroupSchedulingStrategy):
-        return inside_group(value, core, needs, subject)
+        inside = group_strategy(options, is_captured=is_captured)
+        if inside is not None:
+            return inside_group(inside, core, needs, subject)
     _check_no_index(options)
-    return to_runtime(value or "DEFAULT", selector or {}, fallbacks or [])
+    return strategy_of(options)
 
 
 def _check_no_index(options: Options) -> None:

@@ -17,10 +17,10 @@ from skate.options import (
     Options,
     check_task_options,
     is_single,
+    placement_of,
     resources_of,
     retry_rule,
     returns_of,
-    strategy_of,
 )
 from skate.runtime_env import check_runtime_env, merge
 from skate.session import base_env_vars, require_session
@@ -208,5 +208,5 @@ def _task_options(exported: _Exported, options: Options, core: CoreWorker) -> Ta
         retry_exceptions=retry_rule(options),
         env_vars=merge(base_env_vars(), check_runtime_env(options.get("runtime_env"))),
         max_calls=max_calls,
-        strategy=strategy_of(options, core, resources, f"The task {exported.name}"),
+        strategy=placement_of(options, core, resources, f"The task {exported.name}"),
     )

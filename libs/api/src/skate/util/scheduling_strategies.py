@@ -13,6 +13,7 @@ from skate.util.placement_group import (
     PlacementGroup,
     check_fits_a_bundle,
     check_placement_group_index,
+    get_current_placement_group,
 )
 from skate_core_ids import NodeID
 from skate_rpc.node_protocol import LabelRules
@@ -266,6 +267,21 @@ def check_strategy(name: str, value: Any) -> None:
         )
     if value not in (DEFAULT, SPREAD):
         raise ValueError(f"{name} must be 'DEFAULT' or 'SPREAD', got {value!r}.")
+
+
+def group_strategy(
+    options: Mapping[str, Any], *, is_captured: bool
+) -> PlacementGroupSchedulingStrategy | None:
+    """The placement group that checked options, or the running task, put something into."""
+    value = options.get("scheduling_strategy")
+    if value is not None:
+        return value if isinstance(value, PlacementGroupSchedulingStrategy) else None
+    group = get_current_placement_group() if is_captured else options["placement_group"]
+    return PlacementGroupSchedulingStrategy(
+        group or PlacementGroup.empty(),
+        options.get("placement_group_bundle_index", -1),
+        options.get("placement_group_capture_child_tasks"),
+    )
 
 
 def inside_group(
