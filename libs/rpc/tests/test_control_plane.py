@@ -846,6 +846,8 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
         PrepareBundles=raylet_pb2.PrepareBundlesReply(refusals=["", "full"]),
         CommitBundles=raylet_pb2.CommitBundlesReply(refusals=["gone"]),
         ReturnBundles=raylet_pb2.ReturnBundlesReply(),
+        ListLogs=raylet_pb2.ListLogsReply(files=[raylet_pb2.LogFile(name="a.log", size=3)]),
+        ReadLog=raylet_pb2.ReadLogReply(found=True, data=b"abc", size=3),
         Objects=raylet_pb2.NodeObjectsReply(nodes=[msgspec.msgpack.encode(NodeObjects(b"n"))]),
         Borrow=raylet_pb2.LoanNews(),  # tested below: it is no call with one answer
         ForwardLogs=raylet_pb2.LogOrder(),  # as Borrow; tested with the raylet
@@ -866,6 +868,8 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
             assert (await client.status()).workers_idle == 4
             objects = await client.objects(whole_cluster=True, rows_max=7, timeout_s=1.5)
             assert [node.node_id for node in objects] == [b"n"]
+            assert [file.name for file in await client.list_logs()] == ["a.log"]
+            assert (await client.read_log("a.log", -3, 10)).data == b"abc"
             await client.shutdown(5.0, "told to")
             await channel.close()
         assert raylet.requests == [
@@ -876,6 +880,8 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
             raylet_pb2.ReturnBundlesRequest(orders=[ref]),
             raylet_pb2.NodeStatusRequest(),
             raylet_pb2.NodeObjectsRequest(whole_cluster=True, rows_max=7, timeout_s=1.5),
+            raylet_pb2.ListLogsRequest(),
+            raylet_pb2.ReadLogRequest(file="a.log", offset=-3, bytes_max=10),
             raylet_pb2.ShutdownNodeRequest(grace_s=5.0, reason="told to"),
         ]
 

@@ -113,6 +113,24 @@ class RayletClient:
             "RayletService.Status", self._stub.Status, raylet_pb2.NodeStatusRequest(), timeout_s
         )
 
+    async def list_logs(self, *, timeout_s: float | None = None) -> Sequence[raylet_pb2.LogFile]:
+        """The files among the node's logs, by name."""
+        reply = await self._caller.unary(
+            "RayletService.ListLogs", self._stub.ListLogs, raylet_pb2.ListLogsRequest(), timeout_s
+        )
+        return reply.files
+
+    async def read_log(
+        self, file: str, offset: int, bytes_max: int, *, timeout_s: float | None = None
+    ) -> raylet_pb2.ReadLogReply:
+        """Part of a file of :meth:`list_logs`; a negative offset counts from its end."""
+        return await self._caller.unary(
+            "RayletService.ReadLog",
+            self._stub.ReadLog,
+            raylet_pb2.ReadLogRequest(file=file, offset=offset, bytes_max=bytes_max),
+            timeout_s,
+        )
+
     async def objects(
         self, *, whole_cluster: bool, rows_max: int = ROWS_MAX, timeout_s: float
     ) -> list[NodeObjects]:

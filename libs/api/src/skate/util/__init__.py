@@ -51,6 +51,7 @@ _SUBMODULES = (
     "actor_pool",
     "debug",
     "joblib",
+    "metrics",
     "multiprocessing",
     "queue",
     "scheduling_strategies",
