@@ -23,8 +23,10 @@ RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--faults`` sizes the chaos tests, ``--chaos-seed`` repeats one."""
+    """``--faults``, ``--log-lines`` and ``--objects`` size tests, ``--chaos-seed`` repeats one."""
     parser.addoption("--faults", type=int, default=50, help="faults that a chaos test injects")
+    parser.addoption("--log-lines", type=int, default=3000, help="lines that each worker prints")
+    parser.addoption("--objects", type=int, default=4000, help="objects that exist at once")
     parser.addoption("--chaos-seed", type=int, help="seed of the chaos tests; random if not given")
 
 
@@ -32,6 +34,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def faults(request: pytest.FixtureRequest) -> int:
     """How many faults to inject."""
     count: int = request.config.getoption("--faults")
+    return count
+
+
+@pytest.fixture
+def log_lines(request: pytest.FixtureRequest) -> int:
+    """How many lines each worker of the log test prints."""
+    count: int = request.config.getoption("--log-lines")
+    return count
+
+
+@pytest.fixture
+def object_count(request: pytest.FixtureRequest) -> int:
+    """How many objects exist at once in the test of many objects."""
+    count: int = request.config.getoption("--objects")
     return count
 
 

@@ -7,6 +7,7 @@ completed, and then the interrupt goes on. Source: SURFACE I2-I8, I10.
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from skate.context import SessionContext
+from skate.import_alias import setup_vars
 from skate.runtime_env import EnvVars, inherited, merge
 from skate.uninterrupted import note_exit, run_whole
 from skate_worker.current import current_core, set_current_core
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
     from skate_node import RunningNode
     from skate_worker.core import CoreWorker
 
+JOB_METADATA_VARIABLE: Final = "SKATE_JOB_METADATA"  # of a submitted job, for its entry point
 AUTO_INIT_VARIABLE: Final = "SKATE_ENABLE_AUTO_CONNECT"
 SIGTERM_EXIT_CODE: Final = 15
+LOGS_FLUSH_S: Final = 0.5  # for the last lines of the workers, when the session ends
 
 
 class _Session:
@@ -32,7 +36,8 @@ class _Session:
 
     def __init__(self, options: InitOptions) -> None:
         self._options = options
-        self.env_vars: EnvVars = merge((), options.env_vars)
+        # A job's entry point inherits the environment that the job was submitted with.
+        self.env_vars: EnvVars = merge(merge(inherited(), setup_vars()), options.env_vars)
         self.core: CoreWorker | None = None
         self.node: RunningNode | None = None
         self.context: SessionContext | None = None
@@ -50,9 +55,11 @@ class _Session:
                 token=token,
                 namespace=self._options.namespace,
                 entrypoint=" ".join(sys.argv),
+                metadata=_job_metadata(os.environ),
                 sys_path=[os.path.abspath(entry) for entry in sys.path],
                 on_raylet_lost=self._note_lost,
                 ip_address=facts["ip_address"],
+                shows_logs=self._options.shows_logs,
                 # '' stands for the folder that this process is in, which a worker may not be.
             )
             self.context = _make_context(self.core, facts)
@@ -69,6 +76,8 @@ class _Session:
         node, self.node = self.node, None
         try:
             if core is not None:
+                if self._options.shows_logs and not self.is_lost:
+                    core.flush_logs(LOGS_FLUSH_S)
                 core.close()
         finally:
             if node is not None:
@@ -123,6 +132,7 @@ def init(
     ignore_reinit_error: bool = False,
     namespace: str | None = None,
     runtime_env: dict[str, Any] | None = None,
+    log_to_driver: bool = True,
     **more: Any,
 ) -> SessionContext:
     """Start a local cluster and connect to it, or connect to a running one.
@@ -141,6 +151,8 @@ def init(
         ignore_reinit_error: Return the present session instead of raising when there is one.
         namespace: Where names of actors belong; anonymous by default.
         runtime_env: ``{"env_vars": {...}}`` for everything that this session starts.
+        log_to_driver: Print what tasks and actors print, each line behind ``(name pid=N)``;
+            ``SKATE_LOG_TO_DRIVER=0`` has the same effect as False.
         **more: Further options of Ray, where they ask for what Skate does anyway.
 
     Raises:
@@ -162,6 +174,7 @@ def init(
             "object_store_memory": object_store_memory,
             "namespace": namespace,
             "runtime_env": runtime_env,
+            "log_to_driver": log_to_driver,
             **more,
         }
     )
@@ -309,6 +322,12 @@ def _in_fork() -> None:
 
 
 # ---- facts ----
+
+
+def _job_metadata(environment: Any) -> dict[str, str]:
+    """What the job was submitted with, if this program is the entry point of one."""
+    text = environment.get(JOB_METADATA_VARIABLE)
+    return {} if not text else {str(key): str(value) for key, value in json.loads(text).items()}
 
 
 def _facts(node: Any) -> dict[str, str]:

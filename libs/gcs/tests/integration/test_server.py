@@ -137,7 +137,7 @@ def test_silent_node_dies_and_is_fenced(harness, run):
             info = await gcs.until_actor(spec.actor_id, DEAD)
             assert info.death_cause.kind == common_pb2.DeathCause.KIND_NODE_DIED
             report = gcs_pb2.ReportResourcesRequest(node_id=raylet.node_id, version=1)
-            assert not await gcs.client.nodes.report_resources(report)
+            assert not (await gcs.client.nodes.report_resources(report)).known
             (node,) = await gcs.client.nodes.list()
             assert node.state == gcs_pb2.NodeInfo.STATE_DEAD
             with pytest.raises(RpcError) as refusal:
@@ -326,7 +326,7 @@ def test_clients_and_actors_survive_a_restart_of_the_gcs(folder, harness, run):
             after = await gcs.client.actors.get_named("n", "")
             assert after == before
             report = gcs_pb2.ReportResourcesRequest(node_id=raylet.node_id, version=1)
-            assert await gcs.client.nodes.report_resources(report)
+            assert (await gcs.client.nodes.report_resources(report)).known
             cause = common_pb2.DeathCause(kind=common_pb2.DeathCause.KIND_SIGNALED)
             await gcs.client.actors.report_failed(spec.actor_id, 0, cause)
             info = await gcs.until_actor(spec.actor_id, ALIVE)
@@ -390,6 +390,10 @@ REPEATED = {
     "ActorService.ReportFailed": lambda c, x: c.actors.report_failed(
         x["alive"], 0, common_pb2.DeathCause(kind=common_pb2.DeathCause.KIND_SIGNALED)
     ),
+    "PlacementGroupService.Register": lambda c, x: c.groups.register([x["group"]]),
+    "PlacementGroupService.Remove": lambda c, x: c.groups.remove([x["group"].group_id]),
+    "PlacementGroupService.Get": lambda c, x: c.groups.get(x["group"].group_id),
+    "PlacementGroupService.List": lambda c, x: c.groups.list(),
     "WorkerService.ReportDeath": lambda c, x: c.workers.report_death(
         gcs_pb2.WorkerInfo(worker_id=b"w" * 28)
     ),
@@ -402,7 +406,7 @@ REPEATED = {
 
 
 async def stored(gcs):
-    tables = ("nodes", "jobs", "actor_specs", "kv")
+    tables = ("nodes", "jobs", "actor_specs", "placement_groups", "kv")
     incarnations = [info.incarnation for info in await gcs.client.actors.list()]
     return [gcs.server._storage.scan(table) for table in tables], incarnations
 
@@ -434,6 +438,11 @@ def test_repeated_call_has_no_second_effect(harness, run, name):
                 "spec": gcs.spec(name="new", placement_resources=_GPU),
                 "alive": alive.actor_id,
                 "address": info.address,
+                "group": gcs_pb2.PlacementGroupSpec(
+                    group_id=b"g" * 18,
+                    strategy="PACK",
+                    bundles=[gcs_pb2.Bundle(resources=_GPU)],
+                ),
             }
             first = await REPEATED[name](gcs.client, known)
             before = await stored(gcs)

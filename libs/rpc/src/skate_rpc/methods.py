@@ -6,25 +6,15 @@ The clients retry by this table. A call that is missing here fails a test, so th
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from skate_rpc.repeats import Repeat
 
 DEFAULT_DEADLINE_S = 10.0
 KV_BYTES_PER_S = 10_000_000
 """The slowest transfer that is still waited for: a KV value adds its size over this to the
 deadline."""
-
-
-class Repeat(enum.Enum):
-    """What happens when a call reaches the server twice."""
-
-    READ_ONLY = "read only"
-    """Nothing changes: retried freely."""
-    IDEMPOTENT = "idempotent"
-    """The second has no effect beyond the first: retried freely."""
-    CONDITIONAL = "conditional"
-    """Idempotent for some arguments; the client's method says which, and retries only those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +55,10 @@ _TABLE = (
     Method("ActorService", "Release", _IDEMPOTENT, "actor_id"),
     Method("ActorService", "ReportStarted", _IDEMPOTENT, "actor_id and incarnation"),
     Method("ActorService", "ReportFailed", _IDEMPOTENT, "actor_id and incarnation"),
+    Method("PlacementGroupService", "Register", _IDEMPOTENT, "group_id"),
+    Method("PlacementGroupService", "Remove", _IDEMPOTENT, "group_id"),
+    Method("PlacementGroupService", "Get", _READ, ""),
+    Method("PlacementGroupService", "List", _READ, ""),
     Method("WorkerService", "ReportDeath", _IDEMPOTENT, "worker_id"),
     Method("WorkerService", "ListDead", _READ, ""),
     Method("KvService", "Put", _IDEMPOTENT, "namespace and key"),
@@ -74,10 +68,16 @@ _TABLE = (
     Method("EventService", "Subscribe", _READ, "", deadline_s=None),
     Method("RayletService", "StartActor", _IDEMPOTENT, "actor_id and incarnation"),
     Method("RayletService", "KillActor", _IDEMPOTENT, "actor_id and incarnation"),
+    Method("RayletService", "PrepareBundles", _IDEMPOTENT, "group_id and attempt"),
+    Method("RayletService", "CommitBundles", _IDEMPOTENT, "group_id and attempt"),
+    Method("RayletService", "ReturnBundles", _IDEMPOTENT, "group_id and attempt"),
     Method("RayletService", "Objects", _READ, ""),
     Method("RayletService", "Status", _READ, ""),
+    Method("RayletService", "ListLogs", _READ, ""),
+    Method("RayletService", "ReadLog", _READ, ""),
     Method("RayletService", "Shutdown", _IDEMPOTENT, "the node"),
     Method("RayletService", "Borrow", _IDEMPOTENT, "the borrower and its ask_id", deadline_s=None),
+    Method("RayletService", "ForwardLogs", _IDEMPOTENT, "file and offset", deadline_s=None),
 )
 
 METHODS: Mapping[str, Method] = {method.full_name: method for method in _TABLE}

@@ -24,6 +24,10 @@ PULL_FOR_GET = 0
 PULL_FOR_WAIT = 1
 PULL_FOR_ARGUMENT = 2
 
+LOG_LINES_UNDER_WAY_MAX = 16
+# A line of a worker's output that begins so names who prints what follows, and is not shown.
+LOG_NAME_MARK = "\x1e"
+
 
 Condition = tuple[str, int, tuple[str, ...]]
 """On a node's label: its key, the operator (numbers of gcs.proto), the values."""
@@ -51,6 +55,7 @@ class RegisterProcess(NodeMessage, tag=1):
     entrypoint: str = ""  # drivers: the command line, for people
     metadata: dict[str, str] = {}
     sys_path: list[str] = []  # drivers: where workers of the job look for modules (SURFACE I15)
+    wants_logs: bool = False  # drivers: send what the job's workers print
 
 
 class RequestLease(NodeMessage, tag=2):
@@ -68,6 +73,8 @@ class RequestLease(NodeMessage, tag=2):
     labels: LabelRules | None = None
     # Nodes and the bytes of arguments that they hold, most first: better than others with room.
     near: list[tuple[bytes, int]] = []
+    placement_group_id: bytes = b""  # inside this group's bundles
+    bundle_index: int = -1  # with ``placement_group_id``: in this one; -1: in any with room
 
 
 class CancelLeaseRequest(NodeMessage, tag=3):
@@ -140,6 +147,12 @@ class TaskEvents(NodeMessage, tag=12):
     events: list[TaskEvent]
 
 
+class UserMetrics(NodeMessage, tag=64):
+    """What a program has measured in this process since its last message; sent only when it has."""
+
+    metrics: list[MetricRows]
+
+
 class SubscribeActor(NodeMessage, tag=13):
     """Send :class:`ActorUpdate` for this actor now (its present state) and at every change."""
 
@@ -164,6 +177,7 @@ class PullObject(NodeMessage, tag=15):
     owner_id: bytes  # the copy's tag in the store: it goes when the owner does
     node_ids: list[bytes]
     priority: int = 0  # PULL_FOR_GET, PULL_FOR_WAIT or PULL_FOR_ARGUMENT
+    arriving_at: list[bytes] = []  # nodes to ask before those, to which a copy is on its way
 
 
 class CancelPull(NodeMessage, tag=16):
@@ -203,6 +217,31 @@ class KnowOwner(NodeMessage, tag=21):
 
     owner_id: bytes
     node_id: bytes
+
+
+class LogsTaken(NodeMessage, tag=60):
+    """From a driver: it has printed all :class:`LogLines` up to this number."""
+
+    number: int
+
+
+class FlushLogs(NodeMessage, tag=61):
+    """From a driver: send what its workers have printed by now, wherever they are.
+
+    Answered by :class:`LogsFlushed`, behind the lines. A node that can not be reached is not waited
+    for; how long the rest is, the driver decides.
+    """
+
+    number: int
+
+
+class SubscribePlacementGroup(NodeMessage, tag=72):
+    """Send :class:`PlacementGroupUpdate` for this group now and at every change.
+
+    Who creates a group is subscribed to it.
+    """
+
+    group_id: bytes
 
 
 # ---- raylet to process ----
@@ -323,11 +362,36 @@ class CopiesKept(NodeMessage, tag=44):
     gone: list[bytes]  # that are not in that store any more
 
 
+class LogLines(NodeMessage, tag=62):
+    """To a driver: what a worker of its job printed; at most ``LOG_LINES_UNDER_WAY_MAX`` of these
+    are sent before :class:`LogsTaken`.
+    """
+
+    number: int  # from 1
+    name: str  # of the function or the actor's class; empty: not known
+    pid: int
+    ip: str  # where the worker runs; empty: on the driver's own node
+    is_error: bool  # from its stderr
+    lines: list[str]  # without line ends
+
+
+class LogsFlushed(NodeMessage, tag=63):
+    """All that :class:`FlushLogs` asked for has been sent."""
+
+    number: int
+
+
 class AskObjects(NodeMessage, tag=56):
     """Somebody wants memory explained. Answered by :class:`ObjectsReport` of that number."""
 
     number: int
     rows_max: int
+
+
+class PlacementGroupUpdate(NodeMessage, tag=73):
+    """The state of a placement group that this process subscribed to."""
+
+    group: PlacementGroupView
 
 
 # ---- parts ----
@@ -364,6 +428,28 @@ class ActorView(msgspec.Struct, array_like=True, gc=False):
     pending_reason: str = ""
 
 
+class PlacementGroupView(msgspec.Struct, array_like=True, gc=False):
+    """A row of the placement-group table. Amounts in units of 1e-4; ``state``: its enum's name."""
+
+    group_id: bytes
+    state: str  # "PENDING", "PREPARED", "CREATED", "RESCHEDULING", "REMOVED"
+    job_id: bytes = b""
+    name: str = ""
+    namespace: str = ""
+    strategy: str = ""
+    bundles: list[dict[str, int]] = []
+    selectors: list[dict[str, str]] = []
+    node_ids: list[bytes] = []  # one for each bundle; empty where it is not reserved
+    is_detached: bool = False
+    pending_reason: str = ""
+    pending_since_s: float = 0.0
+    scheduling_state: str = ""
+    attempts: int = 0
+    creation_latency_ms: float = 0.0
+    highest_retry_delay_ms: float = 0.0
+    removal_reason: str = ""
+
+
 class TaskEvent(msgspec.Struct, array_like=True, gc=False):
     """One step in a task's life, from the process where it happened. Times are Unix seconds."""
 
@@ -377,6 +463,30 @@ class TaskEvent(msgspec.Struct, array_like=True, gc=False):
     parent_span_id: str = ""  # empty: a root span
     error: str = ""
     attempt: int = 0
+
+
+COUNTER, GAUGE, HISTOGRAM = 0, 1, 2
+METRIC_SERIES_MAX = 200
+"""Combinations of tags that a process keeps apart; the others are counted together."""
+
+
+class MetricRow(msgspec.Struct, array_like=True, gc=False):
+    """One combination of tags."""
+
+    tags: list[str]  # values, in the order of the keys
+    value: float  # counters: the increase; gauges: what it is; histograms: the observations' sum
+    counts: list[int] = []  # histograms: new observations per bucket, one more than boundaries
+
+
+class MetricRows(msgspec.Struct, array_like=True):
+    """A metric of a program, and what is new about it."""
+
+    name: str  # as the program calls it
+    kind: int
+    description: str
+    tag_keys: list[str]
+    boundaries: list[float]  # of a histogram: upper bounds of the buckets but the last
+    rows: list[MetricRow]
 
 
 # ---- bodies of ControlCall; replies are named beside each ----
@@ -422,6 +532,9 @@ class ActorRegistration(msgspec.Struct, array_like=True):
     is_soft: bool = False
     is_impatient: bool = False
     labels: LabelRules | None = None
+    placement_group_id: bytes = b""  # these two as in RequestLease
+    bundle_index: int = -1
+    captures: bool = False  # what it starts goes into its group too
 
 
 class RegisteredActor(msgspec.Struct, array_like=True):
@@ -451,8 +564,37 @@ class ActorRelease(msgspec.Struct, array_like=True):
     actor_id: bytes
 
 
+class PlacementGroupCreation(msgspec.Struct, array_like=True):
+    """``create_placement_group`` -> None; error_kind "already_exists" when the name is taken."""
+
+    group_id: bytes
+    strategy: str
+    bundles: list[dict[str, int]]
+    name: str = ""
+    namespace: str = ""
+    is_detached: bool = False
+    selectors: list[dict[str, str]] = []  # one for each bundle, or none at all
+    soft_target_id: bytes = b""
+
+
+class PlacementGroupKey(msgspec.Struct, array_like=True):
+    """``remove_placement_group`` -> None: it is removed, or there was none."""
+
+    group_id: bytes
+
+
+class PlacementGroupName(msgspec.Struct, array_like=True):
+    """``get_placement_group`` -> PlacementGroupView | None. By id, if that is not empty."""
+
+    name: str = ""
+    namespace: str = ""
+    group_id: bytes = b""
+
+
 class Empty(msgspec.Struct, array_like=True):
-    """``list_nodes`` -> list[NodeView]. ``list_actors`` -> list[ActorView]."""
+    """``list_nodes`` -> list[NodeView]. ``list_actors`` -> list[ActorView].
+    ``list_placement_groups`` -> list[PlacementGroupView].
+    """
 
 
 class NodeView(msgspec.Struct, array_like=True):
@@ -482,6 +624,37 @@ class ListObjects(msgspec.Struct, array_like=True):
     timeout_s: float
 
 
+class ListLogs(msgspec.Struct, array_like=True):
+    """``list_logs`` -> list[LogFile]: the files among a node's logs."""
+
+    node_id: bytes
+
+
+class LogFile(msgspec.Struct, array_like=True):
+    """One file. ``changed_s``: Unix time."""
+
+    name: str
+    size: int
+    changed_s: float
+
+
+class ReadLog(msgspec.Struct, array_like=True):
+    """``read_log`` -> LogPart | None: part of one file; None when there is no such file."""
+
+    node_id: bytes
+    file: str
+    offset: int = 0  # negative: so many bytes before the end
+    bytes_max: int = 1 << 20
+
+
+class LogPart(msgspec.Struct, array_like=True):
+    """Some bytes of a log."""
+
+    data: bytes
+    offset: int
+    size: int  # of the file now
+
+
 CONTROL_METHODS = (
     "kv_put",
     "kv_get",
@@ -495,6 +668,12 @@ CONTROL_METHODS = (
     "list_nodes",
     "list_actors",
     "list_objects",
+    "create_placement_group",
+    "remove_placement_group",
+    "get_placement_group",
+    "list_placement_groups",
+    "list_logs",
+    "read_log",
 )
 
 FromProcess = (
@@ -510,6 +689,7 @@ FromProcess = (
     | ActorCreationFailed
     | Exiting
     | TaskEvents
+    | UserMetrics
     | SubscribeActor
     | UnsubscribeActor
     | PullObject
@@ -518,6 +698,9 @@ FromProcess = (
     | DeleteCopies
     | KnowOwner
     | KeepCopies
+    | SubscribePlacementGroup
+    | LogsTaken
+    | FlushLogs
 )
 FromRaylet = (
     ProcessRegistered
@@ -534,4 +717,7 @@ FromRaylet = (
     | NodeDied
     | CopiesKept
     | AskObjects
+    | PlacementGroupUpdate
+    | LogLines
+    | LogsFlushed
 )

@@ -21,6 +21,7 @@ class WaitKind(Enum):
     TURN = "turn"  # it fits, and others are served first
     WORKER = "worker"  # its resources are set aside, its worker process is starting
     WORKER_LIMIT = "worker_limit"  # the node runs as many processes as it may
+    BUNDLE = "bundle"  # for room in a placement group's bundle, which ``blocked_by`` names
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class WaitReason:
                 return f"Needs {self.needs}, which is kept for an older request{holders}."
             case WaitKind.TURN:
                 return f"Needs {self.needs}; other requests are served first."
+            case WaitKind.BUNDLE:
+                return f"Waits for {self.needs} in {', '.join(self.blocked_by)}."
             case WaitKind.WORKER:
                 return f"Has its resources ({self.needs}); its worker process is starting."
             case WaitKind.WORKER_LIMIT:

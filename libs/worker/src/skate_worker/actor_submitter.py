@@ -15,11 +15,12 @@ from skate_rpc.event_loop import IoThread
 from skate_rpc.stream import StreamClosedError
 from skate_worker.errors import (
     ActorDiedError,
+    ActorPlacementGroupRemovedError,
     ActorUnavailableError,
     ActorUnschedulableError,
     TaskCancelledError,
 )
-from skate_worker.machine.actor_calls import CONNECTED, DEAD, ActorCalls
+from skate_worker.machine.actor_calls import CONNECTED, DEAD, WAITING, ActorCalls
 from skate_worker.node_client import NodeClient
 from skate_worker.ownership import Ownership
 from skate_worker.peers import Peer, Peers
@@ -87,6 +88,7 @@ class ActorSubmitter:
                 connection = calls.connection
                 if is_sent:
                     is_lone = len(calls.in_flight) == 1
+                    call.message.serial = next(calls.serials)
                     try:
                         connection.queue(call.message)
                     except StreamClosedError:
@@ -115,6 +117,7 @@ class ActorSubmitter:
             connection = calls.connection
             try:
                 for call in calls.sendable():
+                    call.message.serial = next(calls.serials)
                     connection.queue(call.message)
             except StreamClosedError:
                 return  # on_peer_lost follows
@@ -153,7 +156,9 @@ class ActorSubmitter:
                 # The line to the last incarnation is open still: its node may only be cut off.
                 self._attempts_lost(calls)
                 calls.unknown += calls.disconnected()
-            calls.connected(peer.connection, view.incarnation)
+            calls.connected(peer.connection, view.incarnation, peer.serials.sent)
+        if calls.unknown:
+            self._fail_unavailable(calls)  # nobody listens to the last incarnation any more
         self._send_waiting(calls)
 
     def _died(self, calls: Calls) -> None:
@@ -183,7 +188,15 @@ class ActorSubmitter:
         elif view is not None and view.state == "RESTARTING":
             self._fail_unavailable(calls)
         else:
-            self._loop.call_later(UNAVAILABLE_S, self._fail_unavailable, calls)
+            self._loop.call_later(UNAVAILABLE_S, self._no_news, calls)
+
+    def _no_news(self, calls: Calls) -> None:
+        """A line broke and nobody said why: only the line may be gone, so it is opened again."""
+        self._fail_unavailable(calls)
+        view = calls.view
+        is_cut = calls.state == WAITING and calls.connection is None
+        if is_cut and view is not None and view.state == "ALIVE":
+            self._connect(calls, view)
 
     def _attempts_lost(self, calls: Calls) -> None:
         # Before the calls in flight are given up, or go again.
@@ -221,6 +234,8 @@ class ActorSubmitter:
             error.__cause__ = cause
         elif view.death is not None and view.death.kind == "unschedulable" and not view.incarnation:
             error = ActorUnschedulableError(view.death.message)  # it never lived
+        elif view.death is not None and _never_placed(view, view.death):
+            error = ActorPlacementGroupRemovedError(view.death.message)
         else:
             error = ActorDiedError.of(view, view.death)
         for call in failed:
@@ -262,7 +277,7 @@ class ActorSubmitter:
         given_up: list[Any] = []
         with self._ownership.lock:
             for result in results:
-                call = calls.done(result.task_id)
+                call = calls.done(result.task_id, result.attempt)
                 if call is None:
                     given_up.append(result)
                 else:
@@ -275,6 +290,14 @@ class ActorSubmitter:
         self._completion.wake()
 
     # ---- cancelling ----
+
+    def abandon(self) -> None:
+        """The raylet is gone and every unfinished call was failed: no result counts any more."""
+        with self._ownership.lock:
+            for calls in self._actors.values():
+                calls.in_flight.clear()
+                calls.waiting.clear()
+                calls.unknown.clear()
 
     def children_of(self, task_id: bytes) -> list[bytes]:
         """The unfinished calls that this task made."""
@@ -308,7 +331,12 @@ class ActorSubmitter:
             return False
         sent.is_cancelled = True
         try:
-            calls.connection.post(Cancel(task_id, is_recursive))
+            calls.connection.post(Cancel(task_id, is_recursive, next(calls.serials)))
         except StreamClosedError:
             return True
         return True
+
+
+def _never_placed(view: node.ActorView, death: node.Death) -> bool:
+    """Whether its placement group was removed before it ever ran."""
+    return death.kind == "placement_group_removed" and not view.pid and not view.incarnation

@@ -144,7 +144,7 @@ class ObjectPlane:
         kind = type(message)
         if kind is CopySources:
             if not self.fetching.on_sources(message):
-                self._send(peer, PullStopped(message.object_id))
+                self._send(peer, peer.stamp(PullStopped(message.object_id)))
         elif kind is AskCopy or kind is CopyMade or kind is PullStopped:
             self._on_puller(peer.worker_id, message)
         else:
@@ -166,7 +166,7 @@ class ObjectPlane:
             return True
         peer = self._peers.get(owner.worker_id, owner.endpoint)
         self._peers.lives_on(peer, owner.node_id)
-        return self._send(peer, message)
+        return self._send(peer, peer.stamp(message))
 
     def _say(self, worker_id: bytes, message: Any) -> None:
         if worker_id == self._ownership.worker_id:

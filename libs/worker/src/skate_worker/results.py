@@ -117,7 +117,7 @@ class Completion:
 
         def let_go() -> None:
             if outcome.holds_pins:
-                self._ownership.send(peer, FreeReturns(task_id))
+                self._ownership.send(peer, FreeReturns(task_id, outcome.attempt))
 
         self._ownership.take_contained(nobody, held, peer, let_go)
         if task_id in self._lost_at:
@@ -205,7 +205,7 @@ class Completion:
             owed -= 1
             if owed == 0 and result.holds_pins:
                 try:
-                    peer.connection.post(FreeReturns(submission.task_id))
+                    peer.connection.post(FreeReturns(submission.task_id, result.attempt))
                 except StreamClosedError:
                     return  # the pins went with the worker
 

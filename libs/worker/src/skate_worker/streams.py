@@ -10,6 +10,7 @@ Before it: ``task_submission`` (which begins a stream) and the executor's messag
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ class Streams:
         self._ownership = ownership
         self._running: dict[bytes, GeneratorStream] = {}
         self.delete_stray: Callable[[bytes, list[bytes]], None] = _delete_nowhere
+        self._streams: weakref.WeakSet[GeneratorStream] = weakref.WeakSet()  # also those that ended
 
     def begin(self, submission: Submission, num_returns: int) -> list[Any]:
         """What ``.remote()`` gives for a generator. With the lock, before the task is sent."""
@@ -64,9 +66,14 @@ class Streams:
         if kind == STATIC:
             return refs
         stream = GeneratorStream(table, task_id, count)
+        self._streams.add(stream)
         self._running[task_id] = stream
         submission.entries[0].waiters = [partial(self._completed, submission, stream)]
         return refs if kind == DYNAMIC else [ObjectRefGenerator(core, stream, refs[0])]
+
+    def unread(self) -> list[Entry]:
+        """Every item that came and was not taken. With the lock. O(streams and such items)."""
+        return [entry for stream in self._streams for entry in stream.unread()]
 
     # ---- the consumer; on any thread ----
 
@@ -76,7 +83,7 @@ class Streams:
             entry = stream.take()
             consumed = stream.credit() if stream.limit else None
         if consumed is not None:
-            self._tell(stream.producer, ItemsTaken(stream.task_id, consumed))
+            self._tell_producer(stream.producer, ItemsTaken(stream.task_id, consumed))
         return entry
 
     def drop(self, stream: GeneratorStream) -> None:
@@ -87,7 +94,7 @@ class Streams:
         if released:
             self._ownership.finish_released(released)
         if stream.end is None and stream.producer is not None:
-            self._tell(stream.producer, StopStream(stream.task_id))
+            self._tell_producer(stream.producer, StopStream(stream.task_id))
 
     # ---- the producer; on the loop's thread ----
 
@@ -121,7 +128,7 @@ class Streams:
             self._fill_container(peer, entry, message)
         wake(waiters)
         if consumed is not None:
-            self._tell(peer, ItemsTaken(message.task_id, consumed))
+            self._tell_producer(peer, ItemsTaken(message.task_id, consumed))
 
     def on_outcome(self, submission: Submission, result: TaskReturned) -> bool:
         """A generator's task has ended; its completion is settled next. Whether stores hold items.
@@ -177,7 +184,7 @@ class Streams:
     def _fill_container(self, peer: Peer, entry: Entry, message: ItemReturned) -> None:
         # What the value refers to is held, and the owners know it, before anyone sees the value.
         ownership = self._ownership
-        freed = partial(self._tell, peer, FreeReturns(entry.object_id))
+        freed = partial(self._tell, peer, FreeReturns(entry.object_id, message.attempt))
         ownership.take_contained(
             entry, message.value.contained, peer, freed if message.holds_pins else None
         )
@@ -194,12 +201,12 @@ class Streams:
         unwanted = Entry(object_id, None)
         unwanted.is_released = True
         if message.value.contained:
-            freed = partial(self._tell, peer, FreeReturns(object_id))
+            freed = partial(self._tell, peer, FreeReturns(object_id, message.attempt))
             self._ownership.take_contained(
                 unwanted, message.value.contained, peer, freed if message.holds_pins else None
             )
         if stream.is_dropped if stream is not None else not message.attempt:
-            self._tell(peer, StopStream(message.task_id))
+            self._tell_producer(peer, StopStream(message.task_id))
         if message.value.data or (stream is not None and message.attempt < stream.attempt):
             return
         with self._ownership.lock:
@@ -269,6 +276,9 @@ class Streams:
                 for inner in completion.contained:
                     inner.pins += 1
         return Returned(value.to_bytes())
+
+    def _tell_producer(self, peer: Peer, message: ItemsTaken | StopStream) -> None:
+        self._tell(peer, peer.stamp(message))
 
     def _tell(self, peer: Peer, message: Any) -> None:
         try:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 from skate_rpc.errors import RpcError
@@ -27,7 +27,7 @@ REPORT_TIMEOUT_S = 2.0
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
 SUBJECTS_UNDER_WAY_MAX = 64  # reports under way at a time, one a subject
-CHANNELS = ("actor", "node", "job", "worker")
+CHANNELS = ("actor", "node", "job", "worker", "placement_group")
 PERMANENT_CODES = frozenset(
     {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "UNIMPLEMENTED"}
 )
@@ -58,6 +58,10 @@ class GcsLink:
         self._changed = asyncio.Event()
         self._turns = asyncio.Semaphore(SUBJECTS_UNDER_WAY_MAX)
         self._reports: dict[object, deque[tuple[str, Report]]] = {}
+        self.held_bundles: Callable[[], list[gcs_pb2.BundleRef]] = list
+        """All that this node holds of placement groups; told with a report each second."""
+        self.on_stale_bundles: Callable[[Sequence[gcs_pb2.BundleRef]], None] = _ignore
+        """Hears which of those it must give back."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._delivering: dict[object, asyncio.Task[None]] = {}
 
@@ -119,7 +123,7 @@ class GcsLink:
 
     async def _heartbeat(self) -> None:
         last: gcs_pb2.ReportResourcesRequest | None = None
-        sent_at_s = float("-inf")
+        sent_at_s = bundles_at_s = float("-inf")
         loop = asyncio.get_running_loop()
         while True:
             report = self._make_report()
@@ -128,8 +132,12 @@ class GcsLink:
                 message = gcs_pb2.ReportResourcesRequest()
                 message.CopyFrom(report)
                 message.version = self._version
+                if loop.time() - bundles_at_s >= HEARTBEAT_S:
+                    # Not with each: a node may hold thousands, and nothing waits for it.
+                    message.has_bundles = True
+                    message.bundles.extend(self.held_bundles())
                 try:
-                    known = await self.client.nodes.report_resources(
+                    reply = await self.client.nodes.report_resources(
                         message, timeout_s=REPORT_TIMEOUT_S
                     )
                 except RpcError as error:
@@ -137,9 +145,13 @@ class GcsLink:
                     last = None
                 else:
                     last, sent_at_s = report, loop.time()
-                    if not known:
+                    if message.has_bundles:
+                        bundles_at_s = sent_at_s
+                    if not reply.known:
                         self._on_fenced("The GCS holds this node for dead.")
                         return
+                    if reply.stale_bundles:
+                        self.on_stale_bundles(reply.stale_bundles)
             await asyncio.sleep(REPORT_INTERVAL_S)
             self._changed.clear()
             if report == last == self._make_report():
@@ -170,3 +182,7 @@ class GcsLink:
             await self.client.nodes.unregister(self._node_id, cause, timeout_s=timeout_s)
         except RpcError as error:
             _log.warning("event=unregister_failed error=%s", error)
+
+
+def _ignore(_refs: Sequence[gcs_pb2.BundleRef]) -> None:
+    return None

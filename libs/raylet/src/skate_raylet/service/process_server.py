@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from skate_raylet.config import RayletConfig
 from skate_raylet.machine import events as on
@@ -23,8 +23,10 @@ from skate_raylet.service.actor_host import ActorHost
 from skate_raylet.service.convert import label_rules
 from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
-from skate_raylet.service.job_book import SYS_PATH_KEY, Job, JobBook
+from skate_raylet.service.group_desk import GroupDesk
+from skate_raylet.service.job_book import LOGS_KEY, SYS_PATH_KEY, Job, JobBook
 from skate_raylet.service.local_process import Connection, LocalProcess, LocalProcesses
+from skate_raylet.service.logs.log_office import LogOffice
 from skate_raylet.service.owner_book import OwnerBook
 from skate_raylet.service.transfer.object_transfers import ObjectTransfers
 from skate_raylet.service.worker_processes import WorkerProcess, WorkerProcesses
@@ -39,6 +41,16 @@ _log = logging.getLogger(__name__)
 REGISTER_DEADLINE_S = 10.0
 NEAR_MAX = 8  # nodes that a request may name
 WORKER_ID_BYTES = 28
+
+
+class UserMetricsSink(Protocol):
+    """Where the metrics of programs go."""
+
+    def record(self, worker_id: bytes, metrics: list[node.MetricRows], /) -> None:
+        """Take what a process has measured."""
+
+    def forget(self, worker_id: bytes, /) -> None:
+        """The process is gone: what it said of the present moment holds no more."""
 
 
 class ProcessServer:
@@ -59,8 +71,11 @@ class ProcessServer:
         jobs: JobBook,
         transfers: ObjectTransfers,
         owners: OwnerBook,
+        logs: LogOffice,
+        groups: GroupDesk,
         on_driver_gone: Callable[[LocalProcess, str], None],
         on_task_events: Callable[[list[node.TaskEvent]], None] | None,
+        user_metrics: UserMetricsSink | None,
         on_objects: Callable[[LocalProcess, node.ObjectsReport], None],
     ) -> None:
         self._config = config
@@ -75,8 +90,10 @@ class ProcessServer:
         self._jobs = jobs
         self._transfers = transfers
         self._owners = owners
+        self._logs = logs
         self._on_driver_gone = on_driver_gone
         self._on_task_events = on_task_events
+        self._user_metrics = user_metrics
         self._loop = asyncio.get_running_loop()
         self._listener: StreamListener | None = None
         self._open: dict[Connection, asyncio.TimerHandle] = {}  # not registered yet
@@ -95,6 +112,7 @@ class ProcessServer:
             node.ActorCreationFailed: self._actors.creation_failed,
             node.Exiting: self._on_exiting,
             node.TaskEvents: self._on_events,
+            node.UserMetrics: self._on_user_metrics,
             node.SubscribeActor: self._on_subscribe,
             node.UnsubscribeActor: self._on_unsubscribe,
             node.ObjectsReport: on_objects,
@@ -103,6 +121,9 @@ class ProcessServer:
             node.DeleteCopies: self._on_delete_copies,
             node.KeepCopies: self._on_keep_copies,
             node.KnowOwner: self._on_know_owner,
+            node.SubscribePlacementGroup: groups.subscribe,
+            node.LogsTaken: self._logs.on_taken,
+            node.FlushLogs: self._logs.on_flush,
         }
 
     def start(self) -> str:
@@ -163,6 +184,8 @@ class ProcessServer:
         if process is None:
             return
         self._directory.forget(process)
+        if self._user_metrics is not None:
+            self._user_metrics.forget(process.worker_id)
         if process.is_driver:
             if self._processes.remove(process.worker_id) is not None:
                 self._on_driver_gone(process, reason)
@@ -226,6 +249,8 @@ class ProcessServer:
         metadata = dict(message.metadata)
         if message.sys_path:
             metadata[SYS_PATH_KEY] = json.dumps(message.sys_path)
+        if message.wants_logs:
+            metadata[LOGS_KEY] = "1"
         info = gcs_pb2.JobInfo(
             driver=common_pb2.Address(
                 node_id=self._config.node_id,
@@ -243,7 +268,15 @@ class ProcessServer:
             if not connection.is_closed:
                 self._refuse(connection, f"The GCS could not take the new job: {error}")
             return
-        self._jobs.update(Job(job_id, namespace, tuple(message.sys_path)))
+        self._jobs.update(
+            Job(
+                job_id,
+                namespace,
+                tuple(message.sys_path),
+                wants_logs=message.wants_logs,
+                driver_node_id=self._config.node_id,
+            )
+        )
         process = LocalProcess(
             worker_id=message.worker_id,
             pid=message.pid,
@@ -258,6 +291,8 @@ class ProcessServer:
             self._on_driver_gone(process, "it hung up before it was registered")
             return
         self._admit(process)
+        if message.wants_logs:
+            self._logs.driver_joined(process)
 
     def _admit(self, process: LocalProcess) -> None:
         timer = self._open.pop(process.connection, None)
@@ -333,6 +368,10 @@ class ProcessServer:
         if self._on_task_events is not None:
             self._on_task_events(message.events)
 
+    def _on_user_metrics(self, process: LocalProcess, message: node.UserMetrics) -> None:
+        if self._user_metrics is not None:
+            self._user_metrics.record(process.worker_id, message.metrics)
+
     def _on_subscribe(self, process: LocalProcess, message: node.SubscribeActor) -> None:
         self._directory.subscribe(process, message.actor_id)
 
@@ -356,6 +395,8 @@ class ProcessServer:
 
 
 def _strategy_of(message: node.RequestLease) -> on.Strategy:
+    if message.placement_group_id:
+        return on.Strategy(group_id=message.placement_group_id, bundle_index=message.bundle_index)
     if message.node_id or message.is_spread or message.labels:
         return on.Strategy(
             message.is_spread,

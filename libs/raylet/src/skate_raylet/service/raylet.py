@@ -18,7 +18,7 @@ import resource
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc.aio
 import msgspec
@@ -42,14 +42,17 @@ from skate_raylet.service.convert import (
 from skate_raylet.service.function_cache import FunctionCache
 from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
+from skate_raylet.service.group_desk import GroupDesk
 from skate_raylet.service.job_book import JobBook, job_of
 from skate_raylet.service.job_forks import JobForks
 from skate_raylet.service.loan_office import LoanOffice
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
+from skate_raylet.service.logs.log_office import LogOffice
+from skate_raylet.service.logs.log_reader import LogReader
 from skate_raylet.service.node_runner import NodeRunner
 from skate_raylet.service.object_reporter import ObjectReporter
 from skate_raylet.service.owner_book import OwnerBook
-from skate_raylet.service.process_server import ProcessServer
+from skate_raylet.service.process_server import ProcessServer, UserMetricsSink
 from skate_raylet.service.reaper import Reaper
 from skate_raylet.service.servicer import RayletServicer
 from skate_raylet.service.transfer.object_transfers import ObjectTransfers, TransferStatistics
@@ -100,11 +103,13 @@ class Raylet:
         config: RayletConfig,
         *,
         task_events: Callable[[list[node.TaskEvent]], None] | None = None,
+        user_metrics: UserMetricsSink | None = None,
         zygote: ZygoteProcess | None = None,
     ) -> None:
         """``zygote``: one spawned ahead, by the same command and for the same node id."""
         self._config = config
         self._task_events = task_events
+        self._user_metrics = user_metrics
         self._early_zygote = zygote
         self.on_driver_gone: Callable[[bytes], None] | None = None
         self.on_ready_step: Callable[[str], None] | None = None
@@ -168,9 +173,15 @@ class Raylet:
         self._link = GcsLink(
             client, config.node_id, self._make_report, self._on_gcs_event, self._fenced
         )
+        self._link.held_bundles = self._held_bundles
+        self._link.on_stale_bundles = self._give_back
         self._directory = ActorDirectory(self._ask_for_actor)
         cache = FunctionCache(config.function_cache_bytes)
         self._gateway = Gateway(client, config.node_id, cache, self._available)
+        self._groups = GroupDesk(
+            client, config.node_id, self._runner.tell, self._machine.known_groups
+        )
+        self._groups.serve_by(self._gateway)
         self._objects = ObjectReporter(
             self._node_info,
             config.token,
@@ -180,8 +191,21 @@ class Raylet:
             client.nodes.list,
         )
         self._gateway.serve("list_objects", node.ListObjects, self._objects.list_objects)
+        log_reader = LogReader(
+            config.node_id,
+            os.path.join(config.session_dir, "logs"),
+            config.token,
+            self._logs.endpoint_of,
+        )
+        self._gateway.serve("list_logs", node.ListLogs, log_reader.list_logs)
+        self._gateway.serve("read_log", node.ReadLog, log_reader.read_log)
         self._actors = ActorHost(
-            config.node_id, self._machine.total, self._link, self._processes, self._runner.tell
+            config.node_id,
+            self._machine.total,
+            self._link,
+            self._processes,
+            self._runner.tell,
+            self._machine.actor_refusal,
         )
         self._loans = LoanOffice(
             config.node_id,
@@ -204,20 +228,26 @@ class Raylet:
             jobs=self._jobs,
             transfers=self._transfers,
             owners=self._owners,
+            groups=self._groups,
+            logs=self._logs,
             on_driver_gone=self._driver_gone,
             on_task_events=self._task_events,
+            user_metrics=self._user_metrics,
             on_objects=self._objects.on_report,
         )
         self._server.store_endpoint = self._store.endpoint
         self._grpc = SecureServer(config.token)
         servicer = RayletServicer(
             self._machine,
+            self._runner.tell,
             self._actors,
             self._processes,
             self._loop.time,
             self._fill_status,
             self._begin_stop,
             self._loans.serve,
+            self._logs.serve,
+            log_reader,
             self._objects,
         )
         self._grpc.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, servicer)
@@ -237,13 +267,16 @@ class Raylet:
             lambda: zygote is not None and zygote.has_forks_under_way(),
         )
         self._runner = NodeRunner(self._machine, self._perform)
+        self._logs = LogOffice(config.node_id, config.token, self._jobs)
         self._job_forks = JobForks(self._jobs, self._fork, self._ask_for_jobs)
         self._workers = WorkerProcesses(
             config.session_dir,
             self._reaper,
             self._job_forks.fork,
             lambda job_id: list(self._jobs.get(job_id).sys_path),
-            WorkerEvents(self._runner.tell, self._worker_died),
+            WorkerEvents(
+                self._runner.tell, self._worker_died, self._output_begins, self._output_ends
+            ),
         )
         boot = ZygoteBoot(
             os.getpid(),
@@ -267,6 +300,12 @@ class Raylet:
 
     def _fork(self, request: ForkRequest) -> None:
         self._zygote.fork(request)
+
+    def _output_begins(self, worker: WorkerProcess) -> None:
+        self._logs.worker_started(worker.startup_id, worker.job_id, worker.pid, worker.log_paths)
+
+    def _output_ends(self, worker: WorkerProcess) -> None:
+        self._logs.worker_ended(worker.startup_id)
 
     async def wait_zygote_ready(self, timeout_s: float) -> None:
         """Wait until workers can be forked. Raises ``ZygoteStartError``: the first one ended."""
@@ -298,12 +337,14 @@ class Raylet:
         await self._workers.end_all(reason, grace_s / 2)
         self._runner.stop()
         await self._loans.close()
+        await self._logs.close()
         death = death_to_proto(node.Death("intended_exit", reason, os.getpid()))
         left_s = max(0.1, ends_at_s - self._loop.time())
         await self._link.close(left_s / 2)
         await self._link.unregister(death, left_s / 2)
         await self._server.close(reason)
         await self._gateway.close()
+        await self._groups.close()
         for question in self._questions:
             question.cancel()
         self._reaper.kill_strays()
@@ -346,6 +387,8 @@ class Raylet:
                 self._actors.refuse(command)
             case do.LoseActor(_, _, worker_id):
                 self._actors.lose(command, self._deaths[worker_id])
+            case do.AskForGroup(group_id):
+                self._groups.ask(group_id)
             case _:
                 self._loans.perform(command)
         self._link.changed()
@@ -379,6 +422,7 @@ class Raylet:
         self._death_count += 1
         self._processes.remove(process.worker_id)
         self._directory.forget(process)
+        self._groups.forget(process)
         self._deaths[process.worker_id] = death
         self._runner.tell(on.WorkerGone(worker.startup_id, process.worker_id))
         del self._deaths[process.worker_id]
@@ -391,6 +435,7 @@ class Raylet:
         message = f"The driver (pid {process.pid}) is gone: {reason}."
         death = node.Death("exited", message, process.pid)
         if self._jobs.finish(process.job_id):
+            self._logs.job_finished(process.job_id)
             self._runner.tell(on.JobFinished(process.job_id))
         self._runner.tell(on.HolderGone(process.worker_id))
         cause = death_to_proto(death)
@@ -472,13 +517,18 @@ class Raylet:
                 self._tell_of_death(worker.worker_id, cause, worker.job_id)
             case "node":
                 self._on_node(event.node)
-            case "snapshot_end" | None:
-                pass  # rows and news are taken alike
+            case "placement_group":
+                self._groups.take_news(event.placement_group)
+            case "snapshot_end":
+                self._groups.snapshot_taken()
+            case None:
+                pass  # what a newer GCS may say
 
     def _on_node(self, info: gcs_pb2.NodeInfo) -> None:
         node_id = info.node_id
         if node_id != self._config.node_id:
             self._loans.take_news(info)
+            self._logs.node_seen(info)
         if info.state != gcs_pb2.NodeInfo.STATE_DEAD:
             self._transfers.node_seen(node_id, info.object_endpoint)
         elif node_id == self._config.node_id:
@@ -497,6 +547,7 @@ class Raylet:
         is_over = self._jobs.update(job_of(info))
         self._job_forks.job_known(info.job_id)
         if is_over:
+            self._logs.job_finished(info.job_id)
             self._runner.tell(on.JobFinished(info.job_id))
 
     async def _ask_for_jobs(self) -> None:
@@ -552,6 +603,18 @@ class Raylet:
                 infeasible=demand.is_infeasible,
             )
         return report
+
+    def _held_bundles(self) -> list[gcs_pb2.BundleRef]:
+        return [
+            gcs_pb2.BundleRef(group_id=held.group_id, attempt=held.attempt, indices=held.indices)
+            for held in self._machine.held_bundles()
+        ]
+
+    def _give_back(self, refs: Sequence[gcs_pb2.BundleRef]) -> None:
+        for ref in refs:
+            _log.info("event=stale_bundles group_id=%s", ref.group_id.hex())
+            indices = tuple(ref.indices)
+            self._runner.tell(on.BundlesReturned(ref.group_id, ref.attempt, indices))
 
     # ---- questions ----
 

@@ -44,6 +44,21 @@ class RayletServiceStub:
                 request_serializer=skate_dot_v1_dot_raylet__pb2.KillActorOnNodeRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.KillActorOnNodeReply.FromString,
                 _registered_method=True)
+        self.PrepareBundles = channel.unary_unary(
+                '/skate.v1.RayletService/PrepareBundles',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.PrepareBundlesRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.PrepareBundlesReply.FromString,
+                _registered_method=True)
+        self.CommitBundles = channel.unary_unary(
+                '/skate.v1.RayletService/CommitBundles',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.CommitBundlesRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.CommitBundlesReply.FromString,
+                _registered_method=True)
+        self.ReturnBundles = channel.unary_unary(
+                '/skate.v1.RayletService/ReturnBundles',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.ReturnBundlesRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.ReturnBundlesReply.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/skate.v1.RayletService/Status',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.NodeStatusRequest.SerializeToString,
@@ -54,6 +69,16 @@ class RayletServiceStub:
                 request_serializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.FromString,
                 _registered_method=True)
+        self.ListLogs = channel.unary_unary(
+                '/skate.v1.RayletService/ListLogs',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.ListLogsRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.ListLogsReply.FromString,
+                _registered_method=True)
+        self.ReadLog = channel.unary_unary(
+                '/skate.v1.RayletService/ReadLog',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.ReadLogRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.ReadLogReply.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/skate.v1.RayletService/Shutdown',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.SerializeToString,
@@ -63,6 +88,11 @@ class RayletServiceStub:
                 '/skate.v1.RayletService/Borrow',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.LoanOrders.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.LoanNews.FromString,
+                _registered_method=True)
+        self.ForwardLogs = channel.stream_stream(
+                '/skate.v1.RayletService/ForwardLogs',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.LogForward.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.LogOrder.FromString,
                 _registered_method=True)
 
 
@@ -83,6 +113,27 @@ class RayletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PrepareBundles(self, request, context):
+        """idempotent by group_id and attempt
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitBundles(self, request, context):
+        """idempotent by group_id and attempt
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReturnBundles(self, request, context):
+        """idempotent by group_id and attempt
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """read only
         """
@@ -91,6 +142,20 @@ class RayletServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Objects(self, request, context):
+        """read only
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLogs(self, request, context):
+        """read only
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadLog(self, request, context):
         """read only
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -113,6 +178,15 @@ class RayletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForwardLogs(self, request_iterator, context):
+        """What one node's workers print for a driver of another. A broken line is opened again and goes on where the driver's
+        node says that it stands. NOT_FOUND: no driver there wants it.
+        idempotent by file and offset
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RayletServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +200,21 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.KillActorOnNodeRequest.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.KillActorOnNodeReply.SerializeToString,
             ),
+            'PrepareBundles': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareBundles,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.PrepareBundlesRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.PrepareBundlesReply.SerializeToString,
+            ),
+            'CommitBundles': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitBundles,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.CommitBundlesRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.CommitBundlesReply.SerializeToString,
+            ),
+            'ReturnBundles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReturnBundles,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.ReturnBundlesRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.ReturnBundlesReply.SerializeToString,
+            ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.NodeStatusRequest.FromString,
@@ -136,6 +225,16 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.SerializeToString,
             ),
+            'ListLogs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLogs,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.ListLogsRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.ListLogsReply.SerializeToString,
+            ),
+            'ReadLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadLog,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.ReadLogRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.ReadLogReply.SerializeToString,
+            ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.FromString,
@@ -145,6 +244,11 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     servicer.Borrow,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.LoanOrders.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.LoanNews.SerializeToString,
+            ),
+            'ForwardLogs': grpc.stream_stream_rpc_method_handler(
+                    servicer.ForwardLogs,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.LogForward.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.LogOrder.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -212,6 +316,87 @@ class RayletService:
             _registered_method=True)
 
     @staticmethod
+    def PrepareBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/PrepareBundles',
+            skate_dot_v1_dot_raylet__pb2.PrepareBundlesRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.PrepareBundlesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/CommitBundles',
+            skate_dot_v1_dot_raylet__pb2.CommitBundlesRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.CommitBundlesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReturnBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/ReturnBundles',
+            skate_dot_v1_dot_raylet__pb2.ReturnBundlesRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.ReturnBundlesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Status(request,
             target,
             options=(),
@@ -266,6 +451,60 @@ class RayletService:
             _registered_method=True)
 
     @staticmethod
+    def ListLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/ListLogs',
+            skate_dot_v1_dot_raylet__pb2.ListLogsRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.ListLogsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/ReadLog',
+            skate_dot_v1_dot_raylet__pb2.ReadLogRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.ReadLogReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Shutdown(request,
             target,
             options=(),
@@ -309,6 +548,33 @@ class RayletService:
             '/skate.v1.RayletService/Borrow',
             skate_dot_v1_dot_raylet__pb2.LoanOrders.SerializeToString,
             skate_dot_v1_dot_raylet__pb2.LoanNews.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForwardLogs(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/skate.v1.RayletService/ForwardLogs',
+            skate_dot_v1_dot_raylet__pb2.LogForward.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.LogOrder.FromString,
             options,
             channel_credentials,
             insecure,

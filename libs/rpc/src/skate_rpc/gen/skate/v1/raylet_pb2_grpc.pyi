@@ -35,9 +35,19 @@ class RayletServiceStub:
     """idempotent by actor_id and incarnation"""
     KillActor: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.KillActorOnNodeRequest, _raylet_pb2.KillActorOnNodeReply]
     """idempotent"""
+    PrepareBundles: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.PrepareBundlesRequest, _raylet_pb2.PrepareBundlesReply]
+    """idempotent by group_id and attempt"""
+    CommitBundles: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.CommitBundlesRequest, _raylet_pb2.CommitBundlesReply]
+    """idempotent by group_id and attempt"""
+    ReturnBundles: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ReturnBundlesRequest, _raylet_pb2.ReturnBundlesReply]
+    """idempotent by group_id and attempt"""
     Status: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeStatusRequest, _raylet_pb2.NodeStatusReply]
     """read only"""
     Objects: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]
+    """read only"""
+    ListLogs: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ListLogsRequest, _raylet_pb2.ListLogsReply]
+    """read only"""
+    ReadLog: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ReadLogRequest, _raylet_pb2.ReadLogReply]
     """read only"""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]
     """idempotent"""
@@ -45,6 +55,11 @@ class RayletServiceStub:
     """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
     the loans of a borrower that is not heard of for ten seconds end.
     idempotent by ask_id
+    """
+    ForwardLogs: _grpc.StreamStreamMultiCallable[_raylet_pb2.LogForward, _raylet_pb2.LogOrder]
+    """What one node's workers print for a driver of another. A broken line is opened again and goes on where the driver's
+    node says that it stands. NOT_FOUND: no driver there wants it.
+    idempotent by file and offset
     """
 
 @_typing.type_check_only
@@ -54,9 +69,19 @@ class RayletServiceAsyncStub(RayletServiceStub):
     """idempotent by actor_id and incarnation"""
     KillActor: _aio.UnaryUnaryMultiCallable[_raylet_pb2.KillActorOnNodeRequest, _raylet_pb2.KillActorOnNodeReply]  # type: ignore[assignment]
     """idempotent"""
+    PrepareBundles: _aio.UnaryUnaryMultiCallable[_raylet_pb2.PrepareBundlesRequest, _raylet_pb2.PrepareBundlesReply]  # type: ignore[assignment]
+    """idempotent by group_id and attempt"""
+    CommitBundles: _aio.UnaryUnaryMultiCallable[_raylet_pb2.CommitBundlesRequest, _raylet_pb2.CommitBundlesReply]  # type: ignore[assignment]
+    """idempotent by group_id and attempt"""
+    ReturnBundles: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ReturnBundlesRequest, _raylet_pb2.ReturnBundlesReply]  # type: ignore[assignment]
+    """idempotent by group_id and attempt"""
     Status: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeStatusRequest, _raylet_pb2.NodeStatusReply]  # type: ignore[assignment]
     """read only"""
     Objects: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]  # type: ignore[assignment]
+    """read only"""
+    ListLogs: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ListLogsRequest, _raylet_pb2.ListLogsReply]  # type: ignore[assignment]
+    """read only"""
+    ReadLog: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ReadLogRequest, _raylet_pb2.ReadLogReply]  # type: ignore[assignment]
     """read only"""
     Shutdown: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]  # type: ignore[assignment]
     """idempotent"""
@@ -64,6 +89,11 @@ class RayletServiceAsyncStub(RayletServiceStub):
     """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
     the loans of a borrower that is not heard of for ten seconds end.
     idempotent by ask_id
+    """
+    ForwardLogs: _aio.StreamStreamMultiCallable[_raylet_pb2.LogForward, _raylet_pb2.LogOrder]  # type: ignore[assignment]
+    """What one node's workers print for a driver of another. A broken line is opened again and goes on where the driver's
+    node says that it stands. NOT_FOUND: no driver there wants it.
+    idempotent by file and offset
     """
 
 class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -84,6 +114,30 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         """idempotent"""
 
     @_abc_1.abstractmethod
+    def PrepareBundles(
+        self,
+        request: _raylet_pb2.PrepareBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.PrepareBundlesReply, _abc.Awaitable[_raylet_pb2.PrepareBundlesReply]]:
+        """idempotent by group_id and attempt"""
+
+    @_abc_1.abstractmethod
+    def CommitBundles(
+        self,
+        request: _raylet_pb2.CommitBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.CommitBundlesReply, _abc.Awaitable[_raylet_pb2.CommitBundlesReply]]:
+        """idempotent by group_id and attempt"""
+
+    @_abc_1.abstractmethod
+    def ReturnBundles(
+        self,
+        request: _raylet_pb2.ReturnBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.ReturnBundlesReply, _abc.Awaitable[_raylet_pb2.ReturnBundlesReply]]:
+        """idempotent by group_id and attempt"""
+
+    @_abc_1.abstractmethod
     def Status(
         self,
         request: _raylet_pb2.NodeStatusRequest,
@@ -97,6 +151,22 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _raylet_pb2.NodeObjectsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_raylet_pb2.NodeObjectsReply, _abc.Awaitable[_raylet_pb2.NodeObjectsReply]]:
+        """read only"""
+
+    @_abc_1.abstractmethod
+    def ListLogs(
+        self,
+        request: _raylet_pb2.ListLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.ListLogsReply, _abc.Awaitable[_raylet_pb2.ListLogsReply]]:
+        """read only"""
+
+    @_abc_1.abstractmethod
+    def ReadLog(
+        self,
+        request: _raylet_pb2.ReadLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.ReadLogReply, _abc.Awaitable[_raylet_pb2.ReadLogReply]]:
         """read only"""
 
     @_abc_1.abstractmethod
@@ -116,6 +186,17 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
         the loans of a borrower that is not heard of for ten seconds end.
         idempotent by ask_id
+        """
+
+    @_abc_1.abstractmethod
+    def ForwardLogs(
+        self,
+        request_iterator: _MaybeAsyncIterator[_raylet_pb2.LogForward],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_raylet_pb2.LogOrder], _abc.AsyncIterator[_raylet_pb2.LogOrder]]:
+        """What one node's workers print for a driver of another. A broken line is opened again and goes on where the driver's
+        node says that it stands. NOT_FOUND: no driver there wants it.
+        idempotent by file and offset
         """
 
 def add_RayletServiceServicer_to_server(servicer: RayletServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
