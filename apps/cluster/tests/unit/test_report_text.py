@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from skate_cluster.report import Lease, Node, PendingLease, PlacementGroup, Report
 from skate_cluster.report_text import format_bytes, format_report
 
@@ -85,6 +87,7 @@ def test_format_bytes_has_binary_units() -> None:
     ]
 
 
+@pytest.mark.surface("P16")
 def test_report_placement_groups_are_counted_and_waiting_ones_say_why() -> None:
     def group(name: str, state: str, reason: str = "") -> PlacementGroup:
         return PlacementGroup("ab" * 18, name, state, "PACK", [{"CPU": 2.0}], [""], reason, 7.0)
