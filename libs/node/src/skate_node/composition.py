@@ -27,6 +27,7 @@ from skate_core_ids import NodeID
 from skate_gcs import GcsConfig, GcsServer
 from skate_node.endpoints import NodeEndpoints, plan_endpoints, reachable_from_here
 from skate_node.failures import ComponentFailedError, blame
+from skate_node.gcs_process import GcsProcess
 from skate_node.launch_protocol import Launch, ReadyNode, ReadyWriter
 from skate_node.node_metrics import NodeMetrics
 from skate_node.resources import ResourceDetector, node_resources, store_capacity_bytes
@@ -64,6 +65,7 @@ class Components:
     """How each part is made."""
 
     gcs: Callable[[GcsConfig], GcsServer] = GcsServer
+    gcs_process: Callable[[GcsConfig, str], GcsProcess] = GcsProcess
     raylet: Callable[..., Raylet] = Raylet
     metrics: Callable[..., NodeMetrics] = NodeMetrics
 
@@ -140,7 +142,7 @@ class NodeService:
         self._node_id = NodeID(zygote.node_id)
         self._zygote = zygote
         self._started = contextlib.AsyncExitStack()
-        self._gcs: GcsServer | None = None
+        self._gcs: GcsServer | GcsProcess | None = None
         self._raylet: Raylet | None = None
 
     async def start(self) -> ReadyNode:
@@ -226,7 +228,12 @@ class NodeService:
         if storage is None:
             path = os.path.join(self._launch.session_dir, "gcs.sqlite")
             storage = "memory" if self._launch.starter_pid else f"sqlite:{path}"
-        gcs = self._components.gcs(GcsConfig(endpoint=plan.gcs, token=token, storage=storage))
+        config = GcsConfig(endpoint=plan.gcs, token=token, storage=storage)
+        gcs: GcsServer | GcsProcess
+        if storage == "memory":
+            gcs = self._components.gcs(config)
+        else:
+            gcs = self._components.gcs_process(config, self._launch.session_dir)
         bound = await gcs.start()
         self._gcs = gcs
         self._started.push_async_callback(gcs.stop, GCS_GRACE_S)

@@ -83,7 +83,11 @@ class GcsServer:
             raise RuntimeError("This GCS has been started already.")
         self._stopped = asyncio.get_running_loop().create_future()
         storage = self._storage = await asyncio.to_thread(
-            open_storage, config.storage, Table, config.holder or uuid.uuid4().hex
+            open_storage,
+            config.storage,
+            Table,
+            config.holder or uuid.uuid4().hex,
+            config.storage_wait_s,
         )
         try:
             self.cluster_id = await asyncio.to_thread(_settle_cluster_id, storage, config)
