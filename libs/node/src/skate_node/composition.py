@@ -228,7 +228,12 @@ class NodeService:
         if storage is None:
             path = os.path.join(self._launch.session_dir, "gcs.sqlite")
             storage = "memory" if self._launch.starter_pid else f"sqlite:{path}"
-        config = GcsConfig(endpoint=plan.gcs, token=token, storage=storage)
+        config = GcsConfig(
+            endpoint=plan.gcs,
+            token=token,
+            storage=storage,
+            advertised_host="" if plan.gcs.startswith("unix:") else plan.ip_address,
+        )
         gcs: GcsServer | GcsProcess
         if storage == "memory":
             gcs = self._components.gcs(config)
@@ -292,6 +297,7 @@ class NodeService:
             is_tracing=is_tracing,
             zygote_command=self._zygote.command,
             worker_umask=self._launch.umask,
+            gcs_reconnect_s=options.gcs_reconnect_s,
         )
         if options.workers_max is None:
             return config
@@ -318,6 +324,9 @@ class NodeService:
         write_record(record)
         if config.is_head and not is_owned:
             set_current(record)
+        raylet.on_gcs_moved = lambda endpoint: write_record(
+            dataclasses.replace(record, gcs_endpoint=endpoint)
+        )
         return record
 
 

@@ -54,6 +54,7 @@ async def _serve() -> int:
             storage=begin.storage,
             storage_wait_s=begin.storage_wait_s,
             holder=begin.holder,
+            advertised_host=begin.advertised_host,
         )
     )
     try:

@@ -30,6 +30,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     storage: str
     holder: str
     storage_wait_s: float
+    advertised_host: str
     log_path: str
     parent_pid: int
 

@@ -147,6 +147,7 @@ class GcsProcess:
                 self._config.storage,
                 self._config.holder or os.path.basename(self._session_dir),
                 wait_s,
+                self._config.advertised_host,
                 os.path.join(logs, "gcs.log"),
                 os.getpid(),
             )

@@ -17,10 +17,16 @@ class GcsClient:
     """Every service of the GCS over one channel."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, target: str = "", retry: RetryPolicy | None = None
+        self,
+        channel: grpc.aio.Channel,
+        target: str = "",
+        retry: RetryPolicy | None = None,
+        patience_s: float = 0.0,
     ) -> None:
-        """``target`` is named in errors. The channel stays the caller's to close."""
-        caller = Caller(channel, target, retry)
+        """``target`` is named in errors; ``patience_s``: calls without a ``timeout_s`` wait for at
+        least this long. The channel stays the caller's to close.
+        """
+        caller = Caller(channel, target, retry, patience_s)
         self.nodes = NodeClient(caller)
         self.jobs = JobClient(caller)
         self.actors = ActorClient(caller)
@@ -36,15 +42,16 @@ class NodeClient:
         self._caller = caller
         self._stub = gcs_pb2_grpc.NodeServiceStub(caller.channel)
 
-    async def register(self, node: gcs_pb2.NodeInfo, *, timeout_s: float | None = None) -> str:
-        """Announce a node; returns the cluster's id."""
-        reply = await self._caller.unary(
+    async def register(
+        self, node: gcs_pb2.NodeInfo, *, timeout_s: float | None = None
+    ) -> gcs_pb2.RegisterNodeReply:
+        """Announce a node; returns the cluster's id and the life of its GCS."""
+        return await self._caller.unary(
             "NodeService.Register",
             self._stub.Register,
             gcs_pb2.RegisterNodeRequest(node=node),
             timeout_s,
         )
-        return reply.cluster_id
 
     async def unregister(
         self,
@@ -68,14 +75,24 @@ class NodeClient:
         )
         return reply.nodes
 
+    async def drain(
+        self, node_id: bytes, drain: gcs_pb2.DrainInfo, *, timeout_s: float | None = None
+    ) -> gcs_pb2.DrainNodeReply:
+        """Have a node take no new work and leave. ``accepted`` is True for a dead one too."""
+        return await self._caller.unary(
+            "NodeService.Drain",
+            self._stub.Drain,
+            gcs_pb2.DrainNodeRequest(node_id=node_id, drain=drain),
+            timeout_s,
+        )
+
     async def report_resources(
         self, report: gcs_pb2.ReportResourcesRequest, *, timeout_s: float | None = None
-    ) -> bool:
-        """Send the heartbeat; False: the GCS thinks this node dead, and it must exit."""
-        reply = await self._caller.unary(
+    ) -> gcs_pb2.ReportResourcesReply:
+        """Send the heartbeat; ``known`` False: the GCS thinks this node dead, and it must exit."""
+        return await self._caller.unary(
             "NodeService.ReportResources", self._stub.ReportResources, report, timeout_s
         )
-        return reply.known
 
 
 class JobClient:

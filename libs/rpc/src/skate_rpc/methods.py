@@ -52,6 +52,8 @@ _TABLE = (
     Method("NodeService", "Register", _IDEMPOTENT, "node_id"),
     Method("NodeService", "Unregister", _IDEMPOTENT, "node_id"),
     Method("NodeService", "List", _READ, ""),
+    # Repeated, it states the same wish; the node asks itself again whether it is idle.
+    Method("NodeService", "Drain", _IDEMPOTENT, "node_id"),
     Method("NodeService", "ReportResources", _IDEMPOTENT, "node_id and version"),
     Method("JobService", "Add", _IDEMPOTENT, "the driver's worker_id"),
     Method("JobService", "Finish", _IDEMPOTENT, "job_id"),
@@ -77,6 +79,8 @@ _TABLE = (
     Method("RayletService", "Objects", _READ, ""),
     Method("RayletService", "Status", _READ, ""),
     Method("RayletService", "Shutdown", _IDEMPOTENT, "the node"),
+    Method("RayletService", "Drain", _IDEMPOTENT, "the node"),
+    Method("RayletService", "MoveGcs", _IDEMPOTENT, "gcs_life"),
     Method("RayletService", "Borrow", _IDEMPOTENT, "the borrower and its ask_id", deadline_s=None),
 )
 

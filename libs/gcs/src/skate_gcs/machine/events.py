@@ -18,6 +18,7 @@ from skate_gcs.machine.records import (
     ActorSpec,
     Address,
     DeathCause,
+    DrainRecord,
     JobRecord,
     NodeRecord,
     WorkerRecord,
@@ -66,6 +67,14 @@ class ResourcesReported(Request[answers.Accepted], frozen=True):
     version: int
     available: Mapping[str, int]
     total: Mapping[str, int]
+    drain: DrainRecord | None = None  # as the node knows it
+
+
+class NodeDrained(Request[answers.Accepted], frozen=True):
+    """A node has agreed to leave. Answered False when it is dead or unknown. Key: node_id."""
+
+    node_id: bytes
+    drain: DrainRecord
 
 
 class ListNodes(Query[answers.Nodes], frozen=True):
@@ -280,6 +289,7 @@ Change = (
     NodeRegistered
     | NodeUnregistered
     | ResourcesReported
+    | NodeDrained
     | JobAdded
     | JobFinished
     | ActorRegistered

@@ -58,6 +58,7 @@ class ActorHost:
     processes: LocalProcesses
     tell: Callable[[NodeEvent], None]
     is_closing: bool = False  # the node stops: what it does not start is another's to start
+    is_draining: bool = False
     _actors: dict[_Life, _Actor] = field(default_factory=dict)
     _ended: dict[_Life, None] = field(default_factory=dict)
 
@@ -68,6 +69,8 @@ class ActorHost:
             return ""
         if self.is_closing:
             return "The node is shutting down."
+        if self.is_draining:
+            return "The node is draining: it is to leave."
         placement = ResourceSet(spec.placement_resources.amounts)
         running = ResourceSet(spec.running_resources.amounts)
         for needs in (placement, running):

@@ -16,7 +16,7 @@ from skate_raylet.service.actor_host import ActorHost
 from skate_raylet.service.convert import death_from_proto, resources_to_proto
 from skate_raylet.service.local_process import LocalProcesses
 from skate_raylet.service.object_reporter import ObjectReporter
-from skate_rpc.gen.skate.v1 import raylet_pb2, raylet_pb2_grpc
+from skate_rpc.gen.skate.v1 import gcs_pb2, raylet_pb2, raylet_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -36,6 +36,8 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
             [AsyncIterator[raylet_pb2.LoanOrders]], AsyncGenerator[raylet_pb2.LoanNews, None]
         ],
         objects: ObjectReporter,
+        drain: Callable[[gcs_pb2.DrainInfo], str],
+        follow_gcs: Callable[[str, str, int], bool],
     ) -> None:
         self._machine = machine
         self._actors = actors
@@ -45,6 +47,8 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         self._shut_down = shut_down
         self._serve_borrower = serve_borrower
         self._objects = objects
+        self._drain = drain
+        self._follow_gcs = follow_gcs
 
     async def StartActor(  # noqa: N802  gRPC's name
         self, request: raylet_pb2.StartActorRequest, context: Context
@@ -90,6 +94,20 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
                 waiting_s=now_s - waiting.reason.since_s,
             )
         return reply
+
+    async def Drain(  # noqa: N802
+        self, request: raylet_pb2.DrainRequest, context: Context
+    ) -> raylet_pb2.DrainReply:
+        """Agree to leave, or say why not."""
+        rejection = self._drain(request.drain)
+        return raylet_pb2.DrainReply(accepted=not rejection, rejection=rejection)
+
+    async def MoveGcs(  # noqa: N802
+        self, request: raylet_pb2.MoveGcsRequest, context: Context
+    ) -> raylet_pb2.MoveGcsReply:
+        """Follow the GCS to where it is now."""
+        accepted = self._follow_gcs(request.endpoint, request.cluster_id, request.gcs_life)
+        return raylet_pb2.MoveGcsReply(accepted=accepted)
 
     async def Objects(  # noqa: N802
         self, request: raylet_pb2.NodeObjectsRequest, context: Context
