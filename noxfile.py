@@ -187,14 +187,20 @@ def integration(session: nox.Session) -> None:
     run_pytest(session, "tests", "-m", "not chaos")
 
 
+@nox.session
+def joblib(session: nox.Session) -> None:
+    """Test the back end of joblib with scikit-learn, which nothing else here needs."""
+    install(session, MEMBERS.values(), *TESTING, *INTEGRATION, "joblib", "scikit-learn")
+    run_pytest(session, "tests/integration/test_util_joblib.py")
+
+
 @nox.session(default=False)
 def sim(session: nox.Session) -> None:
-    """More seeds of the worker's simulation, and every planted bug:
-    ``nox -s sim -- --seeds 200000``.
-    """
-    member = MEMBERS["worker"]
-    install(session, closure(member, MEMBERS), *TESTING, tested=[member])
-    run_pytest(session, "libs/worker/tests/sim", "-k", "random_sessions or planted")
+    """More seeds of the simulations, and every planted bug: ``nox -s sim -- --seeds 200000``."""
+    member = MEMBERS["sim"]
+    install(session, closure(member, MEMBERS), *TESTING, tested=[member, MEMBERS["worker"]])
+    which = "random_sessions or under_faults or planted"
+    run_pytest(session, "libs/worker/tests/sim", "libs/sim/tests/sim", "-k", which)
 
 
 @nox.session(default=False)
@@ -232,5 +238,5 @@ def ci(session: nox.Session) -> None:
         session.notify(name)
     for key in MEMBERS:
         session.notify(f"tests({key})")
-    for name in ("integration", "bench_smoke"):
+    for name in ("integration", "joblib", "bench_smoke"):
         session.notify(name)

@@ -136,7 +136,7 @@ def _pool_rounds(submissions: list[Submission]) -> Callable[[], None]:
             pool.submit(queue, submission)
         while pool.refill(lease) or lease.in_flight:
             for task_id in list(lease.in_flight):
-                pool.done(lease, task_id, 1e-6, 0.0)
+                pool.done(lease, task_id, 0, 1e-6, 0.0)
 
     return run
 

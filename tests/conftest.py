@@ -23,8 +23,9 @@ RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--faults`` sizes the chaos tests, ``--chaos-seed`` repeats one."""
+    """``--faults`` and ``--log-lines`` size tests, ``--chaos-seed`` repeats one."""
     parser.addoption("--faults", type=int, default=50, help="faults that a chaos test injects")
+    parser.addoption("--log-lines", type=int, default=3000, help="lines that each worker prints")
     parser.addoption("--chaos-seed", type=int, help="seed of the chaos tests; random if not given")
 
 
@@ -32,6 +33,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def faults(request: pytest.FixtureRequest) -> int:
     """How many faults to inject."""
     count: int = request.config.getoption("--faults")
+    return count
+
+
+@pytest.fixture
+def log_lines(request: pytest.FixtureRequest) -> int:
+    """How many lines each worker of the log test prints."""
+    count: int = request.config.getoption("--log-lines")
     return count
 
 

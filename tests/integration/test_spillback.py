@@ -390,6 +390,46 @@ def test_labelled_work_waits_for_a_node_that_joins(nodes: Cluster) -> None:
     assert skate.get([task, place], timeout=WAIT_S) == [late.node_id] * 2
 
 
+@skate.remote
+def make_bytes(size: int) -> bytes:
+    return bytes(size)
+
+
+@skate.remote
+def where_with(*values: bytes) -> str:
+    node_id: str = skate.get_runtime_context().get_node_id()
+    return node_id
+
+
+@pytest.mark.surface("L3")
+def test_tasks_run_where_most_bytes_of_their_arguments_lie(nodes: Cluster, tmp_path: Path) -> None:
+    head = nodes.add_node(num_cpus=4)
+    small = nodes.add_node(num_cpus=1, resources={"small": 1})
+    large = nodes.add_node(num_cpus=1, resources={"large": 1})
+    nodes.connect()
+    little = make_bytes.options(resources={"small": 1}).remote(1 << 20)
+    much = make_bytes.options(resources={"large": 1}).remote(3 << 20)
+    skate.wait([little, much], num_returns=2, timeout=WAIT_S, fetch_local=False)
+
+    def place(task: Any, *values: Any) -> str:
+        wait_for(lambda: free("CPU") == 6, "every node is idle")
+        found: str = skate.get(task.remote(*values), timeout=WAIT_S)
+        return found
+
+    assert place(where_with, little, much) == large.node_id
+    assert place(where_with, little) == small.node_id
+    assert place(where_with) == head.node_id
+    bound = where_with.options(label_selector={"ray.io/node-id": head.node_id})
+    assert place(bound, much) == head.node_id
+
+    busy = note_and_wait.options(resources={"large": 1}).remote(str(tmp_path), "t0")
+    wait_for(lambda: list(tmp_path.glob("t*")), "the node with the argument is busy")
+    elsewhere = skate.get(where_with.remote(much), timeout=WAIT_S)
+    assert elsewhere in {head.node_id, small.node_id}
+    (tmp_path / "go").touch()
+    assert skate.get(busy, timeout=WAIT_S) == large.node_id
+
+
 def place_of(actor: Any) -> str:
     try:
         place: str = skate.get(actor.place.remote(), timeout=WAIT_S)

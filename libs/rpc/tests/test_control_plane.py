@@ -831,6 +831,7 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
         Shutdown=raylet_pb2.ShutdownNodeReply(),
         Objects=raylet_pb2.NodeObjectsReply(nodes=[msgspec.msgpack.encode(NodeObjects(b"n"))]),
         Borrow=raylet_pb2.LoanNews(),  # tested below: it is no call with one answer
+        ForwardLogs=raylet_pb2.LogOrder(),  # as Borrow; tested with the raylet
     )
 
     async def test() -> None:

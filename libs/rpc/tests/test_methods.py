@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from skate_rpc.gen.skate.v1 import gcs_pb2, raylet_pb2
-from skate_rpc.methods import METHODS, Repeat
+from skate_rpc.methods import METHODS
+from skate_rpc.repeats import Repeat
 
 
 def declared_methods() -> dict[str, bool]:

@@ -11,6 +11,7 @@ from skate.runtime_env import EnvVars, check_runtime_env
 from skate_node import NodeOptions
 
 ADDRESS_VARIABLE: Final = "SKATE_ADDRESS"
+LOGS_VARIABLE: Final = "SKATE_LOG_TO_DRIVER"
 LOCAL: Final = "local"
 AUTO: Final = "auto"
 
@@ -35,7 +36,6 @@ _ASKS_FOR_NOTHING: Final[dict[str, tuple[Any, ...]]] = {
     "enable_resource_isolation": (None, False),
     "include_dashboard": (None, False),
     "job_config": (None,),
-    "log_to_driver": (None, True, False),
     "logging_config": (None,),
     "logging_format": (None,),
     "logging_level": (None, 20, "info"),
@@ -60,6 +60,7 @@ _GONE: Final = {
 _ALL: Final = (
     "address",
     "ignore_reinit_error",
+    "log_to_driver",
     "namespace",
     "runtime_env",
     *_NODE_FIELDS,
@@ -80,6 +81,8 @@ class InitOptions:
     namespace: str
     env_vars: EnvVars
     temp_dir: str | None
+    shows_logs: bool
+    """Print what the job's workers print."""
 
 
 def parse_init_options(options: dict[str, Any]) -> InitOptions:
@@ -112,6 +115,7 @@ def parse_init_options(options: dict[str, Any]) -> InitOptions:
         namespace=namespace,
         env_vars=env_vars,
         temp_dir=node_values.get("temp_dir"),
+        shows_logs=_shows_logs(given.get("log_to_driver", True)),
     )
 
 
@@ -130,6 +134,13 @@ def _check_known(name: str, value: Any) -> None:
     allowed = _ASKS_FOR_NOTHING.get(name)
     if allowed is not None and value not in allowed:
         raise ValueError(f"init() does not support {name}={value!r} yet; leave it out.")
+
+
+def _shows_logs(value: Any) -> bool:
+    """Whether to print what workers print; ``SKATE_LOG_TO_DRIVER=0`` silences them (SURFACE W6)."""
+    if not isinstance(value, bool):
+        raise TypeError(f"log_to_driver must be a bool, got {type(value).__name__}.")
+    return value and os.environ.get(LOGS_VARIABLE, "1") != "0"
 
 
 def _namespace(value: Any) -> str:

@@ -14,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from skate.context import SessionContext
+from skate.import_alias import setup_vars
 from skate.runtime_env import EnvVars, inherited, merge
 from skate.uninterrupted import note_exit, run_whole
 from skate_worker.current import current_core, set_current_core
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 AUTO_INIT_VARIABLE: Final = "SKATE_ENABLE_AUTO_CONNECT"
 SIGTERM_EXIT_CODE: Final = 15
+LOGS_FLUSH_S: Final = 0.5  # for the last lines of the workers, when the session ends
 
 
 class _Session:
@@ -32,7 +34,7 @@ class _Session:
 
     def __init__(self, options: InitOptions) -> None:
         self._options = options
-        self.env_vars: EnvVars = merge((), options.env_vars)
+        self.env_vars: EnvVars = merge(merge((), setup_vars()), options.env_vars)
         self.core: CoreWorker | None = None
         self.node: RunningNode | None = None
         self.context: SessionContext | None = None
@@ -53,6 +55,7 @@ class _Session:
                 sys_path=[os.path.abspath(entry) for entry in sys.path],
                 on_raylet_lost=self._note_lost,
                 ip_address=facts["ip_address"],
+                shows_logs=self._options.shows_logs,
                 # '' stands for the folder that this process is in, which a worker may not be.
             )
             self.context = _make_context(self.core, facts)
@@ -69,6 +72,8 @@ class _Session:
         node, self.node = self.node, None
         try:
             if core is not None:
+                if self._options.shows_logs and not self.is_lost:
+                    core.flush_logs(LOGS_FLUSH_S)
                 core.close()
         finally:
             if node is not None:
@@ -123,6 +128,7 @@ def init(
     ignore_reinit_error: bool = False,
     namespace: str | None = None,
     runtime_env: dict[str, Any] | None = None,
+    log_to_driver: bool = True,
     **more: Any,
 ) -> SessionContext:
     """Start a local cluster and connect to it, or connect to a running one.
@@ -141,6 +147,8 @@ def init(
         ignore_reinit_error: Return the present session instead of raising when there is one.
         namespace: Where names of actors belong; anonymous by default.
         runtime_env: ``{"env_vars": {...}}`` for everything that this session starts.
+        log_to_driver: Print what tasks and actors print, each line behind ``(name pid=N)``;
+            ``SKATE_LOG_TO_DRIVER=0`` has the same effect as False.
         **more: Further options of Ray, where they ask for what Skate does anyway.
 
     Raises:
@@ -162,6 +170,7 @@ def init(
             "object_store_memory": object_store_memory,
             "namespace": namespace,
             "runtime_env": runtime_env,
+            "log_to_driver": log_to_driver,
             **more,
         }
     )

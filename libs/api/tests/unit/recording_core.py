@@ -31,6 +31,10 @@ class RecordingCore:
         self.rows: list[Any] = []
         self.node_rows: list[Any] = []
 
+    def flush_logs(self, timeout_s: float) -> bool:
+        self.calls.append(("flush_logs", timeout_s))
+        return True
+
     def export(self, value: Any) -> bytes:
         self.exports.append(value)
         return b"id%d" % len(self.exports)

@@ -101,6 +101,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Any:
         ({"labels": {"a": 1}}, TypeError, "labels"),
         ({"namespace": ""}, ValueError, "namespace"),
         ({"namespace": 3}, TypeError, "namespace"),
+        ({"log_to_driver": "yes"}, TypeError, "log_to_driver"),
         ({"runtime_env": {"pip": []}}, ValueError, "'pip' is not supported yet"),
         ({"runtime_env": {"env_vars": {"A": 1}}}, TypeError, "strings"),
         ({"_temp_dir": "relative"}, ValueError, "absolute"),
@@ -146,13 +147,28 @@ def test_init_options_that_ask_for_nothing_are_accepted() -> None:
             "local_mode": False,
             "include_dashboard": False,
             "dashboard_port": 8265,
-            "log_to_driver": True,
             "configure_logging": True,
             "_system_config": {},
         }
     )
 
     assert options.may_start
+
+
+def test_logs_are_shown_unless_an_argument_or_the_environment_says_no(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert parse_init_options({}).shows_logs
+    assert not parse_init_options({"log_to_driver": False}).shows_logs
+    monkeypatch.setenv("SKATE_LOG_TO_DRIVER", "0")
+    assert not parse_init_options({"log_to_driver": True}).shows_logs
+
+
+def test_shutdown_waits_for_the_last_lines_only_if_they_are_shown(world: World) -> None:
+    for shows_logs in (True, False):
+        skate.init(log_to_driver=shows_logs)
+        skate.shutdown()
+        assert [call[0] for call in world.cores[-1].calls] == ["flush_logs"] * shows_logs
 
 
 def test_tracing_follows_the_standard_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -474,6 +474,48 @@ def test_impatient_request_fails_when_the_node_says_that_it_is_busy(desk: Desk) 
     assert refusal.kind == "unschedulable"
 
 
+def near(*places: tuple[bytes, int], strategy: on.Strategy = on.DEFAULT_STRATEGY) -> Any:
+    return on.LeaseRequested(DRIVER, 1, JOB, amounts(CPU=1), strategy=strategy, near=places)
+
+
+def test_request_goes_to_the_node_with_most_bytes_of_its_arguments(desk: Desk) -> None:
+    desk.see(THERE, {"CPU": 1}, CPU=1)
+    desk.see(THIRD, {"CPU": 9}, CPU=9)
+
+    asked(desk.tell(near((THERE, 9), (THIRD, 5))))
+
+
+def test_request_goes_to_the_next_near_node_while_the_nearest_is_full(desk: Desk) -> None:
+    desk.see(THERE, {}, CPU=1)
+    desk.see(THIRD, {"CPU": 9}, CPU=9)
+
+    asked(desk.tell(near((THERE, 9), (THIRD, 5))), THIRD)
+
+
+def test_request_whose_near_nodes_are_full_or_gone_is_placed_as_any_other(desk: Desk) -> None:
+    desk.see(THERE, {}, CPU=1)
+    desk.tell(loan.NodeGone(THIRD, GONE))
+
+    assert only(do.StartWorker, desk.tell(near((THIRD, 9), (THERE, 5))))
+
+
+def test_strategy_comes_before_the_place_of_the_arguments(desk: Desk) -> None:
+    desk.see(THERE, {"CPU": 1}, CPU=1)
+
+    said = desk.tell(near((THERE, 9), strategy=on.Strategy(node_id=HERE)))
+
+    assert only(do.StartWorker, said)
+
+
+def test_waiting_request_moves_to_a_near_node_that_gets_room(desk: Desk) -> None:
+    desk.fill()
+    desk.see(THERE, {}, CPU=1)
+    assert desk.tell(near((THERE, 9))) == []
+    desk.see(THIRD, {"CPU": 0.5}, CPU=1)
+
+    asked(desk.see(THERE, {"CPU": 1}, CPU=1))
+
+
 # ---- lending ----
 
 

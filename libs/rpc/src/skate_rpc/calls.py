@@ -22,7 +22,8 @@ from skate_rpc.errors import (
     RpcTimeoutError,
     RpcUnavailableError,
 )
-from skate_rpc.methods import DEFAULT_DEADLINE_S, METHODS, Method, Repeat
+from skate_rpc.methods import DEFAULT_DEADLINE_S, METHODS, Method
+from skate_rpc.repeats import Repeat
 
 WRITE_FAILED = "Internal error from Core"  # gRPC's words
 

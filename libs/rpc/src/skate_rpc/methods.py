@@ -6,25 +6,15 @@ The clients retry by this table. A call that is missing here fails a test, so th
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from skate_rpc.repeats import Repeat
 
 DEFAULT_DEADLINE_S = 10.0
 KV_BYTES_PER_S = 10_000_000
 """The slowest transfer that is still waited for: a KV value adds its size over this to the
 deadline."""
-
-
-class Repeat(enum.Enum):
-    """What happens when a call reaches the server twice."""
-
-    READ_ONLY = "read only"
-    """Nothing changes: retried freely."""
-    IDEMPOTENT = "idempotent"
-    """The second has no effect beyond the first: retried freely."""
-    CONDITIONAL = "conditional"
-    """Idempotent for some arguments; the client's method says which, and retries only those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +72,7 @@ _TABLE = (
     Method("RayletService", "Drain", _IDEMPOTENT, "the node"),
     Method("RayletService", "MoveGcs", _IDEMPOTENT, "gcs_life"),
     Method("RayletService", "Borrow", _IDEMPOTENT, "the borrower and its ask_id", deadline_s=None),
+    Method("RayletService", "ForwardLogs", _IDEMPOTENT, "file and offset", deadline_s=None),
 )
 
 METHODS: Mapping[str, Method] = {method.full_name: method for method in _TABLE}

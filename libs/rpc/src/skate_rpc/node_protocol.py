@@ -24,6 +24,10 @@ PULL_FOR_GET = 0
 PULL_FOR_WAIT = 1
 PULL_FOR_ARGUMENT = 2
 
+LOG_LINES_UNDER_WAY_MAX = 16
+# A line of a worker's output that begins so names who prints what follows, and is not shown.
+LOG_NAME_MARK = "\x1e"
+
 
 Condition = tuple[str, int, tuple[str, ...]]
 """On a node's label: its key, the operator (numbers of gcs.proto), the values."""
@@ -51,6 +55,7 @@ class RegisterProcess(NodeMessage, tag=1):
     entrypoint: str = ""  # drivers: the command line, for people
     metadata: dict[str, str] = {}
     sys_path: list[str] = []  # drivers: where workers of the job look for modules (SURFACE I15)
+    wants_logs: bool = False  # drivers: send what the job's workers print
 
 
 class RequestLease(NodeMessage, tag=2):
@@ -66,6 +71,8 @@ class RequestLease(NodeMessage, tag=2):
     is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
     is_impatient: bool = False  # with ``node_id``: a busy node is like one that is too small
     labels: LabelRules | None = None
+    # Nodes and the bytes of arguments that they hold, most first: better than others with room.
+    near: list[tuple[bytes, int]] = []
 
 
 class CancelLeaseRequest(NodeMessage, tag=3):
@@ -162,6 +169,7 @@ class PullObject(NodeMessage, tag=15):
     owner_id: bytes  # the copy's tag in the store: it goes when the owner does
     node_ids: list[bytes]
     priority: int = 0  # PULL_FOR_GET, PULL_FOR_WAIT or PULL_FOR_ARGUMENT
+    arriving_at: list[bytes] = []  # nodes to ask before those, to which a copy is on its way
 
 
 class CancelPull(NodeMessage, tag=16):
@@ -201,6 +209,22 @@ class KnowOwner(NodeMessage, tag=21):
 
     owner_id: bytes
     node_id: bytes
+
+
+class LogsTaken(NodeMessage, tag=60):
+    """From a driver: it has printed all :class:`LogLines` up to this number."""
+
+    number: int
+
+
+class FlushLogs(NodeMessage, tag=61):
+    """From a driver: send what its workers have printed by now, wherever they are.
+
+    Answered by :class:`LogsFlushed`, behind the lines. A node that can not be reached is not waited
+    for; how long the rest is, the driver decides.
+    """
+
+    number: int
 
 
 # ---- raylet to process ----
@@ -319,6 +343,25 @@ class CopiesKept(NodeMessage, tag=44):
     node_id: bytes
     object_ids: list[bytes]  # that are primary copies now
     gone: list[bytes]  # that are not in that store any more
+
+
+class LogLines(NodeMessage, tag=62):
+    """To a driver: what a worker of its job printed; at most ``LOG_LINES_UNDER_WAY_MAX`` of these
+    are sent before :class:`LogsTaken`.
+    """
+
+    number: int  # from 1
+    name: str  # of the function or the actor's class; empty: not known
+    pid: int
+    ip: str  # where the worker runs; empty: on the driver's own node
+    is_error: bool  # from its stderr
+    lines: list[str]  # without line ends
+
+
+class LogsFlushed(NodeMessage, tag=63):
+    """All that :class:`FlushLogs` asked for has been sent."""
+
+    number: int
 
 
 class AskObjects(NodeMessage, tag=56):
@@ -537,6 +580,8 @@ FromProcess = (
     | DeleteCopies
     | KnowOwner
     | KeepCopies
+    | LogsTaken
+    | FlushLogs
 )
 FromRaylet = (
     ProcessRegistered
@@ -553,4 +598,6 @@ FromRaylet = (
     | NodeDied
     | CopiesKept
     | AskObjects
+    | LogLines
+    | LogsFlushed
 )

@@ -63,6 +63,15 @@ class RayletClient:
         """
         return self._caller.stream("RayletService.Borrow", self._stub.Borrow, orders)
 
+    def forward_logs(
+        self, items: AsyncIterator[raylet_pb2.LogForward]
+    ) -> AsyncGenerator[raylet_pb2.LogOrder, None]:
+        """Send what workers here print to their driver's node: ``items`` there, orders back.
+
+        The first of ``items`` says hello; the first order says where to go on.
+        """
+        return self._caller.stream("RayletService.ForwardLogs", self._stub.ForwardLogs, items)
+
     async def status(self, *, timeout_s: float | None = None) -> raylet_pb2.NodeStatusReply:
         """Leases, workers and store of the node at this moment."""
         return await self._caller.unary(

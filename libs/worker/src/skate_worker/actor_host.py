@@ -144,7 +144,13 @@ class _ConcurrentCalls:
     def success(self, peer: Peer, message: PushCall, value: Any, started_s: float) -> Any:
         run_us = int((time.perf_counter() - started_s) * 1e6)
         return self.outcomes.success(
-            peer, message.task_id, message.name, value, message.num_returns, run_us
+            peer,
+            message.task_id,
+            message.name,
+            value,
+            message.num_returns,
+            run_us,
+            message.attempt,
         )
 
     def failure(self, message: PushCall, error: BaseException, started_s: float) -> Any:
@@ -169,6 +175,7 @@ class _ConcurrentCalls:
             wall_s = time.time() - (time.perf_counter() - started_s)
             error = "failed" if getattr(outcome, "is_error", False) else ""
             tracer.ended_run(message, running_task.get().trace_parent, wall_s, error)
+        outcome.attempt = message.attempt
         send: Callable[[Any], None] = peer.connection.post
         ownership = self.core.ownership
         if ownership.untold:

@@ -19,7 +19,7 @@ from skate_worker.errors import (
     ActorUnschedulableError,
     TaskCancelledError,
 )
-from skate_worker.machine.actor_calls import CONNECTED, DEAD, ActorCalls
+from skate_worker.machine.actor_calls import CONNECTED, DEAD, WAITING, ActorCalls
 from skate_worker.node_client import NodeClient
 from skate_worker.ownership import Ownership
 from skate_worker.peers import Peer, Peers
@@ -87,6 +87,7 @@ class ActorSubmitter:
                 connection = calls.connection
                 if is_sent:
                     is_lone = len(calls.in_flight) == 1
+                    call.message.serial = next(calls.serials)
                     try:
                         connection.queue(call.message)
                     except StreamClosedError:
@@ -115,6 +116,7 @@ class ActorSubmitter:
             connection = calls.connection
             try:
                 for call in calls.sendable():
+                    call.message.serial = next(calls.serials)
                     connection.queue(call.message)
             except StreamClosedError:
                 return  # on_peer_lost follows
@@ -152,7 +154,9 @@ class ActorSubmitter:
             if calls.connection is not None and calls.connection is not peer.connection:
                 # The line to the last incarnation is open still: its node may only be cut off.
                 calls.unknown += calls.disconnected()
-            calls.connected(peer.connection, view.incarnation)
+            calls.connected(peer.connection, view.incarnation, peer.serials.sent)
+        if calls.unknown:
+            self._fail_unavailable(calls)  # nobody listens to the last incarnation any more
         self._send_waiting(calls)
 
     def _died(self, calls: Calls) -> None:
@@ -180,7 +184,15 @@ class ActorSubmitter:
         elif view is not None and view.state == "RESTARTING":
             self._fail_unavailable(calls)
         else:
-            self._loop.call_later(UNAVAILABLE_S, self._fail_unavailable, calls)
+            self._loop.call_later(UNAVAILABLE_S, self._no_news, calls)
+
+    def _no_news(self, calls: Calls) -> None:
+        """A line broke and nobody said why: only the line may be gone, so it is opened again."""
+        self._fail_unavailable(calls)
+        view = calls.view
+        is_cut = calls.state == WAITING and calls.connection is None
+        if is_cut and view is not None and view.state == "ALIVE":
+            self._connect(calls, view)
 
     def _fail_unavailable(self, calls: Calls) -> None:
         """Calls that were in flight and have no retries are told that nobody knows."""
@@ -249,7 +261,7 @@ class ActorSubmitter:
         finished: list[tuple[Submission, Any]] = []
         with self._ownership.lock:
             for result in results:
-                call = calls.done(result.task_id)
+                call = calls.done(result.task_id, result.attempt)
                 if call is not None:
                     finished.append((call, result))
             self._completion.settle(finished)
@@ -258,6 +270,14 @@ class ActorSubmitter:
         self._completion.wake()
 
     # ---- cancelling ----
+
+    def abandon(self) -> None:
+        """The raylet is gone and every unfinished call was failed: no result counts any more."""
+        with self._ownership.lock:
+            for calls in self._actors.values():
+                calls.in_flight.clear()
+                calls.waiting.clear()
+                calls.unknown.clear()
 
     def children_of(self, task_id: bytes) -> list[bytes]:
         """The unfinished calls that this task made."""
@@ -291,7 +311,7 @@ class ActorSubmitter:
             return False
         sent.is_cancelled = True
         try:
-            calls.connection.post(Cancel(task_id, is_recursive))
+            calls.connection.post(Cancel(task_id, is_recursive, next(calls.serials)))
         except StreamClosedError:
             return True
         return True

@@ -107,7 +107,14 @@ class Executor:
                 kept.append(work)
         self._queue.extend(reversed(kept))
         taken.reverse()
-        peer.connection.post(TasksGivenBack(taken))
+        peer.connection.post(peer.stamp(TasksGivenBack(taken)))
+
+    def caller_lost(self, peer: Peer) -> None:
+        """The connection to an owner is gone: its tasks that have not started may run elsewhere."""
+        for work in list(self._queue):
+            if work[0] is peer and type(work[1]) is PushTask:
+                with contextlib.suppress(ValueError):  # it started this very moment
+                    self._queue.remove(work)
 
     def cancel(self, peer: Peer, task_id: bytes) -> None:
         """Drop the task if it has not started, interrupt it if it runs; else it is over."""
@@ -119,9 +126,11 @@ class Executor:
                     break  # it started this very moment
                 message = work[1]
                 error = TaskCancelledError(task_id.hex())
-                peer.connection.post(
-                    self._outcomes.error(task_id, error, message.num_returns, is_cancelled=True)
+                outcome = self._outcomes.error(
+                    task_id, error, message.num_returns, is_cancelled=True
                 )
+                outcome.attempt = message.attempt
+                peer.connection.post(outcome)
                 return
         current = self._current
         if current is not None and current[1].task_id == task_id:
@@ -158,7 +167,7 @@ class Executor:
         self._flush()
         for peer, task_ids in taken.items():
             if not peer.connection.is_closed:
-                peer.connection.post(TasksGivenBack(task_ids, is_blocked=True))
+                peer.connection.post(peer.stamp(TasksGivenBack(task_ids, is_blocked=True)))
 
     def is_executing_here(self) -> bool:
         """Whether the calling thread is the one that runs tasks, and one is running."""
@@ -287,6 +296,7 @@ class Executor:
         mean_s = self._run_s.get(key)
         self._run_s[key] = run_s if mean_s is None else mean_s + _EWMA * (run_s - mean_s)
         if outcome is not None:
+            outcome.attempt = message.attempt
             self._reply(peer, outcome)
             if is_call and message.is_retriable:
                 self._flush()
@@ -322,7 +332,13 @@ class Executor:
             run_us = int((time.perf_counter() - started_s) * 1e6)
             del args, kwargs
             return self._outcomes.success(
-                peer, message.task_id, message.name, value, message.num_returns, run_us
+                peer,
+                message.task_id,
+                message.name,
+                value,
+                message.num_returns,
+                run_us,
+                message.attempt,
             )
         except (WorkerExit, KeyboardInterrupt):
             raise

@@ -53,6 +53,14 @@ def find_unpicklable(value: Any) -> list[str]:
     return search.descend(value, 0)
 
 
+def find_failures(value: Any, depth: int) -> Iterator[tuple[list[str], Any, Any]]:
+    """Every part that fails although none of its own parts does, ``depth`` steps down at most.
+
+    Of each the steps that lead to it, the part, and what it is a part of (None for ``value``).
+    """
+    yield from _Search().leaves(value, [], None, depth)
+
+
 def _path_in_call(call: tuple[tuple[Any, ...], dict[str, Any]]) -> list[str]:
     args, kwargs = call
     for name, argument in [*enumerate(args), *kwargs.items()]:
@@ -75,6 +83,7 @@ def describe(value: Any) -> str:
 class _Search:
     trials: int = 0
     seen: set[int] = field(default_factory=set)
+    failing: set[int] = field(default_factory=set)
 
     def descend(self, value: Any, depth: int) -> list[str]:
         self.seen.add(id(value))
@@ -88,6 +97,26 @@ class _Search:
                 if not can_pickle(child):
                     return [step, *self.descend(child, depth + 1)]
         return [_type_name(value)]
+
+    def leaves(
+        self, value: Any, path: list[str], whole: Any, depth: int
+    ) -> Iterator[tuple[list[str], Any, Any]]:
+        """The failing parts of ``value``, which fails and is a part of ``whole``."""
+        self.seen.add(id(value))
+        self.failing.add(id(value))
+        is_leaf = True
+        for step, child in _children(value) if depth > 0 else ():
+            if self.trials >= _TRIALS_MAX:
+                break
+            if isinstance(child, _ATOMS) or id(child) in self.seen:
+                is_leaf = is_leaf and id(child) not in self.failing
+                continue
+            self.trials += 1
+            if not can_pickle(child):
+                is_leaf = False
+                yield from self.leaves(child, [*path, step], value, depth - 1)
+        if is_leaf:
+            yield path, value, whole
 
 
 def can_pickle(value: Any) -> bool:

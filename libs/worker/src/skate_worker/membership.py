@@ -32,6 +32,7 @@ from skate_worker.errors import (
 from skate_worker.execution import Executor
 from skate_worker.functions import FunctionTable
 from skate_worker.kept_interrupts import keep_interrupts
+from skate_worker.log_printer import LogPrinter
 from skate_worker.machine.generator_stream import GeneratorStream
 from skate_worker.machine.references import PENDING, Owner
 from skate_worker.node_client import NodeClient
@@ -43,6 +44,7 @@ from skate_worker.peers import Peer, Peers
 from skate_worker.results import Completion
 from skate_worker.specs import TaskOptions
 from skate_worker.submission import Submission, resolve
+from skate_worker.task_messages import WITH_SERIAL
 from skate_worker.task_protocol import (
     Cancel,
     FreeReturns,
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
     from skate_worker.actor_host import ActorHost
     from skate_worker.object_ref_generator import ObjectRefGenerator
     from skate_worker.streams import Streams
+
+LOGS_END_S = 0.5  # for lines that came and are not printed when the process leaves
 
 
 def _nothing_lost(reason: str) -> None:
@@ -95,6 +99,7 @@ class Membership(ABC):
         self.outcomes: OutcomeWriter | None = None
         self.actor_host: ActorHost | None = None
         self.tracer: Tracer | None = None
+        self.log_printer = LogPrinter(lambda taken: self.raylet.post(taken))  # noqa: PLW0108 - made later
         self._on_raylet_lost = on_raylet_lost
         self._lost_reason = ""
         self._queues: dict[int, tuple[TaskOptions, Any]] = {}
@@ -121,15 +126,26 @@ class Membership(ABC):
         sys_path: list[str] | None = None,
         on_raylet_lost: Callable[[str], None] = _nothing_lost,
         ip_address: str = LOOPBACK,
+        shows_logs: bool = False,
     ) -> Self:
         """Join as a driver: a new job. Raises what :meth:`NodeClient.register` raises.
 
         ``ip_address``: the node's. Unless it is loopback, this process listens on TCP there too.
+        ``shows_logs``: print what the job's workers print.
         """
         core = cls(raylet_endpoint, token, True, on_raylet_lost, ip_address)
         core._join(
             node.RegisterProcess(
-                b"", os.getpid(), "", True, 0, namespace, entrypoint, metadata or {}, sys_path or []
+                b"",
+                os.getpid(),
+                "",
+                True,
+                0,
+                namespace,
+                entrypoint,
+                metadata or {},
+                sys_path or [],
+                shows_logs,
             )
         )
         return core
@@ -216,6 +232,7 @@ class Membership(ABC):
             self.ownership, self.peers, self.raylet, self._loop, self._submit_again
         )
         self.peers.on_known = self.plane.peer_known
+        self.tasks.near = self.plane.nodes_near
         self.completion.recovery = self.plane.recovery
         self.plane.recovery.is_made_anyway = self.streams.will_yield_again
         self.completion.delete_stray = self.plane.owned.delete_at
@@ -302,11 +319,14 @@ class Membership(ABC):
             node.NodeDied: lambda m: self.plane.node_died(m),  # noqa: PLW0108
             node.CopiesKept: lambda m: self.plane.owned.copies_kept(m),  # noqa: PLW0108
             node.PullEnded: lambda m: self.plane.fetching.on_pull_ended(m),  # noqa: PLW0108
+            node.LogLines: self.log_printer.take,
+            node.LogsFlushed: self.log_printer.take,
         }
 
     def _on_peer_messages(self, peer: Peer, batch: list[Any]) -> None:
         # First, because what follows may wake a thread that needs the interpreter lock.
         self.ownership.drain_dropped()
+        received = peer.serials.received
         results: list[Any] = []
         work: list[tuple[Peer, Any]] = []
         for message in batch:
@@ -315,18 +335,18 @@ class Membership(ABC):
                 results.append(message)
             elif kind is PushTask or kind is PushCall:
                 work.append((peer, message))
-            else:
+            elif kind not in WITH_SERIAL or received.is_new(message.serial):
                 if results:
                     self._on_results(peer, results)
                     results = []
                 if work:
-                    self._running().push(work)
+                    self._running().push(received.new_of(work))
                     work = []
                 self._on_other_message(peer, message)
         if results:
             self._on_results(peer, results)
         if work:
-            self._running().push(work)
+            self._running().push(received.new_of(work))
 
     def _on_results(self, peer: Peer, results: list[Any]) -> None:
         if peer.lease is not None:
@@ -361,7 +381,7 @@ class Membership(ABC):
         elif kind is LeaseBegins:
             self._running().resources = message.resources
         elif kind is FreeReturns and self.outcomes is not None:
-            self.outcomes.free(message.task_id)
+            self.outcomes.free(message.task_id, message.attempt)
         elif kind is ItemReturned:
             self.streams.on_item(peer, message)
         elif kind is ItemsTaken:
@@ -376,6 +396,8 @@ class Membership(ABC):
             self.tasks.on_peer_lost(peer, reason)
         if peer.actor is not None:
             self.actor_calls.on_peer_lost(peer, reason)
+        if self.executor is not None:
+            self.executor.caller_lost(peer)
         # A closed connection is a dead process: Skate's processes never close one while they live,
         # and a process that only lost this connection could not be told from a dead one by its
         # owner either.
@@ -428,11 +450,22 @@ class Membership(ABC):
         self._lost_reason = f"process {self.pid} lost its raylet: {reason}"
         with self.ownership.lock:
             pending = [e for e in self.ownership.table.entries.values() if e.state == PENDING]
+        self.tasks.abandon()
+        self.actor_calls.abandon()
         self.ownership.fail(pending, LocalRayletDiedError(self._lost_reason))
         self.plane.end(LocalRayletDiedError(self._lost_reason))
         self._on_raylet_lost(reason)
 
     # ---- the end ----
+
+    def flush_logs(self, timeout_s: float) -> bool:
+        """Print what the job's workers have printed by now; whether it took no longer than this."""
+        number, flushed = self.log_printer.begin_flush()
+        try:
+            self.raylet.send(node.FlushLogs(number))
+        except LocalRayletDiedError:
+            return False
+        return flushed.wait(timeout_s)
 
     def close(self) -> None:
         """Leave the cluster and release threads, sockets and mappings. Idempotent."""
@@ -459,6 +492,7 @@ class Membership(ABC):
         self._loop.call_soon_threadsafe(hang_up)
         done.wait(2.0)
         self._loop.stop()
+        self.log_printer.close(LOGS_END_S)
         ownership = getattr(self, "ownership", None)
         if ownership is not None and ownership.store is not None:
             ownership.store.close()

@@ -199,7 +199,8 @@ class ObjectControl(ObjectAccess):
             number = next(self._question_numbers)
             numbers.append(number)
             self._questions[number] = owner.worker_id, question
-            if not self.ownership.tell(owner, AskLocations(number, object_ids)):
+            peer = self.peers.get(owner.worker_id, owner.endpoint)
+            if not self.ownership.send(peer, AskLocations(number, object_ids)):
                 self._end_question(number, ())
         question.done.wait(timeout_s)
         for number in numbers:

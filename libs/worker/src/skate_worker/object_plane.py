@@ -21,6 +21,7 @@ from skate_rpc.event_loop import IoThread
 from skate_rpc.stream import StreamClosedError
 from skate_worker.fetching import Fetching
 from skate_worker.machine.fetches import HERE, OWNER_DIED, VALUE, Outcome, Waiter
+from skate_worker.machine.locality import nearest
 from skate_worker.machine.object_directory import ObjectDirectory
 from skate_worker.machine.references import FAILED, INLINE, STORED, Entry, Owner
 from skate_worker.node_client import NodeClient
@@ -58,6 +59,25 @@ class ObjectPlane:
         self.here: dict[bytes, None] = {}  # copies that this process had brought, still referenced
         self._damages: dict[bytes, str] = {}  # why copies here are none, until they are fetched
         ownership.on_stored_released = self._released
+
+    # ---- where tasks are best run; on any thread ----
+
+    def nodes_near(self, submission: Submission) -> list[tuple[bytes, int]]:
+        """The nodes that hold a task's stored arguments, with how many bytes; see ``nearest``."""
+        here = self._ownership.node_id
+        arguments: list[tuple[list[bytes], int]] = []
+        with self._ownership.lock:
+            for item in submission.message.resolved:
+                at = item.stored_at
+                if at is None:
+                    continue
+                node_ids = [at.node_id]
+                if at.owner_id == self._ownership.worker_id:
+                    node_ids = self.directory.copies(item.object_id, at.node_id)
+                if here not in node_ids and item.object_id in self.here:
+                    node_ids = [*node_ids, here]
+                arguments.append((node_ids, at.size_bytes))
+        return nearest(arguments, here)
 
     # ---- fetching; on any thread ----
 
@@ -124,7 +144,7 @@ class ObjectPlane:
         kind = type(message)
         if kind is CopySources:
             if not self.fetching.on_sources(message):
-                self._send(peer, PullStopped(message.object_id))
+                self._send(peer, peer.stamp(PullStopped(message.object_id)))
         elif kind is AskCopy or kind is CopyMade or kind is PullStopped:
             self._on_puller(peer.worker_id, message)
         else:
@@ -146,7 +166,7 @@ class ObjectPlane:
             return True
         peer = self._peers.get(owner.worker_id, owner.endpoint)
         self._peers.lives_on(peer, owner.node_id)
-        return self._send(peer, message)
+        return self._send(peer, peer.stamp(message))
 
     def _say(self, worker_id: bytes, message: Any) -> None:
         if worker_id == self._ownership.worker_id:

@@ -41,12 +41,20 @@ class OutcomeWriter:
         self._on_node_lost = on_node_lost
         self._ownership = ownership
         self._ip = ip
-        self._pins: dict[bytes, tuple[bytes, list[Entry]]] = {}  # task id -> (owner's id, entries)
+        # (task id, attempt) -> (owner's id, entries)
+        self._pins: dict[tuple[bytes, int], tuple[bytes, list[Entry]]] = {}
         # task id -> returns that exist already, of a task that runs again for the others
         self.kept_returns: dict[bytes, list[int]] = {}
 
     def success(
-        self, peer: Peer, task_id: bytes, name: str, value: Any, num_returns: int, run_us: int
+        self,
+        peer: Peer,
+        task_id: bytes,
+        name: str,
+        value: Any,
+        num_returns: int,
+        run_us: int,
+        attempt: int,
     ) -> TaskDone | TaskReturned:
         """The outcome of a call that returned. Raises what serialising the value raises."""
         if num_returns == 1:
@@ -79,18 +87,18 @@ class OutcomeWriter:
             if item.contained and (returned.data or returned.node_id):
                 returned.contained = self._hold(peer, item, pinned)
         if pinned:
-            self._pins[task_id] = (peer.worker_id, pinned)
+            self._pins[task_id, attempt] = (peer.worker_id, pinned)
         if self.kept_returns:
             self.kept_returns.pop(task_id, None)
         if peer.connection.is_closed:
             # Its end was noticed before there was anything to free, and nobody else frees it now.
             self._delete_written(task_id, returns)
             self._ownership.end_borrows(pinned, peer.worker_id)
-            self.free(task_id)
+            self.free(task_id, attempt)
         return TaskReturned(task_id, returns, run_us, holds_pins=bool(pinned))
 
     def item(
-        self, peer: Peer, task_id: bytes, index: int, value: Serialized
+        self, peer: Peer, task_id: bytes, attempt: int, index: int, value: Serialized
     ) -> tuple[Returned, bool]:
         """One return of a task that yields, and whether pins are held for it: under its id."""
         pinned: list[Entry] = []
@@ -99,24 +107,26 @@ class OutcomeWriter:
         if value.contained and (returned.data or returned.node_id):
             returned.contained = self._hold(peer, value, pinned)
         if pinned:
-            self._pins[task_id + index.to_bytes(4, "big")] = (peer.worker_id, pinned)
+            object_id = task_id + index.to_bytes(4, "big")
+            self._pins[object_id, attempt] = (peer.worker_id, pinned)
         return returned, bool(pinned)
 
-    def discard(self, object_id: bytes, returned: Returned) -> None:
+    def discard(self, object_id: bytes, attempt: int, returned: Returned) -> None:
         """An item's owner is gone: nobody else will free it."""
-        held = self._pins.get(object_id)
+        held = self._pins.get((object_id, attempt))
         if held is not None:
             self._ownership.end_borrows(held[1], held[0])
-            self.free(object_id)
+            self.free(object_id, attempt)
         store = self._ownership.store
         if returned.node_id and store is not None:
             store.delete([object_id])
 
-    def join(self, task_id: bytes, item_ids: list[bytes]) -> bool:
+    def join(self, task_id: bytes, attempt: int, item_ids: list[bytes]) -> bool:
         """Hold the pins of items under their task's id. Returns whether there are any."""
-        held = [pins for pins in (self._pins.pop(key, None) for key in item_ids) if pins]
+        held = [pins for key in item_ids if (pins := self._pins.pop((key, attempt), None))]
         if held:
-            self._pins[task_id] = (held[0][0], [entry for pins in held for entry in pins[1]])
+            entries = [entry for pins in held for entry in pins[1]]
+            self._pins[task_id, attempt] = (held[0][0], entries)
         return bool(held)
 
     def failure(
@@ -166,9 +176,9 @@ class OutcomeWriter:
             task_id, returns, run_us, is_error=is_user_error, is_cancelled=is_cancelled
         )
 
-    def free(self, task_id: bytes) -> None:
-        """The owner holds what the returns of this task contain."""
-        held = self._pins.pop(task_id, None)
+    def free(self, task_id: bytes, attempt: int) -> None:
+        """The owner holds what the returns of this attempt of a task contain."""
+        held = self._pins.pop((task_id, attempt), None)
         if held is not None:
             self._ownership.release_later(held[1])
 
@@ -179,9 +189,9 @@ class OutcomeWriter:
         self._ownership.after_grace(self._free_for, worker_id)
 
     def _free_for(self, worker_id: bytes) -> None:
-        for task_id, (owner_id, _) in list(self._pins.items()):
+        for key, (owner_id, _) in list(self._pins.items()):
             if owner_id == worker_id:
-                self.free(task_id)
+                self.free(*key)
 
     def _written(
         self, peer: Peer, task_id: bytes, index: int, value: Serialized, is_inline: bool, name: str

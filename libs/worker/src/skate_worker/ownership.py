@@ -112,6 +112,10 @@ class Ownership:
         self.new_object_id: Callable[[], bytes]  # set once the process has a job
         self._when_unowned: Callable[[], None] | None = None
         self._borrows: dict[int, _BorrowUnderWay] = {}  # by number
+        # Questions without an answer: (the owner's id, the question's serial) -> object id. An
+        # answer to none of these is a repetition, and what its owner registered for the first one
+        # stands.
+        self._asks: dict[tuple[bytes, int], bytes] = {}
 
     # ---- local references ----
 
@@ -375,7 +379,7 @@ class Ownership:
                 released = []
                 holder.contained = (holder.contained or []) + inner
         if twice:
-            self.send(sender, EndBorrow(twice))
+            self.send(sender, sender.stamp(EndBorrow(twice)))
         if unknown:
             holder_pinned = self._pin(holder)
             self.tell_owners(unknown, None, lambda: self._told(holder, holder_pinned, then))
@@ -471,8 +475,7 @@ class Ownership:
             with self.lock:
                 for object_id in message.object_ids:
                     self.table.add_borrower(object_id, peer.worker_id)
-            if message.number:
-                self.send(peer, BorrowKnown(message.number))
+            self.send(peer, BorrowKnown(message.number))
         elif kind is BorrowKnown:
             self._borrow_known(message.number)
         elif kind is EndBorrow:
@@ -523,6 +526,8 @@ class Ownership:
         for number, borrow in list(self._borrows.items()):
             if borrow.owner_id == worker_id:
                 self._borrow_known(number)
+        for ask in [ask for ask in list(self._asks) if ask[0] == worker_id]:
+            self._asks.pop(ask, None)
 
     def _end_borrows_of(self, worker_id: bytes) -> None:
         released: list[Entry] = []
@@ -555,13 +560,15 @@ class Ownership:
             self.finish_released(released)
 
     def _on_value(self, peer: Peer, message: ObjectValue) -> None:
+        if self._asks.pop((peer.worker_id, message.asked), None) is None:
+            return
         with self.lock:
             entry = self.table.entries.get(message.object_id)
         if entry is None or entry.state != PENDING:
             # Nobody waits for it any more: what the owner registered for this process ends.
             unused = [r.object_id for r in message.contained if r.owner_id == peer.worker_id]
             if unused:
-                self.send(peer, EndBorrow(unused))
+                self.send(peer, peer.stamp(EndBorrow(unused)))
             return
         if message.failure:
             self.fail((entry,), ObjectFreedError(message.object_id.hex()))
@@ -580,15 +587,15 @@ class Ownership:
         with self.lock:
             entry = self.table.entries.get(message.object_id)
         if entry is None or entry.owner is not None:
-            self.send(peer, ObjectValue(message.object_id, failure="freed"))
+            self.send(peer, ObjectValue(message.object_id, failure="freed", asked=message.serial))
             return
-        if not self.watch(entry, lambda settled: self._answer(peer, settled)):
-            self._answer(peer, entry)
+        if not self.watch(entry, lambda settled: self._answer(peer, settled, message.serial)):
+            self._answer(peer, entry, message.serial)
 
-    def _answer(self, peer: Peer, entry: Entry) -> None:
+    def _answer(self, peer: Peer, entry: Entry, asked: int) -> None:
         if entry.is_released:
             # Those who waited before the asker were the last to hold it.
-            self.send(peer, ObjectValue(entry.object_id, failure="freed"))
+            self.send(peer, ObjectValue(entry.object_id, failure="freed", asked=asked))
             return
         contained: list[Reference] = []
         with self.lock:
@@ -600,8 +607,8 @@ class Ownership:
                 if held.owner is None:
                     self.table.add_borrower(held.object_id, peer.worker_id)
         if state == PENDING:
-            if not self.watch(entry, lambda settled: self._answer(peer, settled)):
-                self._answer(peer, entry)
+            if not self.watch(entry, lambda settled: self._answer(peer, settled, asked)):
+                self._answer(peer, entry, asked)
             return
         if state == STORED:
             answer = ObjectValue(
@@ -610,12 +617,15 @@ class Ownership:
                 size_bytes=entry.size_bytes,
                 contained=contained,
                 is_stored=True,
+                asked=asked,
             )
         else:
             is_error = state == FAILED
             if is_error:
                 self.errors.seen.add(entry.object_id)  # the borrower's to show
-            answer = ObjectValue(entry.object_id, entry.data, is_error, contained=contained)
+            answer = ObjectValue(
+                entry.object_id, entry.data, is_error, contained=contained, asked=asked
+            )
         if not self.send(peer, answer):
             self.end_borrows(inner, peer.worker_id)  # it died before the answer came
 
@@ -633,14 +643,23 @@ class Ownership:
     def _ask(self, entry: Entry) -> None:
         owner = entry.owner
         assert owner is not None
-        if self.deaths.is_dead(owner) or not self.tell(owner, AskObject(entry.object_id)):
+        if self.deaths.is_dead(owner) or self.peers is None:
+            self.lose((entry,))
+            return
+        peer = self.peers.get(owner.worker_id, owner.endpoint)
+        question = peer.stamp(AskObject(entry.object_id))
+        ask = (owner.worker_id, question.serial)
+        self._asks[ask] = entry.object_id  # before the answer can come
+        if not self.send(peer, question):
+            self._asks.pop(ask, None)
             self.lose((entry,))
 
     def tell(self, owner: Owner, message: Any) -> bool:
-        """Send to an owner soon. False: there is no way to it."""
+        """Send a message that carries a serial to an owner soon. False: there is no way to it."""
         if self.peers is None:
             return False
-        return self.send(self.peers.get(owner.worker_id, owner.endpoint), message)
+        peer = self.peers.get(owner.worker_id, owner.endpoint)
+        return self.send(peer, peer.stamp(message))
 
     def send(self, peer: Peer, message: Any) -> bool:
         """Send to a peer soon. False: its connection is closed."""

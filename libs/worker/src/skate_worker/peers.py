@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from skate_rpc.event_loop import IoThread
 from skate_rpc.process_endpoints import (
@@ -19,23 +19,40 @@ from skate_rpc.process_endpoints import (
     with_tcp,
 )
 from skate_rpc.stream import StreamConnection, StreamListener, open_stream
+from skate_worker.machine.serials import Serials
 from skate_worker.task_protocol import AnyMessage, Hello
 
 Connection = StreamConnection[Any, Any]
 
 
+class _WithSerial(Protocol):
+    serial: int
+
+
+M = TypeVar("M", bound=_WithSerial)
+
+
 class Peer:
     """Another process, and what this process has to do with it."""
 
-    __slots__ = ("actor", "connection", "endpoint", "lease", "node_id", "worker_id")
+    __slots__ = ("actor", "connection", "endpoint", "lease", "node_id", "serials", "worker_id")
 
-    def __init__(self, worker_id: bytes, endpoint: str, connection: Connection) -> None:
+    def __init__(
+        self, worker_id: bytes, endpoint: str, connection: Connection, serials: Serials
+    ) -> None:
+        """``serials``: one for all connections with the process."""
         self.worker_id = worker_id
+        self.serials = serials
         self.endpoint = endpoint
         self.connection = connection
         self.node_id = b""  # where it runs, once that is known
         self.lease: Any = None  # the lease on this worker, when it is leased to us
         self.actor: Any = None  # the queue of the actor that it is, when we call it
+
+    def stamp(self, message: M) -> M:
+        """Give a message its serial, so that the peer knows a repetition. To be sent to it."""
+        message.serial = next(self.serials.sent)
+        return message
 
 
 class Peers:
@@ -50,9 +67,18 @@ class Peers:
         on_messages: Callable[[Peer, list[Any]], None],
         on_lost: Callable[[Peer, str], None],
         ip_address: str = LOOPBACK,
+        *,
+        dial: Callable[..., Any] | None = None,
+        listen_at: Callable[..., Any] | None = None,
     ) -> None:
-        """``endpoint``: the Unix socket; with an ``ip_address`` that others can call, TCP too."""
+        """``endpoint``: the Unix socket; with an ``ip_address`` that others can call, TCP too.
+
+        ``dial`` and ``listen_at``: what makes connections, with the signatures of ``open_stream``
+        and ``StreamListener``, which are the default.
+        """
         self.endpoint = endpoint
+        self._dial = dial or open_stream
+        self._listen_at = listen_at or StreamListener
         self._ip_address = ip_address
         self.node_id = b""  # this process's, once it is registered
         self.on_known: Callable[[Peer], None] = _nobody_asks
@@ -63,6 +89,8 @@ class Peers:
         self._handle_lost = on_lost
         self._peers: dict[bytes, Peer] = {}
         self._connections: dict[Connection, None] = {}
+        self._serials: dict[bytes, Serials] = {}  # by worker id, while there is a connection
+        self._ends = 0  # processes whose last connection broke
         self._lock = threading.Lock()
         self._listeners: list[StreamListener] = []
         self._is_closed = False
@@ -78,7 +106,7 @@ class Peers:
             self.endpoint = with_tcp(self.endpoint, bound)
 
     def _accept_at(self, endpoint: str) -> str:
-        listener = StreamListener(
+        listener: StreamListener = self._listen_at(
             endpoint,
             self._token,
             self._loop,
@@ -96,7 +124,7 @@ class Peers:
             peer = self._peers.get(worker_id)
             if peer is not None and not peer.connection.is_closed:
                 return peer
-            connection: Connection = open_stream(
+            connection: Connection = self._dial(
                 choose_endpoint(endpoint, self._ip_address),
                 self._token,
                 self._loop,
@@ -104,7 +132,7 @@ class Peers:
                 on_messages=self._on_messages,
                 on_close=self._on_close,
             )
-            peer = Peer(worker_id, endpoint, connection)
+            peer = Peer(worker_id, endpoint, connection, self._one_more_line(worker_id))
             connection.context = peer
             connection.queue(Hello(self._worker_id, self.endpoint, self.node_id))
             self._peers[worker_id] = peer
@@ -144,7 +172,9 @@ class Peers:
             if type(first) is not Hello:
                 connection.close("the peer did not say who it is")
                 return
-            peer = Peer(first.worker_id, first.endpoint, connection)
+            with self._lock:
+                serials = self._one_more_line(first.worker_id)
+            peer = Peer(first.worker_id, first.endpoint, connection, serials)
             connection.context = peer
             self.lives_on(peer, first.node_id)
             with self._lock:
@@ -160,10 +190,25 @@ class Peers:
         peer: Peer | None = connection.context
         with self._lock:
             self._connections.pop(connection, None)
-            if peer is not None and self._peers.get(peer.worker_id) is peer:
-                del self._peers[peer.worker_id]
+            if peer is not None:
+                self._one_line_less(peer)
+                if self._peers.get(peer.worker_id) is peer:
+                    del self._peers[peer.worker_id]
         if peer is not None and not self._is_closed:
             self._handle_lost(peer, reason)
+
+    def _one_more_line(self, worker_id: bytes) -> Serials:
+        serials = self._serials.get(worker_id)
+        if serials is None:
+            serials = self._serials[worker_id] = Serials(self._ends)
+        serials.lines += 1
+        return serials
+
+    def _one_line_less(self, peer: Peer) -> None:
+        peer.serials.lines -= 1
+        if not peer.serials.lines:
+            del self._serials[peer.worker_id]
+            self._ends += 1
 
 
 def _nobody_asks(peer: Peer) -> None:

@@ -67,7 +67,7 @@ class _Production:
         serialized = serialize(value, subject=f"item of {message.name}()")
         index = self.produced + FIRST_ITEM
         returned, holds_pins = self._producers.outcomes.item(
-            self.peer, message.task_id, index, serialized
+            self.peer, message.task_id, message.attempt, index, serialized
         )
         self._send(returned, holds_pins)
         if self.is_cancelled:
@@ -76,7 +76,9 @@ class _Production:
 
     def _send(self, value: Returned, holds_pins: bool) -> None:
         message = self._message
-        item = ItemReturned(message.task_id, self.produced, value, message.attempt, holds_pins)
+        item = self.peer.stamp(
+            ItemReturned(message.task_id, self.produced, value, message.attempt, holds_pins)
+        )
         self.produced += 1
         connection = self.peer.connection
         now_s = time.monotonic()
@@ -87,7 +89,8 @@ class _Production:
                 connection.post(item)
         except StreamClosedError:
             self.is_stopped = True  # the owner is gone, and its items with it
-            self._producers.outcomes.discard(item_id(message.task_id, item.index), value)
+            object_id = item_id(message.task_id, item.index)
+            self._producers.outcomes.discard(object_id, message.attempt, value)
         self._sent_s = now_s
 
     def end(self, run_us: int) -> TaskReturned:
@@ -153,7 +156,7 @@ class _Collection:
         serialized = serialize(value, subject=f"item of {message.name}()")
         index = len(self._returns) + 1
         returned, holds_pins = self._producers.outcomes.item(
-            self.peer, message.task_id, index, serialized
+            self.peer, message.task_id, message.attempt, index, serialized
         )
         self._returns.append(returned)
         if holds_pins:
@@ -177,13 +180,14 @@ class _Collection:
         return self._outcome(self._producers.failure(self._message, error, missing, run_us))
 
     def _outcome(self, outcome: TaskReturned) -> TaskReturned:
+        task_id, attempt = self._message.task_id, self._message.attempt
         if self.peer.connection.is_closed:
             # Its end was noticed before there was anything to free, and nobody else frees it now.
             for index, returned in enumerate(self._returns, start=1):
-                object_id = self._message.task_id + index.to_bytes(4, "big")
-                self._producers.outcomes.discard(object_id, returned)
+                object_id = task_id + index.to_bytes(4, "big")
+                self._producers.outcomes.discard(object_id, attempt, returned)
         outcome.returns = self._returns + outcome.returns
-        outcome.holds_pins = self._producers.outcomes.join(self._message.task_id, self._keys)
+        outcome.holds_pins = self._producers.outcomes.join(task_id, attempt, self._keys)
         return outcome
 
     def wait(self) -> None:

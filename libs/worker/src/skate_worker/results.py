@@ -147,7 +147,7 @@ class Completion:
             owed -= 1
             if owed == 0 and result.holds_pins:
                 try:
-                    peer.connection.post(FreeReturns(submission.task_id))
+                    peer.connection.post(FreeReturns(submission.task_id, result.attempt))
                 except StreamClosedError:
                     return  # the pins went with the worker
 

@@ -25,6 +25,10 @@ class Strategy:
     is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
     is_impatient: bool = False  # with ``node_id``: a busy node is like one that is too small
     labels: LabelRules | None = None
+    near: bytes = b""  # the node with most bytes of the arguments: taken while it has room
+
+
+SchedulingKey = tuple[Amounts, Pairs, Strategy | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class TaskOptions:
     strategy: Strategy | None = None
 
     @property
-    def scheduling_key(self) -> tuple[Amounts, Pairs, Strategy | None]:
+    def scheduling_key(self) -> SchedulingKey:
         """Tasks of one key may share a leased worker."""
         return (self.resources, self.env_vars, self.strategy)
 

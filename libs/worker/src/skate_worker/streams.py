@@ -73,7 +73,7 @@ class Streams:
             entry = stream.take()
             consumed = stream.credit() if stream.limit else None
         if consumed is not None:
-            self._tell(stream.producer, ItemsTaken(stream.task_id, consumed))
+            self._tell_producer(stream.producer, ItemsTaken(stream.task_id, consumed))
         return entry
 
     def drop(self, stream: GeneratorStream) -> None:
@@ -84,7 +84,7 @@ class Streams:
         if released:
             self._ownership.finish_released(released)
         if stream.end is None and stream.producer is not None:
-            self._tell(stream.producer, StopStream(stream.task_id))
+            self._tell_producer(stream.producer, StopStream(stream.task_id))
 
     # ---- the producer; on the loop's thread ----
 
@@ -116,7 +116,7 @@ class Streams:
             self._fill_container(peer, entry, message)
         wake(waiters)
         if consumed is not None:
-            self._tell(peer, ItemsTaken(message.task_id, consumed))
+            self._tell_producer(peer, ItemsTaken(message.task_id, consumed))
 
     def on_outcome(self, submission: Submission, result: TaskReturned) -> bool:
         """A generator's task has ended; its completion is settled next. Whether stores hold items.
@@ -172,7 +172,7 @@ class Streams:
     def _fill_container(self, peer: Peer, entry: Entry, message: ItemReturned) -> None:
         # What the value refers to is held, and the owners know it, before anyone sees the value.
         ownership = self._ownership
-        freed = partial(self._tell, peer, FreeReturns(entry.object_id))
+        freed = partial(self._tell, peer, FreeReturns(entry.object_id, message.attempt))
         ownership.take_contained(
             entry, message.value.contained, peer, freed if message.holds_pins else None
         )
@@ -189,12 +189,12 @@ class Streams:
         unwanted = Entry(object_id, None)
         unwanted.is_released = True
         if message.value.contained:
-            freed = partial(self._tell, peer, FreeReturns(object_id))
+            freed = partial(self._tell, peer, FreeReturns(object_id, message.attempt))
             self._ownership.take_contained(
                 unwanted, message.value.contained, peer, freed if message.holds_pins else None
             )
         if stream.is_dropped if stream is not None else not message.attempt:
-            self._tell(peer, StopStream(message.task_id))
+            self._tell_producer(peer, StopStream(message.task_id))
         if message.value.data or (stream is not None and message.attempt < stream.attempt):
             return
         with self._ownership.lock:
@@ -256,6 +256,9 @@ class Streams:
                 for inner in completion.contained:
                     inner.pins += 1
         return Returned(value.to_bytes())
+
+    def _tell_producer(self, peer: Peer, message: ItemsTaken | StopStream) -> None:
+        self._tell(peer, peer.stamp(message))
 
     def _tell(self, peer: Peer, message: Any) -> None:
         try:

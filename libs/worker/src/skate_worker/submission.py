@@ -22,6 +22,7 @@ class Submission:
     """A task on its way. ``message`` is what will be sent; its ``resolved`` fills up first."""
 
     __slots__ = (
+        "attempt",
         "attempts_left",
         "entries",
         "is_cancelled",
@@ -47,6 +48,7 @@ class Submission:
         self.task_id = task_id
         self.message: Any = message
         self.entries = entries  # the entries of its returns
+        self.attempt = 0  # tries before this one: an outcome has to name it to be this one's
         self.attempts_left = attempts_left  # -1: without end
         self.retry_exceptions = retry_exceptions
         # Without retries left it must be certain which task a dying worker had started.
@@ -64,7 +66,8 @@ class Submission:
             return False
         if self.attempts_left > 0 and is_counted:
             self.attempts_left -= 1
-        self.message.attempt += 1
+        self.attempt += 1
+        self.message.attempt = self.attempt
         self.is_solo = True
         return True
 

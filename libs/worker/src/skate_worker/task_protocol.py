@@ -1,7 +1,10 @@
 """What owners and executors say to each other over the stream.
 
 Every struct is an array on the wire: fields may only be appended, each with a default. Ids are raw
-bytes. Before it: ``skate_rpc.stream``. After it: submission on one side, execution on the other.
+bytes. A ``serial`` (``machine.serials``) is given by ``Peer.stamp`` to each message that must not
+act twice and that nothing else in it tells from its repetition; which key each message has is
+listed in ``task_messages``. Before it: ``skate_rpc.stream``. After it: submission on one side,
+execution on the other.
 """
 
 from __future__ import annotations
@@ -66,6 +69,7 @@ class AskObject(TaskMessage, tag=2):
     """To an owner: send :class:`ObjectValue` once the object is settled."""
 
     object_id: bytes
+    serial: int = 0
 
 
 class ObjectValue(TaskMessage, tag=3):
@@ -83,6 +87,7 @@ class ObjectValue(TaskMessage, tag=3):
     failure: str = ""  # "freed": the owner no longer has it
     contained: list[Reference] = []
     is_stored: bool = False
+    asked: int = 0  # the serial of the question that this answers
 
 
 class Borrow(TaskMessage, tag=4):
@@ -90,6 +95,7 @@ class Borrow(TaskMessage, tag=4):
 
     number: int
     object_ids: list[bytes]
+    serial: int = 0
 
 
 class BorrowKnown(TaskMessage, tag=5):
@@ -102,6 +108,7 @@ class EndBorrow(TaskMessage, tag=6):
     """To an owner: the sender holds these no more (one registration each)."""
 
     object_ids: list[bytes]
+    serial: int = 0
 
 
 # ---- about objects, beside the borrowing protocol ----
@@ -111,6 +118,7 @@ class FreeObjects(TaskMessage, tag=48):
     """To an owner: delete the values of these objects, whoever still refers to them."""
 
     object_ids: list[bytes]
+    serial: int = 0
 
 
 class ObjectsFreed(TaskMessage, tag=49):
@@ -155,6 +163,7 @@ class AskCopy(TaskMessage, tag=64):
     node_id: bytes
     lost_at: list[bytes] = []
     why_lost: str = ""
+    serial: int = 0
 
 
 class CopySources(TaskMessage, tag=65):
@@ -168,6 +177,7 @@ class CopySources(TaskMessage, tag=65):
     data: bytes = b""  # the object is small, or an error, and this is it
     is_error: bool = False
     failure: str = ""  # "freed": the owner no longer has it
+    arriving_at: list[bytes] = []  # a copy is on its way to these: ask them, the others stand in
 
 
 class CopyMade(TaskMessage, tag=66):
@@ -175,12 +185,14 @@ class CopyMade(TaskMessage, tag=66):
 
     object_id: bytes
     node_id: bytes
+    serial: int = 0
 
 
 class PullStopped(TaskMessage, tag=67):
     """To an owner: this process neither pulls nor waits any more."""
 
     object_id: bytes
+    serial: int = 0
 
 
 # ---- owner to executor ----
@@ -199,6 +211,7 @@ class PushTask(TaskMessage, tag=16):
     trace_parent: str = ""
     max_calls: int = 0
     kept_returns: list[int] = []  # run again for its other returns: these exist and stay
+    serial: int = 0
 
 
 class PushCall(TaskMessage, tag=17):
@@ -215,12 +228,14 @@ class PushCall(TaskMessage, tag=17):
     concurrency_group: str = ""
     is_retriable: bool = False  # report its result at once, or a death would run it again
     kept_returns: list[int] = []
+    serial: int = 0
 
 
 class TakeBack(TaskMessage, tag=18):
     """Give back up to ``count`` tasks that have not started, the youngest first."""
 
     count: int
+    serial: int = 0
 
 
 class Cancel(TaskMessage, tag=19):
@@ -228,12 +243,14 @@ class Cancel(TaskMessage, tag=19):
 
     task_id: bytes
     is_recursive: bool = True
+    serial: int = 0
 
 
 class LeaseBegins(TaskMessage, tag=21):
     """First on a new lease: what its tasks may use, in units of 1e-4."""
 
     resources: dict[str, int]
+    serial: int = 0
 
 
 class FreeReturns(TaskMessage, tag=20):
@@ -243,6 +260,7 @@ class FreeReturns(TaskMessage, tag=20):
     """
 
     task_id: bytes
+    attempt: int = 0
 
 
 class ItemsTaken(TaskMessage, tag=22):
@@ -250,12 +268,14 @@ class ItemsTaken(TaskMessage, tag=22):
 
     task_id: bytes
     consumed: int
+    serial: int = 0
 
 
 class StopStream(TaskMessage, tag=23):
     """Nobody will read more of this stream: its generator is to be closed at its next yield."""
 
     task_id: bytes
+    serial: int = 0
 
 
 # ---- executor to owner ----
@@ -267,6 +287,7 @@ class TaskDone(TaskMessage, tag=32):
     task_id: bytes
     data: bytes
     run_us: int = 0
+    attempt: int = 0
 
 
 class TaskReturned(TaskMessage, tag=33):
@@ -279,6 +300,7 @@ class TaskReturned(TaskMessage, tag=33):
     holds_pins: bool = False  # answer with FreeReturns
     is_cancelled: bool = False
     items: int = -1  # how many items a stream had; -1: the task is none
+    attempt: int = 0
 
 
 class TasksGivenBack(TaskMessage, tag=34):
@@ -288,6 +310,7 @@ class TasksGivenBack(TaskMessage, tag=34):
 
     task_ids: list[bytes]
     is_blocked: bool = False
+    serial: int = 0
 
 
 class Leaving(TaskMessage, tag=35):
@@ -309,6 +332,7 @@ class ItemReturned(TaskMessage, tag=36):
     value: Returned
     attempt: int = 0
     holds_pins: bool = False  # answer with FreeReturns of the item's id
+    serial: int = 0
 
 
 AnyMessage = (

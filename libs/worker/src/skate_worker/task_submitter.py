@@ -8,6 +8,8 @@ thread writes batches.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from skate_core_ids import SkateError
@@ -32,7 +34,7 @@ from skate_worker.node_client import NodeClient
 from skate_worker.ownership import Ownership
 from skate_worker.peers import Peer, Peers
 from skate_worker.results import Completion
-from skate_worker.specs import Strategy, TaskOptions
+from skate_worker.specs import SchedulingKey, Strategy, TaskOptions
 from skate_worker.submission import DependencyFailed, Submission
 from skate_worker.task_protocol import (
     Cancel,
@@ -43,7 +45,12 @@ from skate_worker.task_protocol import (
 )
 from skate_worker.tracing import Tracer
 
+_ANYWHERE = Strategy()
 DEATH_REPORT_S = 3.0  # how long to wait for the raylet's word on why a worker's connection broke
+
+
+def _nowhere(submission: Submission) -> list[tuple[bytes, int]]:
+    return []
 
 
 class TaskSubmitter:
@@ -56,7 +63,11 @@ class TaskSubmitter:
         peers: Peers,
         raylet: NodeClient,
         loop: IoThread,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``clock``: monotonic seconds."""
+        self._now_s = clock
         self._ownership = ownership
         self._completion = completion
         self._peers = peers
@@ -68,6 +79,8 @@ class TaskSubmitter:
         self._strategies: dict[Any, Strategy] = {}  # of the keys that have one
         self._is_linger_set = False
         self._is_short_linger_set = False
+        # The nodes with bytes of a task's arguments, most first; set once there is a directory.
+        self.near: Callable[[Submission], list[tuple[bytes, int]]] = _nowhere
         self.tracer: Tracer | None = None
         self._asked_s: dict[int, float] = {}  # lease requests while tracing is on
         self._unresolved: dict[bytes, Submission] = {}
@@ -77,13 +90,16 @@ class TaskSubmitter:
 
     def queue_for(self, options: TaskOptions) -> KeyQueue[Submission]:
         """The queue of these options; look it up once per options object."""
-        key = options.scheduling_key
+        return self._queue_for(options.scheduling_key)
+
+    def _queue_for(self, key: SchedulingKey) -> KeyQueue[Submission]:
+        resources, env_vars, strategy = key
         with self._ownership.lock:
             queue = self._pool.queue_of(key)
-            self._resources.setdefault(key, dict(options.resources))
-            self._env_vars.setdefault(key, dict(options.env_vars))
-            if options.strategy is not None:
-                self._strategies[key] = options.strategy
+            self._resources.setdefault(key, dict(resources))
+            self._env_vars.setdefault(key, dict(env_vars))
+            if strategy is not None:
+                self._strategies[key] = strategy
             return queue
 
     def submit(self, submission: Submission) -> None:
@@ -95,6 +111,7 @@ class TaskSubmitter:
             lease = pool.submit(queue, submission)
             if lease is not None:
                 is_lone = len(lease.in_flight) == 1
+                submission.message.serial = next(lease.serials)
                 try:
                     lease.connection.queue(submission.message)
                 except StreamClosedError:
@@ -124,7 +141,24 @@ class TaskSubmitter:
         if failure is not None:
             self._completion.fail_dependency(submission, failure.data)
             return
+        if self._ownership.has_remote:
+            self._move_near(submission)
         self.submit(submission)
+
+    def _move_near(self, submission: Submission) -> None:
+        """Queue a task with others whose arguments lie mostly on the same other node."""
+        near = self.near(submission)
+        queue: KeyQueue[Submission] = submission.queue
+        key: Any = queue.key  # a SchedulingKey
+        resources, env_vars, given = key
+        strategy: Strategy = given or _ANYWHERE
+        node_id = near[0][0] if near else b""
+        if strategy.near == node_id or strategy.is_spread or strategy.node_id:
+            return
+        moved = replace(strategy, near=node_id)
+        submission.queue = self._queue_for(
+            (resources, env_vars, None if moved == _ANYWHERE else moved)
+        )
 
     def _request(self, queue: KeyQueue[Submission], numbers: list[int]) -> None:
         for number in numbers:
@@ -143,7 +177,14 @@ class TaskSubmitter:
                 request.is_soft = strategy.is_soft
                 request.is_impatient = strategy.is_impatient
                 request.labels = strategy.labels
+                if strategy.near:
+                    request.near = self._near_of(queue) or [(strategy.near, 0)]
             self._raylet.post(request)
+
+    def _near_of(self, queue: KeyQueue[Submission]) -> list[tuple[bytes, int]]:
+        with self._ownership.lock:
+            first = queue.pending[0] if queue.pending else None
+        return [] if first is None else self.near(first)
 
     # ---- leases; on the loop's thread ----
 
@@ -159,10 +200,11 @@ class TaskSubmitter:
             return
         peer = self._peers.get(message.worker_id, message.endpoint)
         lease.connection = peer.connection
+        lease.serials = peer.serials.sent
         peer.lease = lease
         self._peers.lives_on(peer, message.node_id)
         with self._ownership.lock:
-            self._pool.granted(queue, lease, time.monotonic())
+            self._pool.granted(queue, lease, self._now_s())
             self._begin(lease, queue)
             self._push(lease)
             first = next(iter(lease.in_flight.values()), None)
@@ -249,7 +291,7 @@ class TaskSubmitter:
         cause = node.Death(
             "exited", f"its connection broke ({reason}), and no cause was reported.", lease.pid
         )
-        self._loop.call_later(DEATH_REPORT_S, self._bury, lease.lease_id, cause)
+        self._loop.call_later(DEATH_REPORT_S, self._give_up, lease.lease_id, cause)
 
     def on_leaving(self, peer: Peer, message: Leaving) -> None:
         """A worker ends on purpose and says what it leaves undone."""
@@ -267,6 +309,12 @@ class TaskSubmitter:
         tasks.sort(key=lambda task: task.task_id != message.running_task)
         cause = node.Death("exited", f"{message.reason}.", lease.pid)
         self._worker_died(lease, tasks, cause, has_started=bool(message.running_task))
+
+    def _give_up(self, lease_id: bytes, cause: node.Death) -> None:
+        # The raylet reported no death: perhaps only the connection broke, and the worker lives.
+        if lease_id in self._pool.leases:
+            self._raylet.post(node.ReturnLease(lease_id, discard=True))
+        self._bury(lease_id, cause)
 
     def _bury(self, lease_id: bytes, cause: node.Death) -> None:
         self._deaths.pop(lease_id, None)
@@ -312,7 +360,7 @@ class TaskSubmitter:
 
     def _begin(self, lease: Lease[Submission], queue: KeyQueue[Submission]) -> None:
         try:
-            lease.connection.queue(LeaseBegins(self._resources[queue.key]))
+            lease.connection.queue(LeaseBegins(self._resources[queue.key], next(lease.serials)))
         except StreamClosedError:
             return  # on_peer_lost follows
 
@@ -322,6 +370,7 @@ class TaskSubmitter:
         sent = 0
         try:
             for submission in tasks:
+                submission.message.serial = next(lease.serials)
                 lease.connection.queue(submission.message)
                 sent += 1
         except StreamClosedError:
@@ -329,7 +378,7 @@ class TaskSubmitter:
 
     def _take_back(self, lease: Lease[Submission], count: int) -> None:
         try:
-            lease.connection.post(TakeBack(count))
+            lease.connection.post(TakeBack(count, next(lease.serials)))
         except StreamClosedError:
             return  # on_peer_lost follows
 
@@ -338,12 +387,14 @@ class TaskSubmitter:
     def on_results(self, peer: Peer, results: list[Any]) -> None:
         """Outcomes from one leased worker, in one batch."""
         lease: Lease[Submission] = peer.lease
-        now_s = time.monotonic()
+        now_s = self._now_s()
         finished: list[tuple[Submission, Any]] = []
         pool = self._pool
         with self._ownership.lock:
             for result in results:
-                submission = pool.done(lease, result.task_id, result.run_us * 1e-6, now_s)
+                submission = pool.done(
+                    lease, result.task_id, result.attempt, result.run_us * 1e-6, now_s
+                )
                 if submission is not None:
                     finished.append((submission, result))
             self._completion.settle(finished)
@@ -388,11 +439,16 @@ class TaskSubmitter:
         queue = lease.queue
         assert queue is not None
         for submission in retries:
-            submission.is_solo = False
+            # It is known how often it started; with its last start it must stay so.
+            submission.is_solo = submission.attempts_left == 0
         with self._ownership.lock:
             self._pool.requeue(queue, retries)
             self._push(lease)
+            # The lease may be lost by now: then others have to serve.
+            wanted = self._pool.requests_wanted(queue)
+            requests = [self._pool.new_request(queue) for _ in range(wanted)]
         lease.connection.flush()
+        self._request(queue, requests)
 
     # ---- idle leases ----
 
@@ -419,7 +475,7 @@ class TaskSubmitter:
     def _on_short_linger(self) -> None:
         self._is_short_linger_set = False
         self._return_idle()
-        now_s = time.monotonic()
+        now_s = self._now_s()
         if any(
             lease.is_wanted and not lease.in_flight and now_s - lease.idle_since_s < LINGER_S
             for lease in self._pool.leases.values()
@@ -433,13 +489,22 @@ class TaskSubmitter:
             self._watch_idle()
 
     def _return_idle(self) -> None:
+        wanting: list[tuple[KeyQueue[Submission], list[int]]] = []
         with self._ownership.lock:
-            leases = self._pool.returnable(time.monotonic())
+            leases = self._pool.returnable(self._now_s())
+            for lease in leases:
+                # What a lease that was asked back left, others have to run.
+                queue = lease.queue
+                if queue is not None and queue.pending:
+                    wanted = self._pool.requests_wanted(queue)
+                    wanting.append((queue, [self._pool.new_request(queue) for _ in range(wanted)]))
         for lease in leases:
             peer = self._peers.find(lease.worker_id)
             if peer is not None:
                 peer.lease = None
             self._raylet.post(node.ReturnLease(lease.lease_id))
+        for queue, requests in wanting:
+            self._request(queue, requests)
 
     # ---- cancelling ----
 
@@ -474,10 +539,20 @@ class TaskSubmitter:
                     )
                 )
             else:
-                running.connection.send(Cancel(task_id, is_recursive))
+                serial = next(running.serials)
+                running.connection.send(Cancel(task_id, is_recursive, serial))
         except StreamClosedError:
             return True  # its worker is dying: on_lost finds the task cancelled
         return True
+
+    def abandon(self) -> None:
+        """The raylet is gone and every unfinished task was failed: no result counts any more."""
+        self._unresolved.clear()
+        with self._ownership.lock:
+            for queue in self._pool.queues.values():
+                queue.pending.clear()
+            for lease in list(self._pool.leases.values()):
+                self._pool.lost(lease.lease_id)
 
     def children_of(self, task_id: bytes) -> list[bytes]:
         """The unfinished tasks that this task submitted."""

@@ -51,6 +51,7 @@ from skate_rpc import node_protocol
 from skate_rpc.process_endpoints import LOOPBACK
 from skate_rpc.stream import make_decoder
 from skate_worker import task_protocol
+from skate_worker.named_output import name_output
 from skate_worker.worker_main import WorkerConfig, run_worker
 
 PACKET_BYTES_MAX: Final = 1 << 20
@@ -119,6 +120,7 @@ class Zygote:
         boot = msgspec.msgpack.decode(self._control.recv(PACKET_BYTES_MAX), type=ZygoteBoot)
         _preload(boot.preload)
         _warm_up()
+        name_output()
         if os.getppid() == boot.daemon_pid:
             self._clone = find_sibling_fork()
         self._set_name(b"skate-zygote")

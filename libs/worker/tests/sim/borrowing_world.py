@@ -124,15 +124,16 @@ class SimSubmitter:
         peer = process.peers.get(target.worker_id, target.endpoint)
         peer.lease = True
         self.pending[submission.task_id] = (submission, args, target.worker_id)
-        peer.connection.queue(submission.message)
+        peer.connection.queue(peer.stamp(submission.message))
 
     def on_results(self, peer: Peer, results: list[Any]) -> None:
         process = self.process
         finished: list[tuple[Submission, Any]] = []
         args_of: dict[bytes, list[bytes]] = {}
         for result in results:
-            known = self.pending.pop(result.task_id, None)
-            if known is not None:
+            known = self.pending.get(result.task_id)
+            if known is not None and known[0].attempt == result.attempt:
+                del self.pending[result.task_id]
                 finished.append((known[0], result))
                 args_of[result.task_id] = known[1]
         with process.ownership.lock:
@@ -251,9 +252,23 @@ class SimProcess(TaskSubmission):
 class World:
     """One seed's session."""
 
-    def __init__(self, seed: int, *, steps: int = 60, trace: bool = False, count: int = 0) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        steps: int = 60,
+        trace: bool = False,
+        count: int = 0,
+        repeats: bool = True,
+    ) -> None:
+        """``repeats``: messages may be delivered again."""
         self.seed = seed
         self.random = random.Random(seed)
+        # Its own draws: without repetitions a session is the same as if they were not thought of.
+        self.repetition = random.Random(f"repetitions of {seed}")
+        self.repeat_rate = self.repetition.choice((0, 0.05, 0.3)) if repeats else 0
+        self.late_rate = self.repetition.choice((0.02, 0.2))
+        self.late: list[tuple[SimConnection, bytes]] = []  # where it came first, and what
         self.steps = steps
         self.trace: list[str] | None = [] if trace else None
         self.events: list[str] = []
@@ -363,6 +378,8 @@ class World:
 
     def step_machinery(self) -> bool:
         """One delivery, callback, task or notice. False: there is none."""
+        if self.late and self.repetition.random() < self.late_rate:
+            return self._repeat_late()
         options: list[Any] = [c for c in self.connections if c.inbox or c.is_broken]
         if self.slow_rate and self.random.random() < self.slow_rate:
             options = [c for c in options if not c.is_slow] or options
@@ -377,6 +394,8 @@ class World:
             options.append(self.notices)
         if self.store_notices:
             options.append(self.store_notices)
+        if not options and self.late:
+            return self._repeat_late()
         if not options or (self.random.random() < 0.1 and self._may_run_timers()):
             return self._run_timers()
         chosen = options[self.random.randrange(len(options))]
@@ -402,6 +421,32 @@ class World:
         else:
             self._execute(chosen._core)
         self.oracle.check_step()
+        return True
+
+    def repeat(self, end: SimConnection, data: bytes) -> int:
+        """A message is delivered: how many more times it is at once. It may come later too."""
+        draw = self.repetition
+        if draw.random() >= self.repeat_rate:
+            return 0
+        if draw.random() < 0.25:
+            return 1
+        self.late.append((end, data))
+        return 0
+
+    def _repeat_late(self) -> bool:
+        draw = self.repetition
+        first, data = self.late.pop(draw.randrange(len(self.late)))
+        ends = [
+            end
+            for end in self.connections
+            if end.process is first.process
+            and end.other.process is first.other.process
+            and end.context is not None  # it is known who speaks
+        ]
+        if ends:
+            self.enter(first.process, f"hears again from {first.other.process}")
+            draw.choice(ends).deliver_again(data)
+            self.oracle.check_step()
         return True
 
     def _release_owner(self, owner_id: bytes) -> None:
@@ -558,7 +603,12 @@ class World:
         function_id = self.random.choice(process.function_ids)
         process.tasks.next_args = [r.binary() for r in (*top_level, *nested)]
         options = TaskOptions(
-            "task", self.random.choice((1, 1, 1, 2)), (), self.random.choice((0, 0, 2))
+            "task",
+            self.random.choice((1, 1, 1, 2)),
+            (),
+            self.random.choice((0, 0, 2)),
+            # Two attempts of one task, both with an outcome, matter only where one comes twice.
+            retry_exceptions=bool(self.repeat_rate) and self.repetition.random() < 0.5,
         )
         refs = process.submit_task(function_id, args, {}, options)
         process.held += refs

@@ -8,11 +8,14 @@ from typing import Any
 from unittest import mock
 
 from skate_worker.machine.references import Entry, ReferenceTable
+from skate_worker.machine.serials import Received, Serials
+from skate_worker.membership import Membership
 from skate_worker.object_access import ObjectAccess
 from skate_worker.outcome import OutcomeWriter
 from skate_worker.ownership import Ownership
 from skate_worker.peers import Peers
 from skate_worker.results import Completion
+from skate_worker.task_messages import WITH_SERIAL
 from skate_worker.task_protocol import AskObject, Borrow, BorrowKnown, EndBorrow
 from skate_worker.task_submission import TaskSubmission
 
@@ -34,6 +37,11 @@ def replaced(owner: type, name: str, replacement: Callable[..., Any]) -> Any:
         return replacement(original, self, *args, **named)
 
     return mock.patch.object(owner, name, call)
+
+
+def without_serial(kind: type) -> Any:
+    """Repetitions of this kind of message are handled like the first."""
+    return mock.patch("skate_worker.membership.WITH_SERIAL", WITH_SERIAL - {kind})
 
 
 def without_messages(kind: type) -> Any:
@@ -342,6 +350,76 @@ def second_registration_is_kept() -> Iterator[None]:
             entry.is_told = True
 
     with replaced(Ownership, "take_contained", take):
+        yield
+
+
+@mutation
+def repeated_borrow_registers_again() -> Iterator[None]:
+    """A Borrow that comes twice makes two registrations, of which one ends."""
+    with without_serial(Borrow):
+        yield
+
+
+@mutation
+def repeated_end_of_borrow_ends_another_registration() -> Iterator[None]:
+    """An EndBorrow that comes twice ends two registrations."""
+    with without_serial(EndBorrow):
+        yield
+
+
+@mutation
+def repeated_question_is_answered_again() -> Iterator[None]:
+    """An AskObject that comes twice registers the asker twice for what the value holds."""
+    with without_serial(AskObject):
+        yield
+
+
+@mutation
+def repeated_answer_ends_registrations() -> Iterator[None]:
+    """An ObjectValue that comes twice is taken for one that came too late."""
+
+    def on_value(original: Any, self: Any, peer: Any, message: Any) -> None:
+        self._asks[peer.worker_id, message.asked] = message.object_id
+        original(self, peer, message)
+
+    with replaced(Ownership, "_on_value", on_value):
+        yield
+
+
+@mutation
+def repeated_task_runs_again() -> Iterator[None]:
+    """A PushTask that comes twice is run twice."""
+    with replaced(Received, "new_of", lambda _, self, work: work):
+        yield
+
+
+@mutation
+def outcome_of_an_earlier_attempt_is_taken() -> Iterator[None]:
+    """A failure that comes twice ends the retry as well."""
+
+    def on_results(original: Any, self: Any, peer: Any, results: list[Any]) -> None:
+        for result in results:
+            known = self.tasks.pending.get(result.task_id)
+            if known is not None:
+                result.attempt = known[0].attempt
+        original(self, peer, results)
+
+    with replaced(Membership, "_on_results", on_results):
+        yield
+
+
+@mutation
+def serials_are_kept_for_each_connection() -> Iterator[None]:
+    """What came by one connection is not known as a repetition on another."""
+
+    def one_more(original: Any, self: Any, worker_id: bytes) -> Serials:
+        original(self, worker_id)
+        return Serials()
+
+    with (
+        replaced(Peers, "_one_more_line", one_more),
+        replaced(Peers, "_one_line_less", lambda *_: None),
+    ):
         yield
 
 

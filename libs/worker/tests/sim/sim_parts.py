@@ -5,8 +5,9 @@ The transport that is modelled: one connection keeps its order, whatever is sent
 different connections overtake each other at will, and any delivery may be late. A connection
 breaks only when the process at one end dies; then a random part of the end of what the dead one had
 sent is lost, and the other end hears of the break after what did arrive. Two processes that dial
-each other at the same time have two connections. Nothing is delivered twice and nothing is lost in
-between: the transport is one socket, so neither can happen.
+each other at the same time have two connections. Nothing is lost in between. What was delivered may
+be delivered again: at once, or any time later, and then on any open connection between the two, as
+after a reconnection. One socket does no such thing; the protocol is not to depend on that.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from borrowing_world import SimProcess, World
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = make_decoder(AnyMessage).decode
+decode = make_decoder(AnyMessage).decode
 
 
 class SimLoop:
@@ -89,7 +90,7 @@ class SimConnection:
 
     def waiting(self) -> list[Any]:
         """The messages that are on their way to this end."""
-        return [message for data in self.inbox for message in _decode(data)]
+        return [message for data in self.inbox for message in decode(data)]
 
     def deliver(self, count: int) -> None:
         """Hand over up to ``count`` messages as one batch, or the news of the break."""
@@ -99,11 +100,18 @@ class SimConnection:
         if self.inbox:
             batch = []
             for _ in range(min(count, len(self.inbox))):
-                batch += _decode(self.inbox.popleft())
+                data = self.inbox.popleft()
+                batch += decode(data)
+                for _ in range(self.process.world.repeat(self, data)):
+                    batch += decode(data)
             self.on_messages(self, batch)
         else:
             self.is_closed = self.has_ended = True
             self.on_close(self, "the peer closed the connection")
+
+    def deliver_again(self, data: bytes) -> None:
+        """Hand over a message that has come before."""
+        self.on_messages(self, decode(data))
 
 
 def open_sim_stream(endpoint: str, token: bytes, loop: SimLoop, **_: Any) -> SimConnection:

@@ -19,6 +19,20 @@ import pytest
 from borrowing_world import World, small_limits
 from mutations import MUTATIONS
 from oracle import Violation
+from sim_parts import SimConnection, decode
+
+from skate_worker.task_protocol import (
+    AskObject,
+    Borrow,
+    BorrowKnown,
+    EndBorrow,
+    FreeReturns,
+    Hello,
+    ObjectValue,
+    PushTask,
+    TaskDone,
+    TaskReturned,
+)
 
 HERE = Path(__file__).parent
 SEEDS_USUAL = range(2000)
@@ -33,22 +47,23 @@ PLANTED_USUALLY = {
 TRACE_LINES_MAX = 150
 LEGEND = """\
 p2 is a process, t7 a task, t7.1 what it returned, p2:3 the third put of p2; `p1 ~> p2` is a message
-at the moment when it is sent, `p2 hears from p1` its arrival (or, at last, the news of p1's end);
+at the moment when it is sent, `p2 hears from p1` its arrival (or, at last, the news of p1's end),
+`p2 hears again from p1` a late repetition;
 other lines are what a program or a loop does. Replay it with:"""
 
 
-def run_seed(seed: int) -> Violation | BaseException | None:
+def run_seed(seed: int, *, repeats: bool = True) -> Violation | BaseException | None:
     """What is wrong with this seed's session."""
     try:
-        World(seed).run()
+        World(seed, repeats=repeats).run()
     except Exception as error:  # noqa: BLE001 - any error at all is a finding, with a seed to it
         return error
     return None
 
 
-def explain(seed: int) -> str:
+def explain(seed: int, *, repeats: bool = True) -> str:
     """The same session again, with its trace."""
-    world = World(seed, trace=True)
+    world = World(seed, trace=True, repeats=repeats)
     why = "it passes when traced"
     try:
         world.run()
@@ -105,11 +120,46 @@ def bound(count: int) -> str:
     return f"with 95 % certainty fewer than one session in {max(1, count // 3)} fails (3/n)"
 
 
+@pytest.mark.parametrize("repeats", [False, True])
 @pytest.mark.parametrize("seed", known_seeds())
-def test_borrowing_with_a_known_seed_holds(seed: int) -> None:
-    if failing([seed]):
-        with small_limits():
-            pytest.fail(explain(seed))
+def test_borrowing_with_a_known_seed_holds(seed: int, repeats: bool) -> None:
+    with small_limits():
+        if run_seed(seed, repeats=repeats) is not None:
+            pytest.fail(explain(seed, repeats=repeats))
+
+
+class Watched(World):
+    """Notes which kinds of messages come, and which come again."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.came: dict[type, None] = {}
+        self.came_again: dict[type, None] = {}
+
+    def repeat(self, end: SimConnection, data: bytes) -> int:
+        late = len(self.late)
+        count = super().repeat(end, data)
+        kinds = dict.fromkeys(map(type, decode(data)))
+        self.came.update(kinds)
+        if count or len(self.late) > late:
+            self.came_again.update(kinds)
+        return count
+
+
+def test_sessions_repeat_each_kind_of_message_that_they_send() -> None:
+    came: dict[type, None] = {}
+    came_again: dict[type, None] = {}
+    with small_limits():
+        for seed in range(50):
+            world = Watched(seed)
+            world.run()
+            came.update(world.came)
+            came_again.update(world.came_again)
+    assert came_again.keys() == came.keys()
+    assert {
+        Hello, AskObject, ObjectValue, Borrow, BorrowKnown, EndBorrow, PushTask, FreeReturns,
+        TaskDone, TaskReturned,
+    } == came.keys()  # fmt: skip
 
 
 # One order of events is too rare for random sessions (none of 22,000 met it), so

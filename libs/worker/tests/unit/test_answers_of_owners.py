@@ -6,6 +6,7 @@ from typing import Any
 
 from skate_worker.errors import LocalRayletDiedError
 from skate_worker.machine.references import INLINE, PENDING, STORED, Entry, Owner
+from skate_worker.machine.serials import Serials
 from skate_worker.outcome import OutcomeWriter
 from skate_worker.ownership import Ownership
 from skate_worker.peers import Peer
@@ -34,7 +35,7 @@ def make_ownership(name: bytes) -> Ownership:
 
 def make_peer() -> tuple[Peer, list[Any]]:
     connection = Connection()
-    return Peer(b"p" * 28, "unix:/p", connection), connection.posted  # type: ignore[arg-type]
+    return Peer(b"p" * 28, "unix:/p", connection, Serials()), connection.posted  # type: ignore[arg-type]
 
 
 def owned(ownership: Ownership, state: int) -> Entry:
@@ -47,17 +48,18 @@ def test_owner_of_a_stored_object_without_a_copy_says_that_it_is_stored() -> Non
     owner, (peer, posted) = make_ownership(b"o"), make_peer()
     owned(owner, STORED)
 
-    owner.on_message(peer, AskObject(OBJECT))
+    owner.on_message(peer, AskObject(OBJECT, 7))
 
-    assert posted == [ObjectValue(OBJECT, is_stored=True)]
+    assert posted == [ObjectValue(OBJECT, is_stored=True, asked=7)]
 
 
 def test_borrower_of_a_stored_object_without_a_copy_does_not_take_it_for_an_empty_value() -> None:
     borrower, (peer, _) = make_ownership(b"b"), make_peer()
     entry = borrower.table.borrow(OBJECT, Owner(b"o" * 28, "unix:/o"))
     entry.local = 1
+    borrower._asks[peer.worker_id, 7] = OBJECT
 
-    borrower.on_message(peer, ObjectValue(OBJECT, is_stored=True))
+    borrower.on_message(peer, ObjectValue(OBJECT, is_stored=True, asked=7))
 
     assert (entry.state, entry.node_id) == (STORED, b"")
 
@@ -65,13 +67,13 @@ def test_borrower_of_a_stored_object_without_a_copy_does_not_take_it_for_an_empt
 def test_owner_whose_object_became_pending_again_answers_when_it_is_made() -> None:
     owner, (peer, posted) = make_ownership(b"o"), make_peer()
     entry = owned(owner, PENDING)
-    owner._answer(peer, entry)
+    owner._answer(peer, entry, 7)
     assert posted == []
     data = serialize(7).to_bytes()
 
     owner.settle(entry, INLINE, data)
 
-    assert posted == [ObjectValue(OBJECT, data)]
+    assert posted == [ObjectValue(OBJECT, data, asked=7)]
 
 
 def test_error_of_a_dead_node_is_no_outcome_of_a_task_but_its_copy_from_elsewhere_is() -> None:

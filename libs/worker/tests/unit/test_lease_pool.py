@@ -22,6 +22,7 @@ KEY = "cpu"
 class Task:
     task_id: bytes
     is_solo: bool = False
+    attempt: int = 0
 
 
 def task(number: int, *, is_solo: bool = False) -> Task:
@@ -64,7 +65,7 @@ def test_first_tasks_travel_alone_until_their_length_is_known() -> None:
         world.pool.submit(world.queue, task(number))
     granted, pushed = world.grant(b"a")
     assert [t.task_id for t in pushed] == [task(0).task_id]
-    world.pool.done(granted, task(0).task_id, 10e-6, 1.0)
+    world.pool.done(granted, task(0).task_id, 0, 10e-6, 1.0)
     assert len(world.pool.refill(granted)) == 99
 
 
@@ -73,7 +74,7 @@ def test_long_tasks_keep_the_window_at_one() -> None:
     for number in range(3):
         world.pool.submit(world.queue, task(number))
     granted, _ = world.grant(b"a")
-    world.pool.done(granted, task(0).task_id, 2.0, 1.0)
+    world.pool.done(granted, task(0).task_id, 0, 2.0, 1.0)
     assert [t.task_id for t in world.pool.refill(granted)] == [task(1).task_id]
 
 
@@ -81,7 +82,7 @@ def test_task_without_retries_shares_a_worker_with_no_other() -> None:
     world = World()
     world.pool.submit(world.queue, task(0))
     granted, _ = world.grant(b"a")
-    world.pool.done(granted, task(0).task_id, 1e-6, 1.0)
+    world.pool.done(granted, task(0).task_id, 0, 1e-6, 1.0)
     world.pool.refill(granted)
     assert world.pool.submit(world.queue, task(1, is_solo=True)) is granted
     assert world.pool.submit(world.queue, task(2)) is None
@@ -112,7 +113,7 @@ def test_blocked_worker_gets_nothing_until_its_task_ends() -> None:
     world.pool.given_back(blocked, [task(1).task_id], is_blocked=True)
     assert world.pool.refill(blocked) == []
     assert world.pool.requests_wanted(world.queue) == 1
-    world.pool.done(blocked, task(0).task_id, 1.0, 1.0)
+    world.pool.done(blocked, task(0).task_id, 0, 1.0, 1.0)
     assert [t.task_id for t in world.pool.refill(blocked)] == [task(1).task_id]
 
 
@@ -126,7 +127,7 @@ def test_lost_worker_gives_its_tasks_in_the_order_of_pushing() -> None:
     assert lost is not None
     assert [t.task_id for t in lost[1]] == [task(n).task_id for n in range(3)]
     assert world.pool.lost(b"a") is None
-    assert world.pool.done(granted, task(0).task_id, 1.0, 1.0) is None
+    assert world.pool.done(granted, task(0).task_id, 0, 1.0, 1.0) is None
 
 
 def test_reclaimed_lease_is_returned_when_its_task_ends() -> None:
@@ -136,7 +137,7 @@ def test_reclaimed_lease_is_returned_when_its_task_ends() -> None:
     world.pool.reclaim(b"a")
     assert world.pool.returnable(0.0) == []
     assert world.pool.submit(world.queue, task(1)) is None
-    world.pool.done(granted, task(0).task_id, 1.0, 1.0)
+    world.pool.done(granted, task(0).task_id, 0, 1.0, 1.0)
     assert world.pool.returnable(1.0) == [granted]
 
 
@@ -177,7 +178,9 @@ def test_random_histories_run_every_task_exactly_once(seed: int) -> None:
             target = rng.choice(list(held))
             if held[target]:
                 done = held[target].pop(0)
-                assert pool.done(target, done.task_id, rng.choice((1e-6, 1e-3, 1.0)), now_s) is done
+                assert (
+                    pool.done(target, done.task_id, 0, rng.choice((1e-6, 1e-3, 1.0)), now_s) is done
+                )
                 finished.append(done.task_id)
             push(target)
         elif action < 0.9 and held:
@@ -203,7 +206,7 @@ def test_random_histories_run_every_task_exactly_once(seed: int) -> None:
         for target, tasks in held.items():
             while tasks:
                 done = tasks.pop(0)
-                pool.done(target, done.task_id, 1e-6, 9e9)
+                pool.done(target, done.task_id, 0, 1e-6, 9e9)
                 finished.append(done.task_id)
             push(target)
     assert sorted(finished) == [task(n).task_id for n in range(submitted)]
@@ -223,5 +226,22 @@ def test_busy_lease_that_others_wait_for_stays_until_it_pauses() -> None:
     world.pool.submit(world.queue, task(1))
     world.pool.wanted(granted.lease_id)
     assert world.pool.returnable(LINGER_S * 2) == []
-    world.pool.done(granted, task(1).task_id, 0.001, 1.0)
+    world.pool.done(granted, task(1).task_id, 0, 0.001, 1.0)
     assert world.pool.returnable(1.0 + 2 * SHORT_LINGER_S) == [granted]
+
+
+def test_end_that_is_told_twice_does_not_end_the_retry() -> None:
+    world = World()
+    first = task(0)
+    world.pool.submit(world.queue, first)
+    granted, _ = world.grant(b"a")
+    assert world.pool.done(granted, first.task_id, 0, 1.0, 1.0) is first
+    first.attempt = 1
+    world.pool.requeue(world.queue, [first])
+    assert world.pool.refill(granted) == [first]
+
+    assert world.pool.done(granted, first.task_id, 0, 1.0, 1.0) is None
+
+    assert granted.in_flight == {first.task_id: first}
+    assert world.pool.done(granted, first.task_id, 1, 1.0, 1.0) is first
+    world.pool.check_invariants()

@@ -1,14 +1,73 @@
-"""Smaller services around the core API."""
+"""Smaller services around the core API, each loaded on first use."""
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from skate.session import require_session
 from skate_worker.current import current_core
 from skate_worker.serialization import deregister_serializer, register_serializer
 
-__all__ = ["deregister_serializer", "list_named_actors", "register_serializer"]
+# The type checker's reading of the same table; a test compares the two.
+if TYPE_CHECKING:
+    from skate.util.actor_group import ActorGroup as ActorGroup
+    from skate.util.actor_pool import ActorPool as ActorPool
+    from skate.util.check_serialize import inspect_serializability as inspect_serializability
+    from skate.util.debug import disable_log_once_globally as disable_log_once_globally
+    from skate.util.debug import enable_periodic_logging as enable_periodic_logging
+    from skate.util.debug import log_once as log_once
+    from skate.util.executor import SkateExecutor as SkateExecutor
+    from skate.util.helpers import as_completed as as_completed
+    from skate.util.helpers import map_unordered as map_unordered
+    from skate.util.services import get_node_ip_address as get_node_ip_address
+
+_MODULE_OF = {
+    "ActorGroup": "actor_group",
+    "ActorPool": "actor_pool",
+    "SkateExecutor": "executor",
+    "as_completed": "helpers",
+    "disable_log_once_globally": "debug",
+    "enable_periodic_logging": "debug",
+    "get_node_ip_address": "services",
+    "inspect_serializability": "check_serialize",
+    "log_once": "debug",
+    "map_unordered": "helpers",
+}
+_SUBMODULES = (
+    "actor_group",
+    "actor_pool",
+    "debug",
+    "joblib",
+    "multiprocessing",
+    "queue",
+    "scheduling_strategies",
+    "state",
+)
+
+__all__ = [  # noqa: PLE0604 - every name is in the table, and the table is the one place
+    "deregister_serializer",
+    "list_named_actors",
+    "register_serializer",
+    *_MODULE_OF,
+    *_SUBMODULES,
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is not None:
+        value = getattr(import_module(f"skate.util.{module}"), name)
+    elif name in _SUBMODULES:
+        value = import_module(f"skate.util.{name}")
+    else:
+        raise AttributeError(f"module 'skate.util' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def list_named_actors(all_namespaces: bool = False) -> list[Any]:

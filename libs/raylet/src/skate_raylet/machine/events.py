@@ -37,6 +37,7 @@ class LeaseRequested(msgspec.Struct, frozen=True):
     strategy: Strategy = DEFAULT_STRATEGY
     since_s: float | None = None  # when it was first asked for; None: now
     is_foreign: bool = False  # of another node's holder: served here or not at all
+    near: tuple[tuple[bytes, int], ...] = ()  # nodes and their bytes of its arguments, most first
 
 
 class LeaseRequestCancelled(msgspec.Struct, frozen=True):

@@ -97,6 +97,10 @@ class Neighbours:
     def choose(self, request: LeaseRequested, local: NodeView, now_s: float) -> bytes | None:
         """The node for a new request, perhaps this one; None when none can ever hold it."""
         needs, strategy = request.resources, request.strategy
+        if request.near:
+            near = self._nearest(request, local, now_s)
+            if near is not None:
+                return near
         if strategy is DEFAULT_STRATEGY and _is_half_used_at_most(local, needs):
             return local.node_id
         if strategy.node_id:
@@ -121,6 +125,10 @@ class Neighbours:
             if affine is not None or not strategy.is_soft:
                 is_ready = affine in self._nodes and not self._is_shunned(affine, now_s)
                 return affine if affine != local.node_id and is_ready else None
+        if request.near:
+            near = self._nearest(request, local, now_s)
+            if near is not None:
+                return near if near != local.node_id else None
         placement = self._best(self._views(now_s), request, None)
         if placement.fit is Fit.LATER and _may_run_at(local, request):
             return None
@@ -168,6 +176,26 @@ class Neighbours:
             view is not None and view.can_ever_hold(needs) and strategy.labels.allow(view.labels)
         )
         return strategy.node_id if is_fit else None
+
+    def _nearest(self, request: LeaseRequested, local: NodeView, now_s: float) -> bytes | None:
+        """The node with most bytes of the arguments among those that have room now.
+
+        Source: SURFACE row L3; explicit strategies come first.
+        """
+        strategy = request.strategy
+        if strategy.node_id or strategy.is_spread:
+            return None
+        for node_id, _ in request.near:
+            node = self._nodes.get(node_id)
+            if node_id == local.node_id:
+                view = local
+            elif node is not None and not self._is_shunned(node_id, now_s):
+                view = _claimed(node)
+            else:
+                continue
+            if view.can_hold_now(request.resources) and strategy.labels.allow(view.labels):
+                return node_id
+        return None
 
     def _best(
         self, views: list[NodeView], request: LeaseRequested, local_id: bytes | None

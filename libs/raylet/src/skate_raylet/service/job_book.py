@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 
 import msgspec
+from msgspec.structs import replace
 
 from skate_rpc.gen.skate.v1 import gcs_pb2
 
 SYS_PATH_KEY = "skate:sys_path"  # in the job's metadata, as a JSON list
+LOGS_KEY = "skate:logs"  # "1": the driver shows what its workers print
 FINISHED_KEPT_MAX = 1000
 
 
@@ -22,6 +24,8 @@ class Job(msgspec.Struct, frozen=True):
     namespace: str
     sys_path: tuple[str, ...]
     is_finished: bool = False
+    wants_logs: bool = False
+    driver_node_id: bytes = b""
 
 
 class JobBook:
@@ -55,13 +59,18 @@ class JobBook:
     def finish(self, job_id: bytes) -> bool:
         """This node's driver is gone; returns whether that is news."""
         job = self.get(job_id)
-        return self.update(Job(job_id, job.namespace, job.sys_path, is_finished=True))
+        return self.update(replace(job, is_finished=True))
 
 
 def job_of(info: gcs_pb2.JobInfo) -> Job:
     """The part of a job's row that matters here."""
     return Job(
-        info.job_id, info.namespace, _paths(info.metadata.get(SYS_PATH_KEY, "")), info.finished
+        info.job_id,
+        info.namespace,
+        _paths(info.metadata.get(SYS_PATH_KEY, "")),
+        info.finished,
+        info.metadata.get(LOGS_KEY) == "1",
+        info.driver.node_id,
     )
 
 

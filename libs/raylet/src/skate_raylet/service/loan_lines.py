@@ -19,7 +19,6 @@ import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Generic, TypeVar
 
 from skate_raylet.machine import loan_events as loan
 from skate_raylet.machine import loans
@@ -29,6 +28,7 @@ from skate_raylet.service.loan_convert import (
     order_from_proto,
     order_to_proto,
 )
+from skate_raylet.service.outbox import Outbox
 from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import raylet_pb2
 from skate_rpc.grpc_channel import open_channel
@@ -38,45 +38,8 @@ _log = logging.getLogger(__name__)
 
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
-UNSENT_MAX = 100_000
-BATCH_MAX = 512
 
 Tell = Callable[[loan.LoanEvent], None]
-_Item = TypeVar("_Item")
-
-
-class _Outbox(Generic[_Item]):
-    """What is to be sent, taken in batches. Past ``UNSENT_MAX`` the line is broken off."""
-
-    def __init__(self) -> None:
-        self._items: list[_Item] = []
-        self._is_filled = asyncio.Event()
-        self.is_closed = False
-
-    def put(self, item: _Item) -> None:
-        """Queue an item; a closed box drops it."""
-        if self.is_closed:
-            return
-        self._items.append(item)
-        if len(self._items) > UNSENT_MAX:
-            self.close()  # the peer does not read: as good as a broken line
-        self._is_filled.set()
-
-    def close(self) -> None:
-        """Send nothing more; :meth:`batches` ends."""
-        self.is_closed = True
-        self._is_filled.set()
-
-    async def batches(self) -> AsyncIterator[list[_Item]]:
-        """What was put, in order, until the box is closed."""
-        while True:
-            await self._is_filled.wait()
-            if self.is_closed:
-                return
-            batch, self._items = self._items[:BATCH_MAX], self._items[BATCH_MAX:]
-            if not self._items:
-                self._is_filled.clear()
-            yield batch
 
 
 class LenderLine:
@@ -90,7 +53,7 @@ class LenderLine:
         self._endpoint = endpoint
         self._token = token
         self._tell = tell
-        self._outbox: _Outbox[raylet_pb2.LoanOrder] | None = None
+        self._outbox: Outbox[raylet_pb2.LoanOrder] | None = None
         self._is_open = False
         self._task = asyncio.create_task(self._keep_open())
 
@@ -124,7 +87,7 @@ class LenderLine:
             pause_s = min(RETRY_MAX_S, 2 * pause_s)
 
     async def _talk(self, client: RayletClient) -> None:
-        outbox = self._outbox = _Outbox[raylet_pb2.LoanOrder]()
+        outbox = self._outbox = Outbox[raylet_pb2.LoanOrder]()
         hello = raylet_pb2.LoanHello(borrower_id=self._own_id, lender_id=self._node_id)
         outbox.put(raylet_pb2.LoanOrder(hello=hello))
         async with aclosing(client.borrow(_orders(outbox))) as news:
@@ -141,7 +104,7 @@ class LenderLine:
 
 
 async def _orders(
-    outbox: _Outbox[raylet_pb2.LoanOrder],
+    outbox: Outbox[raylet_pb2.LoanOrder],
 ) -> AsyncIterator[raylet_pb2.LoanOrders]:
     async for batch in outbox.batches():
         yield raylet_pb2.LoanOrders(orders=batch)
@@ -153,7 +116,7 @@ class BorrowerLines:
     def __init__(self, own_id: bytes, tell: Tell) -> None:
         self._own_id = own_id
         self._tell = tell
-        self._lines: dict[bytes, _Outbox[raylet_pb2.LoanNewsItem]] = {}
+        self._lines: dict[bytes, Outbox[raylet_pb2.LoanNewsItem]] = {}
 
     def say(self, node_id: bytes, message: loans.ToBorrower) -> None:
         """Send news, if the line is open."""
@@ -182,7 +145,7 @@ class BorrowerLines:
             return
         node_id = hello.borrower_id
         self.hang_up(node_id)
-        outbox = self._lines[node_id] = _Outbox[raylet_pb2.LoanNewsItem]()
+        outbox = self._lines[node_id] = Outbox[raylet_pb2.LoanNewsItem]()
         reader = asyncio.create_task(self._read(node_id, first, orders, outbox))
         try:
             yield raylet_pb2.LoanNews()
@@ -201,7 +164,7 @@ class BorrowerLines:
         node_id: bytes,
         first: raylet_pb2.LoanOrders,
         orders: AsyncIterator[raylet_pb2.LoanOrders],
-        outbox: _Outbox[raylet_pb2.LoanNewsItem],
+        outbox: Outbox[raylet_pb2.LoanNewsItem],
     ) -> None:
         try:
             self._take(node_id, first)

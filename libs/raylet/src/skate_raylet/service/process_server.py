@@ -23,8 +23,9 @@ from skate_raylet.service.actor_host import ActorHost
 from skate_raylet.service.convert import label_rules
 from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
-from skate_raylet.service.job_book import SYS_PATH_KEY, Job, JobBook
+from skate_raylet.service.job_book import LOGS_KEY, SYS_PATH_KEY, Job, JobBook
 from skate_raylet.service.local_process import Connection, LocalProcess, LocalProcesses
+from skate_raylet.service.logs.log_office import LogOffice
 from skate_raylet.service.owner_book import OwnerBook
 from skate_raylet.service.transfer.object_transfers import ObjectTransfers
 from skate_raylet.service.worker_processes import WorkerProcess, WorkerProcesses
@@ -37,6 +38,7 @@ from skate_scheduler import LabelError, ResourceSet
 _log = logging.getLogger(__name__)
 
 REGISTER_DEADLINE_S = 10.0
+NEAR_MAX = 8  # nodes that a request may name
 WORKER_ID_BYTES = 28
 
 
@@ -58,6 +60,7 @@ class ProcessServer:
         jobs: JobBook,
         transfers: ObjectTransfers,
         owners: OwnerBook,
+        logs: LogOffice,
         on_driver_gone: Callable[[LocalProcess, str], None],
         on_task_events: Callable[[list[node.TaskEvent]], None] | None,
         on_objects: Callable[[LocalProcess, node.ObjectsReport], None],
@@ -74,6 +77,7 @@ class ProcessServer:
         self._jobs = jobs
         self._transfers = transfers
         self._owners = owners
+        self._logs = logs
         self._on_driver_gone = on_driver_gone
         self._on_task_events = on_task_events
         self._loop = asyncio.get_running_loop()
@@ -102,6 +106,8 @@ class ProcessServer:
             node.DeleteCopies: self._on_delete_copies,
             node.KeepCopies: self._on_keep_copies,
             node.KnowOwner: self._on_know_owner,
+            node.LogsTaken: self._logs.on_taken,
+            node.FlushLogs: self._logs.on_flush,
         }
 
     def start(self) -> str:
@@ -225,6 +231,8 @@ class ProcessServer:
         metadata = dict(message.metadata)
         if message.sys_path:
             metadata[SYS_PATH_KEY] = json.dumps(message.sys_path)
+        if message.wants_logs:
+            metadata[LOGS_KEY] = "1"
         info = gcs_pb2.JobInfo(
             driver=common_pb2.Address(
                 node_id=self._config.node_id,
@@ -242,7 +250,15 @@ class ProcessServer:
             if not connection.is_closed:
                 self._refuse(connection, f"The GCS could not take the new job: {error}")
             return
-        self._jobs.update(Job(job_id, namespace, tuple(message.sys_path)))
+        self._jobs.update(
+            Job(
+                job_id,
+                namespace,
+                tuple(message.sys_path),
+                wants_logs=message.wants_logs,
+                driver_node_id=self._config.node_id,
+            )
+        )
         process = LocalProcess(
             worker_id=message.worker_id,
             pid=message.pid,
@@ -257,6 +273,8 @@ class ProcessServer:
             self._on_driver_gone(process, "it hung up before it was registered")
             return
         self._admit(process)
+        if message.wants_logs:
+            self._logs.driver_joined(process)
 
     def _admit(self, process: LocalProcess) -> None:
         timer = self._open.pop(process.connection, None)
@@ -294,6 +312,7 @@ class ProcessServer:
                 tuple(sorted(message.env_vars.items())),
                 max(0, message.backlog),
                 strategy,
+                near=tuple(message.near[:NEAR_MAX]),
             )
         )
 

@@ -46,6 +46,7 @@ from skate_raylet.service.job_book import JobBook, job_of
 from skate_raylet.service.job_forks import JobForks
 from skate_raylet.service.loan_office import LoanOffice
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
+from skate_raylet.service.logs.log_office import LogOffice
 from skate_raylet.service.node_runner import NodeRunner
 from skate_raylet.service.object_reporter import ObjectReporter
 from skate_raylet.service.owner_book import OwnerBook
@@ -215,6 +216,7 @@ class Raylet:
             jobs=self._jobs,
             transfers=self._transfers,
             owners=self._owners,
+            logs=self._logs,
             on_driver_gone=self._driver_gone,
             on_task_events=self._task_events,
             on_objects=self._objects.on_report,
@@ -229,6 +231,7 @@ class Raylet:
             self._fill_status,
             self._begin_stop,
             self._loans.serve,
+            self._logs.serve,
             self._objects,
             self._draining.ask,
             self._follow_gcs,
@@ -252,13 +255,16 @@ class Raylet:
             lambda: zygote is not None and zygote.has_forks_under_way(),
         )
         self._runner = NodeRunner(self._machine, self._perform)
+        self._logs = LogOffice(config.node_id, config.token, self._jobs)
         self._job_forks = JobForks(self._jobs, self._fork, self._ask_for_jobs)
         self._workers = WorkerProcesses(
             config.session_dir,
             self._reaper,
             self._job_forks.fork,
             lambda job_id: list(self._jobs.get(job_id).sys_path),
-            WorkerEvents(self._runner.tell, self._worker_died),
+            WorkerEvents(
+                self._runner.tell, self._worker_died, self._output_begins, self._output_ends
+            ),
         )
         boot = ZygoteBoot(
             os.getpid(),
@@ -282,6 +288,12 @@ class Raylet:
 
     def _fork(self, request: ForkRequest) -> None:
         self._zygote.fork(request)
+
+    def _output_begins(self, worker: WorkerProcess) -> None:
+        self._logs.worker_started(worker.startup_id, worker.job_id, worker.pid, worker.log_paths)
+
+    def _output_ends(self, worker: WorkerProcess) -> None:
+        self._logs.worker_ended(worker.startup_id)
 
     async def wait_zygote_ready(self, timeout_s: float) -> None:
         """Wait until workers can be forked. Raises ``ZygoteStartError``: the first one ended."""
@@ -317,6 +329,7 @@ class Raylet:
         )
         self._runner.stop()
         await self._loans.close()
+        await self._logs.close()
         kind = "node_preempted" if is_preempted else "intended_exit"
         death = death_to_proto(node.Death(kind, reason, os.getpid()))
         left_s = max(0.1, ends_at_s - self._loop.time())
@@ -445,6 +458,7 @@ class Raylet:
         message = f"The driver (pid {process.pid}) is gone: {reason}."
         death = node.Death("exited", message, process.pid)
         if self._jobs.finish(process.job_id):
+            self._logs.job_finished(process.job_id)
             self._runner.tell(on.JobFinished(process.job_id))
         self._runner.tell(on.HolderGone(process.worker_id))
         cause = death_to_proto(death)
@@ -533,6 +547,7 @@ class Raylet:
         node_id = info.node_id
         if node_id != self._config.node_id:
             self._loans.take_news(info)
+            self._logs.node_seen(info)
         elif info.HasField("drain") and info.state != gcs_pb2.NodeInfo.STATE_DEAD:
             self._draining.take(info.drain)
         if info.state != gcs_pb2.NodeInfo.STATE_DEAD:
@@ -553,6 +568,7 @@ class Raylet:
         is_over = self._jobs.update(job_of(info))
         self._job_forks.job_known(info.job_id)
         if is_over:
+            self._logs.job_finished(info.job_id)
             self._runner.tell(on.JobFinished(info.job_id))
 
     async def _ask_for_jobs(self) -> None:

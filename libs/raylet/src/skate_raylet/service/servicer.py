@@ -35,6 +35,9 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         serve_borrower: Callable[
             [AsyncIterator[raylet_pb2.LoanOrders]], AsyncGenerator[raylet_pb2.LoanNews, None]
         ],
+        serve_forwarder: Callable[
+            [AsyncIterator[raylet_pb2.LogForward]], AsyncGenerator[raylet_pb2.LogOrder, None]
+        ],
         objects: ObjectReporter,
         drain: Callable[[gcs_pb2.DrainInfo], str],
         follow_gcs: Callable[[str, str, int], bool],
@@ -46,6 +49,7 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         self._fill_status = fill_status
         self._shut_down = shut_down
         self._serve_borrower = serve_borrower
+        self._serve_forwarder = serve_forwarder
         self._objects = objects
         self._drain = drain
         self._follow_gcs = follow_gcs
@@ -137,3 +141,15 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
                 yield batch
         if not is_welcome:
             await context.abort(grpc.StatusCode.NOT_FOUND, "The line is meant for another node.")
+
+    async def ForwardLogs(  # noqa: N802
+        self, request_iterator: AsyncIterator[raylet_pb2.LogForward], context: Context
+    ) -> AsyncIterator[raylet_pb2.LogOrder]:
+        """The line of a node whose workers print for a driver here."""
+        is_welcome = False
+        async with aclosing(self._serve_forwarder(request_iterator)) as orders:
+            async for order in orders:
+                is_welcome = True
+                yield order
+        if not is_welcome:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "No driver here wants these logs.")

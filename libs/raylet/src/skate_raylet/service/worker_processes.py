@@ -60,6 +60,8 @@ class WorkerEvents:
 
     tell: Callable[[NodeEvent], None]
     on_death: Callable[[WorkerProcess, Death], None]  # of a registered one
+    on_start: Callable[[WorkerProcess], None]  # it has a pid, and writes into its logs
+    on_end: Callable[[WorkerProcess], None]  # of each that started
 
 
 class WorkerProcesses:
@@ -145,6 +147,7 @@ class WorkerProcesses:
         except ProcessLookupError:
             self.fork_failed(startup_id, "The forked process was gone at once.", True)
             return
+        self._events.on_start(process)
         if process.is_to_die:
             self._kill(process)
         elif process.on_forked is not None:
@@ -185,6 +188,7 @@ class WorkerProcesses:
     def _exited(self, startup_id: int, exited: ExitStatus) -> None:
         process = self._processes.pop(startup_id)
         self._forget(process)
+        self._events.on_end(process)
         intent = process.intent
         if intent is not None and intent.kind == "intended_exit" and not exited.is_clean:
             # It meant to end, and something else was quicker: that is the cause, unless it was us.

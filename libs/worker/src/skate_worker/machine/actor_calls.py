@@ -14,6 +14,7 @@ one of ``waiting`` and ``in_flight`` until it ends.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, Final, Generic, TypeVar
 
 WAITING: Final = 0
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 
 class ActorCalls(Generic[T]):
-    """``T`` has ``task_id``, ``is_resolved`` and ``take_attempt()``."""
+    """``T`` has ``task_id``, ``attempt``, ``is_resolved`` and ``take_attempt()``."""
 
     __slots__ = (
         "actor_id",
@@ -33,6 +34,7 @@ class ActorCalls(Generic[T]):
         "incarnation",
         "is_subscribed",
         "keeper_id",
+        "serials",
         "unknown",
         "state",
         "view",
@@ -44,6 +46,7 @@ class ActorCalls(Generic[T]):
         self.state = WAITING
         self.incarnation = -1
         self.connection: Any = None
+        self.serials: Iterator[int] = iter(())  # of what is sent over the connection
         self.waiting: deque[T] = deque()
         self.in_flight: dict[bytes, T] = {}
         self.view: Any = None  # the last ActorView
@@ -72,12 +75,18 @@ class ActorCalls(Generic[T]):
                 self.in_flight[first.task_id] = first
         return calls
 
-    def done(self, task_id: bytes) -> T | None:
-        """A call ended. None: it was given up before."""
-        return self.in_flight.pop(task_id, None)
+    def done(self, task_id: bytes, attempt: int) -> T | None:
+        """A call ended. None: this attempt was given up before, or its end is told a second
+        time.
+        """
+        call: Any = self.in_flight.get(task_id)
+        if call is None or call.attempt != attempt:
+            return None
+        return self.in_flight.pop(task_id)
 
-    def connected(self, connection: Any, incarnation: int) -> None:
+    def connected(self, connection: Any, incarnation: int, serials: Iterator[int]) -> None:
         """The actor lives and there is a line to it; take :meth:`sendable` next."""
+        self.serials = serials
         self.state = CONNECTED
         self.connection = connection
         self.incarnation = incarnation

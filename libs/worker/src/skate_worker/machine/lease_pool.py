@@ -19,7 +19,7 @@ path of every task. Before it: argument resolution. After it: ``task_submitter``
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
 WINDOW_S: Final = (
@@ -54,6 +54,7 @@ class Lease(Generic[T]):
         "pid",
         "queue",
         "run_s",
+        "serials",
         "window",
         "worker_id",
     )
@@ -64,6 +65,7 @@ class Lease(Generic[T]):
         self.endpoint = endpoint
         self.pid = pid
         self.connection: Any = None
+        self.serials: Iterator[int] = iter(())  # of what is sent to the worker; set when granted
         self.queue: KeyQueue[T] | None = None
         self.in_flight: dict[bytes, T] = {}  # task id -> task, in the order of pushing
         self.window = 1
@@ -93,8 +95,8 @@ class KeyQueue(Generic[T]):
 
 
 class LeasePool(Generic[T]):
-    """All keys of one owner. The caller serialises the calls. ``T`` has ``task_id`` and
-    ``is_solo``.
+    """All keys of one owner. The caller serialises the calls. ``T`` has ``task_id``, ``attempt``
+    and ``is_solo``.
 
     A task that ``is_solo`` travels alone: when its worker dies it must be certain that it had
     started (``max_retries=0`` promises at most one start, and a retry counts exactly).
@@ -158,11 +160,16 @@ class LeasePool(Generic[T]):
             queue.open.append(lease)
         return pushed
 
-    def done(self, lease: Lease[T], task_id: bytes, run_s: float, now_s: float) -> T | None:
-        """A task finished. None: unknown, because it was given back or the lease was lost."""
-        task = lease.in_flight.pop(task_id, None)
-        if task is None:
+    def done(
+        self, lease: Lease[T], task_id: bytes, attempt: int, run_s: float, now_s: float
+    ) -> T | None:
+        """A task finished. None: this attempt is not in flight here, because it was given back, the
+        lease was lost, or it is told a second time.
+        """
+        task: Any = lease.in_flight.get(task_id)
+        if task is None or task.attempt != attempt:
             return None
+        del lease.in_flight[task_id]
         queue = lease.queue
         assert queue is not None
         queue.in_flight -= 1
@@ -173,7 +180,7 @@ class LeasePool(Generic[T]):
         lease.window = max(1, int(WINDOW_S / max(mean_s, _RUN_FLOOR_S)))
         if not lease.in_flight:
             lease.idle_since_s = now_s
-        return task
+        return task  # type: ignore[no-any-return]
 
     def unsent(self, lease: Lease[T], tasks: list[T]) -> None:
         """Placed tasks that could not be sent: the connection is gone. Back to the head they go."""

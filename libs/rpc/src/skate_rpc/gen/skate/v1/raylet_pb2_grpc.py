@@ -74,6 +74,11 @@ class RayletServiceStub:
                 request_serializer=skate_dot_v1_dot_raylet__pb2.LoanOrders.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.LoanNews.FromString,
                 _registered_method=True)
+        self.ForwardLogs = channel.stream_stream(
+                '/skate.v1.RayletService/ForwardLogs',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.LogForward.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.LogOrder.FromString,
+                _registered_method=True)
 
 
 class RayletServiceServicer:
@@ -137,6 +142,15 @@ class RayletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForwardLogs(self, request_iterator, context):
+        """What one node's workers print for a driver of another. A broken line is opened again and goes on where the driver's
+        node says that it stands. NOT_FOUND: no driver there wants it.
+        idempotent by file and offset
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RayletServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -179,6 +193,11 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     servicer.Borrow,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.LoanOrders.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.LoanNews.SerializeToString,
+            ),
+            'ForwardLogs': grpc.stream_stream_rpc_method_handler(
+                    servicer.ForwardLogs,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.LogForward.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.LogOrder.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -397,6 +416,33 @@ class RayletService:
             '/skate.v1.RayletService/Borrow',
             skate_dot_v1_dot_raylet__pb2.LoanOrders.SerializeToString,
             skate_dot_v1_dot_raylet__pb2.LoanNews.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForwardLogs(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/skate.v1.RayletService/ForwardLogs',
+            skate_dot_v1_dot_raylet__pb2.LogForward.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.LogOrder.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,11 @@ class RayletServiceStub:
     the loans of a borrower that is not heard of for ten seconds end.
     idempotent by ask_id
     """
+    ForwardLogs: _grpc.StreamStreamMultiCallable[_raylet_pb2.LogForward, _raylet_pb2.LogOrder]
+    """What one node's workers print for a driver of another. A broken line is opened again and goes on where the driver's
+    node says that it stands. NOT_FOUND: no driver there wants it.
+    idempotent by file and offset
+    """
 
 @_typing.type_check_only
 class RayletServiceAsyncStub(RayletServiceStub):
@@ -72,6 +77,11 @@ class RayletServiceAsyncStub(RayletServiceStub):
     """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
     the loans of a borrower that is not heard of for ten seconds end.
     idempotent by ask_id
+    """
+    ForwardLogs: _aio.StreamStreamMultiCallable[_raylet_pb2.LogForward, _raylet_pb2.LogOrder]  # type: ignore[assignment]
+    """What one node's workers print for a driver of another. A broken line is opened again and goes on where the driver's
+    node says that it stands. NOT_FOUND: no driver there wants it.
+    idempotent by file and offset
     """
 
 class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -140,6 +150,17 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
         the loans of a borrower that is not heard of for ten seconds end.
         idempotent by ask_id
+        """
+
+    @_abc_1.abstractmethod
+    def ForwardLogs(
+        self,
+        request_iterator: _MaybeAsyncIterator[_raylet_pb2.LogForward],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_raylet_pb2.LogOrder], _abc.AsyncIterator[_raylet_pb2.LogOrder]]:
+        """What one node's workers print for a driver of another. A broken line is opened again and goes on where the driver's
+        node says that it stands. NOT_FOUND: no driver there wants it.
+        idempotent by file and offset
         """
 
 def add_RayletServiceServicer_to_server(servicer: RayletServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
