@@ -151,7 +151,8 @@ def test_head_that_was_killed_is_started_again_on_its_storage(
     skate.init(other.session_dir)
     far = {"scheduling_strategy": affinity(other)}
     counter = Counter.options(name="counter", namespace="n", lifetime="detached", **far).remote()
-    assert skate.get(counter.add.remote()) == 1
+    # The first use of a function needs the GCS, which then knows it.
+    assert skate.get([counter.add.remote(), double.remote(1)]) == [1, 2]
     port = int(head.gcs_endpoint.rpartition(":")[2])
     nodes.remove_node(head, allow_graceful=False)
     assert skate.get(counter.add.remote(), timeout=WAIT_S) == 2

@@ -976,7 +976,7 @@ def test_calls_go_to_where_the_channel_points_also_when_they_are_repeated(tmp_pa
     assert (len(first.traces), len(second.traces)) == (1, 2)
 
 
-def test_patience_lengthens_deadlines_of_the_table_and_none_that_is_given(
+def test_patience_stands_for_the_default_deadline_and_for_no_other(
     unix_endpoint: str,
 ) -> None:
     async def test() -> None:
@@ -985,10 +985,11 @@ def test_patience_lengthens_deadlines_of_the_table_and_none_that_is_given(
         with pytest.raises(RpcUnavailableError, match=r"in 0\.1 s"):
             await client.kv.get("fun", b"a", timeout_s=0.1)
         method = METHODS["JobService.List"]
-        for patience_s, expected_s in ((0.0, 10.0), (1.0, 10.0), (99.0, 99.0)):
+        for patience_s, expected_s in ((10.0, 10.0), (1.0, 1.0), (99.0, 99.0)):
             caller = Caller(channel, patience_s=patience_s)
             assert caller.deadline_s(method, None) == expected_s
             assert caller.deadline_s(method, 0.5) == 0.5
+            assert caller.deadline_s(METHODS["KvService.Get"], None) == 50.0  # not the default
         await channel.close()
 
     run(test)

@@ -64,11 +64,9 @@ class Caller:
         channel: grpc.aio.Channel,
         target: str = "",
         retry: RetryPolicy | None = None,
-        patience_s: float = 0.0,
+        patience_s: float = DEFAULT_DEADLINE_S,
     ) -> None:
-        """``target`` is named in errors; ``patience_s``: deadlines of the table that are shorter
-        become this long.
-        """
+        """``target`` is named in errors; ``patience_s`` stands for the table's default deadline."""
         self._patience_s = patience_s
         self.channel = channel
         self.target = target
@@ -78,7 +76,9 @@ class Caller:
         """How long a call may take, all attempts together."""
         if timeout_s is not None:
             return timeout_s
-        return max(method.deadline_s or DEFAULT_DEADLINE_S, self._patience_s)
+        if method.deadline_s is None or method.deadline_s == DEFAULT_DEADLINE_S:
+            return self._patience_s
+        return method.deadline_s
 
     async def unary(
         self,

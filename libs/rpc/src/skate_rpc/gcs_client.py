@@ -10,7 +10,7 @@ from skate_rpc.calls import Caller, RetryPolicy
 from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2, gcs_pb2_grpc
 from skate_rpc.grpc_limits import KV_VALUE_BYTES_MAX
-from skate_rpc.methods import KV_BYTES_PER_S, METHODS
+from skate_rpc.methods import DEFAULT_DEADLINE_S, KV_BYTES_PER_S, METHODS
 
 
 class GcsClient:
@@ -21,10 +21,10 @@ class GcsClient:
         channel: grpc.aio.Channel,
         target: str = "",
         retry: RetryPolicy | None = None,
-        patience_s: float = 0.0,
+        patience_s: float = DEFAULT_DEADLINE_S,
     ) -> None:
-        """``target`` is named in errors; ``patience_s``: calls without a ``timeout_s`` wait for at
-        least this long. The channel stays the caller's to close.
+        """``target`` is named in errors; ``patience_s``: how long calls without a ``timeout_s`` may
+        take. The channel stays the caller's to close.
         """
         caller = Caller(channel, target, retry, patience_s)
         self.nodes = NodeClient(caller)
@@ -315,8 +315,8 @@ class KvClient:
                 method.full_name,
                 self._caller.target,
             )
-        if timeout_s is None and method.deadline_s is not None:
-            timeout_s = method.deadline_s + len(value) / KV_BYTES_PER_S
+        if timeout_s is None:
+            timeout_s = self._caller.deadline_s(method, None) + len(value) / KV_BYTES_PER_S
         reply = await self._caller.unary(
             method.full_name,
             self._stub.Put,

@@ -60,7 +60,7 @@ _TABLE = (
     Method("WorkerService", "ReportDeath", _IDEMPOTENT, "worker_id"),
     Method("WorkerService", "ListDead", _READ, ""),
     Method("KvService", "Put", _IDEMPOTENT, "namespace and key"),
-    Method("KvService", "Get", _READ, "", deadline_s=60.0),  # the size is not known beforehand
+    Method("KvService", "Get", _READ, "", deadline_s=50.0),  # the size is not known beforehand
     Method("KvService", "Delete", _IDEMPOTENT, "namespace and key"),
     Method("KvService", "Keys", _READ, ""),
     Method("EventService", "Subscribe", _READ, "", deadline_s=None),
