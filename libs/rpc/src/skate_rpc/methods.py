@@ -68,6 +68,8 @@ _TABLE = (
     Method("RayletService", "KillActor", _IDEMPOTENT, "actor_id and incarnation"),
     Method("RayletService", "Objects", _READ, ""),
     Method("RayletService", "Status", _READ, ""),
+    Method("RayletService", "ListLogs", _READ, ""),
+    Method("RayletService", "ReadLog", _READ, ""),
     Method("RayletService", "Shutdown", _IDEMPOTENT, "the node"),
     Method("RayletService", "Drain", _IDEMPOTENT, "the node"),
     Method("RayletService", "MoveGcs", _IDEMPOTENT, "gcs_life"),

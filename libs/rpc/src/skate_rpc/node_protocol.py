@@ -543,6 +543,37 @@ class ListObjects(msgspec.Struct, array_like=True):
     timeout_s: float
 
 
+class ListLogs(msgspec.Struct, array_like=True):
+    """``list_logs`` -> list[LogFile]: the files among a node's logs."""
+
+    node_id: bytes
+
+
+class LogFile(msgspec.Struct, array_like=True):
+    """One file. ``changed_s``: Unix time."""
+
+    name: str
+    size: int
+    changed_s: float
+
+
+class ReadLog(msgspec.Struct, array_like=True):
+    """``read_log`` -> LogPart | None: part of one file; None when there is no such file."""
+
+    node_id: bytes
+    file: str
+    offset: int = 0  # negative: so many bytes before the end
+    bytes_max: int = 1 << 20
+
+
+class LogPart(msgspec.Struct, array_like=True):
+    """Some bytes of a log."""
+
+    data: bytes
+    offset: int
+    size: int  # of the file now
+
+
 CONTROL_METHODS = (
     "kv_put",
     "kv_get",
@@ -557,6 +588,8 @@ CONTROL_METHODS = (
     "drain_node",
     "list_actors",
     "list_objects",
+    "list_logs",
+    "read_log",
 )
 
 FromProcess = (

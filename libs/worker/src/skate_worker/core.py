@@ -34,6 +34,7 @@ class CoreWorker(ActorManagement, ObjectControl):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if records_all():
+            self.records_sites = True
             self._note_all_sites()
 
     def list_objects(self, timeout_s: float) -> list[NodeObjects]:

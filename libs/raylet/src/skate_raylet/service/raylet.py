@@ -47,6 +47,7 @@ from skate_raylet.service.job_forks import JobForks
 from skate_raylet.service.loan_office import LoanOffice
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
 from skate_raylet.service.logs.log_office import LogOffice
+from skate_raylet.service.logs.log_reader import LogReader
 from skate_raylet.service.node_runner import NodeRunner
 from skate_raylet.service.object_reporter import ObjectReporter
 from skate_raylet.service.owner_book import OwnerBook
@@ -192,6 +193,14 @@ class Raylet:
             client.nodes.list,
         )
         self._gateway.serve("list_objects", node.ListObjects, self._objects.list_objects)
+        log_reader = LogReader(
+            config.node_id,
+            os.path.join(config.session_dir, "logs"),
+            config.token,
+            self._logs.endpoint_of,
+        )
+        self._gateway.serve("list_logs", node.ListLogs, log_reader.list_logs)
+        self._gateway.serve("read_log", node.ReadLog, log_reader.read_log)
         self._actors = ActorHost(
             config.node_id, self._machine.total, self._link, self._processes, self._runner.tell
         )
@@ -232,6 +241,7 @@ class Raylet:
             self._begin_stop,
             self._loans.serve,
             self._logs.serve,
+            log_reader,
             self._objects,
             self._draining.ask,
             self._follow_gcs,
