@@ -129,7 +129,7 @@ async def _measure(folder: str, storage: str, actors: int, rounds: int) -> Sampl
     endpoint = await gcs.start()
     channel = open_channel(endpoint, token)
     client = GcsClient(channel, endpoint)
-    raylet = PlayedRaylet(client)
+    raylet = PlayedRaylet(client)  # type: ignore[abstract]  # it is asked nothing else
     played = SecureServer(token)
     played.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, raylet)
     raylet_endpoint = await played.start(f"unix:{folder}/raylet.sock")

@@ -743,6 +743,13 @@ def test_gcs_client_methods_send_their_arguments_and_return_plain_values(
         List=gcs_pb2.ListJobsReply(jobs=[gcs_pb2.JobInfo(driver_pid=6)]),
     )
     actors = Echo(Kill=gcs_pb2.KillActorReply(found=True), **OTHER_ACTOR_REPLIES)
+    registered = gcs_pb2.RegisteredPlacementGroup(refusal="no")
+    groups = Echo(
+        Register=gcs_pb2.RegisterPlacementGroupsReply(groups=[registered]),
+        Remove=gcs_pb2.RemovePlacementGroupsReply(),
+        Get=gcs_pb2.GetPlacementGroupReply(found=False),
+        List=gcs_pb2.ListPlacementGroupsReply(groups=[gcs_pb2.PlacementGroupInfo(attempts=3)]),
+    )
     workers = Echo(
         ReportDeath=gcs_pb2.ReportWorkerDeathReply(),
         ListDead=gcs_pb2.ListWorkersReply(workers=[gcs_pb2.WorkerInfo(pid=8)]),
@@ -753,6 +760,7 @@ def test_gcs_client_methods_send_their_arguments_and_return_plain_values(
             (gcs_pb2_grpc.add_NodeServiceServicer_to_server, nodes),
             (gcs_pb2_grpc.add_JobServiceServicer_to_server, jobs),
             (gcs_pb2_grpc.add_ActorServiceServicer_to_server, actors),
+            (gcs_pb2_grpc.add_PlacementGroupServiceServicer_to_server, groups),
             (gcs_pb2_grpc.add_WorkerServiceServicer_to_server, workers),
         )
         async with serving(unix_endpoint, *parts), gcs_at(unix_endpoint) as gcs:
@@ -807,6 +815,20 @@ def test_gcs_client_methods_send_their_arguments_and_return_plain_values(
                 ),
             ]
 
+            group = gcs_pb2.PlacementGroupSpec(group_id=b"g")
+            assert list(await gcs.groups.register([group])) == [registered]
+            await gcs.groups.remove([b"g", b"h"], "why")
+            assert await gcs.groups.get(b"g") is None
+            assert await gcs.groups.get_named("name", "space") is None
+            assert [row.attempts for row in await gcs.groups.list()] == [3]
+            assert groups.requests == [
+                gcs_pb2.RegisterPlacementGroupsRequest(specs=[group]),
+                gcs_pb2.RemovePlacementGroupsRequest(group_ids=[b"g", b"h"], reason="why"),
+                gcs_pb2.GetPlacementGroupRequest(group_id=b"g"),
+                gcs_pb2.GetPlacementGroupRequest(name="name", namespace="space"),
+                gcs_pb2.ListPlacementGroupsRequest(),
+            ]
+
             worker = gcs_pb2.WorkerInfo(worker_id=b"w")
             await gcs.workers.report_death(worker)
             assert [row.pid for row in await gcs.workers.list_dead()] == [8]
@@ -829,6 +851,9 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
         Drain=raylet_pb2.DrainReply(accepted=True),
         MoveGcs=raylet_pb2.MoveGcsReply(accepted=True),
         Shutdown=raylet_pb2.ShutdownNodeReply(),
+        PrepareBundles=raylet_pb2.PrepareBundlesReply(refusals=["", "full"]),
+        CommitBundles=raylet_pb2.CommitBundlesReply(refusals=["gone"]),
+        ReturnBundles=raylet_pb2.ReturnBundlesReply(),
         ListLogs=raylet_pb2.ListLogsReply(files=[raylet_pb2.LogFile(name="a.log", size=3)]),
         ReadLog=raylet_pb2.ReadLogReply(found=True, data=b"abc", size=3),
         Objects=raylet_pb2.NodeObjectsReply(nodes=[msgspec.msgpack.encode(NodeObjects(b"n"))]),
@@ -844,6 +869,10 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
             spec = gcs_pb2.ActorSpec(actor_id=b"a")
             assert (await client.start_actor(spec, 2)).accepted
             await client.kill_actor(b"a", 2, cause)
+            prepare, ref = raylet_pb2.PrepareBundles(attempt=4), gcs_pb2.BundleRef(attempt=5)
+            assert await client.prepare_bundles([prepare, prepare]) == ["", "full"]
+            assert await client.commit_bundles([ref]) == ["gone"]
+            await client.return_bundles([ref])
             assert (await client.status()).workers_idle == 4
             objects = await client.objects(whole_cluster=True, rows_max=7, timeout_s=1.5)
             assert [node.node_id for node in objects] == [b"n"]
@@ -856,6 +885,9 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
         assert raylet.requests == [
             raylet_pb2.StartActorRequest(spec=spec, incarnation=2),
             raylet_pb2.KillActorOnNodeRequest(actor_id=b"a", incarnation=2, cause=cause),
+            raylet_pb2.PrepareBundlesRequest(orders=[prepare, prepare]),
+            raylet_pb2.CommitBundlesRequest(orders=[ref]),
+            raylet_pb2.ReturnBundlesRequest(orders=[ref]),
             raylet_pb2.NodeStatusRequest(),
             raylet_pb2.NodeObjectsRequest(whole_cluster=True, rows_max=7, timeout_s=1.5),
             raylet_pb2.DrainRequest(drain=gcs_pb2.DrainInfo(message="spot")),

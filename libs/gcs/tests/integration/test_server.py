@@ -391,6 +391,10 @@ REPEATED = {
     "ActorService.ReportFailed": lambda c, x: c.actors.report_failed(
         x["alive"], 0, common_pb2.DeathCause(kind=common_pb2.DeathCause.KIND_SIGNALED)
     ),
+    "PlacementGroupService.Register": lambda c, x: c.groups.register([x["group"]]),
+    "PlacementGroupService.Remove": lambda c, x: c.groups.remove([x["group"].group_id]),
+    "PlacementGroupService.Get": lambda c, x: c.groups.get(x["group"].group_id),
+    "PlacementGroupService.List": lambda c, x: c.groups.list(),
     "WorkerService.ReportDeath": lambda c, x: c.workers.report_death(
         gcs_pb2.WorkerInfo(worker_id=b"w" * 28)
     ),
@@ -403,7 +407,7 @@ REPEATED = {
 
 
 async def stored(gcs):
-    tables = ("nodes", "jobs", "actor_specs", "kv")
+    tables = ("nodes", "jobs", "actor_specs", "placement_groups", "kv")
     incarnations = [info.incarnation for info in await gcs.client.actors.list()]
     return [gcs.server._storage.scan(table) for table in tables], incarnations
 
@@ -436,6 +440,11 @@ def test_repeated_call_has_no_second_effect(harness, run, name):
                 "alive": alive.actor_id,
                 "address": info.address,
                 "drain": _PREEMPTION,
+                "group": gcs_pb2.PlacementGroupSpec(
+                    group_id=b"g" * 18,
+                    strategy="PACK",
+                    bundles=[gcs_pb2.Bundle(resources=_GPU)],
+                ),
             }
             first = await REPEATED[name](gcs.client, known)
             before = await stored(gcs)

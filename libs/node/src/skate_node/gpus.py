@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs of this machine: from the driver's library where it can be asked, else from /proc.
+"""The NVIDIA GPUs of this machine: as the driver's library tells, else as ``/proc`` does.
 
 NVML (extra ``gpu``, the module ``pynvml``) also says what kind they are. Whatever goes wrong with
 it, the driver's folder in ``/proc`` still tells how many there are: a node starts with either.

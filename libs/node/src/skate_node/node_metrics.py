@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from skate_gcs import GcsServer, GcsStatistics
 from skate_node.gcs_process import GcsProcess
+from skate_node.program_metrics import ProgramMetrics
 from skate_node.session import NodeRecord
 from skate_node.task_spans import TaskSpans
 from skate_raylet import Raylet
@@ -31,6 +32,7 @@ class NodeMetrics:
         gcs: GcsServer | GcsProcess | None,
         raylet: Raylet,
         spans: TaskSpans,
+        programs: ProgramMetrics,
     ) -> None:
         """Ask these parts at each scrape. On the loop that the GCS and the raylet run on."""
         loop = asyncio.get_running_loop()
@@ -39,6 +41,7 @@ class NodeMetrics:
         add("node", lambda: _node(record))
         add("process", readings.process_readings)
         add("tasks", spans.readings)
+        self._registry.add_undeclared(programs.collect)
         add("raylet", readings.run_on_loop(loop, "node", lambda: _raylet(raylet)))
         if isinstance(gcs, GcsServer):
             add("gcs", readings.run_on_loop(loop, "gcs", lambda: _gcs(gcs.statistics())))

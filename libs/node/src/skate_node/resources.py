@@ -38,7 +38,7 @@ class ResourceDetector:
         return max(1, min(self._affinity, int(quota)))
 
     def gpus(self, environment: Mapping[str, str]) -> Gpus:
-        """The NVIDIA GPUs that this process may use; see ``gpus``. NVML knows this machine alone."""
+        """The NVIDIA GPUs that this process may use. NVML knows this machine alone."""
         if self._filesystem != "/":
             return detect_gpus(environment, self._gpus_in_proc, _no_library)
         return detect_gpus(environment, self._gpus_in_proc)

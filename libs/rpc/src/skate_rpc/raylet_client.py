@@ -53,6 +53,41 @@ class RayletClient:
             timeout_s,
         )
 
+    async def prepare_bundles(
+        self, orders: Sequence[raylet_pb2.PrepareBundles], *, timeout_s: float | None = None
+    ) -> list[str]:
+        """Have the node set bundles aside; for each order why it did not, or nothing."""
+        reply = await self._caller.unary(
+            "RayletService.PrepareBundles",
+            self._stub.PrepareBundles,
+            raylet_pb2.PrepareBundlesRequest(orders=orders),
+            timeout_s,
+        )
+        return list(reply.refusals)
+
+    async def commit_bundles(
+        self, orders: Sequence[gcs_pb2.BundleRef], *, timeout_s: float | None = None
+    ) -> list[str]:
+        """Open bundles that were set aside; for each order why it can not, or nothing."""
+        reply = await self._caller.unary(
+            "RayletService.CommitBundles",
+            self._stub.CommitBundles,
+            raylet_pb2.CommitBundlesRequest(orders=orders),
+            timeout_s,
+        )
+        return list(reply.refusals)
+
+    async def return_bundles(
+        self, orders: Sequence[gcs_pb2.BundleRef], *, timeout_s: float | None = None
+    ) -> None:
+        """Have the node give bundles back; who uses them is killed."""
+        await self._caller.unary(
+            "RayletService.ReturnBundles",
+            self._stub.ReturnBundles,
+            raylet_pb2.ReturnBundlesRequest(orders=orders),
+            timeout_s,
+        )
+
     def borrow(
         self, orders: AsyncIterator[raylet_pb2.LoanOrders]
     ) -> AsyncGenerator[raylet_pb2.LoanNews, None]:

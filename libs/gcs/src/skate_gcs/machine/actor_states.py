@@ -60,6 +60,7 @@ FINAL_KINDS: Final[frozenset[DeathKind]] = frozenset(
         DeathKind.HANDLES_RELEASED,
         DeathKind.INTENDED_EXIT,
         DeathKind.UNSCHEDULABLE,
+        DeathKind.PLACEMENT_GROUP_REMOVED,
     }
 )
 """After these no restart is tried, whatever ``max_restarts`` says."""

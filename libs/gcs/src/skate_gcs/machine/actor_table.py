@@ -51,6 +51,7 @@ from skate_gcs.machine.records import (
     DeathCause,
     DeathKind,
 )
+from skate_gcs.machine.start_queue import HomesOf
 from skate_scheduler import RandomSource
 
 _MAX_RESTARTS_LARGEST = 2**63 - 1
@@ -60,11 +61,17 @@ class ActorTable:
     """All actors, live and lately dead. Invariants: see :meth:`check_invariants`."""
 
     def __init__(
-        self, nodes: NodeTable, kills: KillOrders, limits: GcsLimits, random: RandomSource
+        self,
+        nodes: NodeTable,
+        kills: KillOrders,
+        limits: GcsLimits,
+        random: RandomSource,
+        homes_of: HomesOf,
     ) -> None:
+        """``homes_of`` knows where the bundles of placement groups are."""
         self._kills = kills
         self._rows = ActorRows(limits)
-        self.starts = ActorStarts(self._rows, nodes, limits, random, self._give_up)
+        self.starts = ActorStarts(self._rows, nodes, limits, random, self._give_up, homes_of)
         """How those that are not alive come to run; the owner of this table drives it too."""
 
     # ---- restart of the GCS ----
@@ -219,6 +226,13 @@ class ActorTable:
             self._lose(record, DeathCause(node_cause.kind, message), now, out)
         self.starts.nodes_changed()
 
+    def group_removed(self, group_id: bytes, now: Now, out: list[Command]) -> None:
+        """The actors inside a placement group end with it."""
+        message = f"Its placement group {group_id.hex()} was removed."
+        cause = DeathCause(DeathKind.PLACEMENT_GROUP_REMOVED, message)
+        for actor_id in self._rows.index.of_group(group_id):
+            self._end_with_process(self._rows[actor_id], cause, now, out)
+
     # ---- questions ----
 
     def get(self, actor_id: bytes) -> ActorFound:
@@ -234,6 +248,12 @@ class ActorTable:
         """Whether what this worker creates outlives its job, as the worker's own actor does."""
         actor_id = self._rows.index.actor_of_worker(worker_id)
         return actor_id is not None and self._rows[actor_id].life.outlives_job
+
+    def outliving_creator(self, worker_id: bytes) -> bytes:
+        """The actor in this worker, if it outlives its job; else nothing."""
+        actor_id = self._rows.index.actor_of_worker(worker_id)
+        outlives = actor_id is not None and self._rows[actor_id].life.outlives_job
+        return actor_id if actor_id is not None and outlives else b""
 
     def records(self) -> list[ActorRecord]:
         """All actors, in order of registration."""

@@ -86,6 +86,7 @@ class NodeTable:
         self._at_endpoint: dict[str, bytes] = {}  # alive nodes by where their raylet listens
         self._announcements: Timers[bytes] = Timers()
         self._promised_s: float | None = None  # the wakeup that was asked for last
+        self._moved: dict[bytes, None] = {}  # whose ``candidate`` may differ since it was asked
 
     def restore(self, rows: list[NodeRecord], now: Now) -> None:
         """Take the stored rows, in any order. Alive nodes get the full time to report."""
@@ -94,6 +95,7 @@ class NodeTable:
             self._records[record.node_id] = record
             if record.is_alive:
                 self._live[record.node_id] = _LiveNode(now.now_s, _view(record))
+                self._moved[record.node_id] = None
                 self._settle_at(record)
         for record in sorted(rows, key=lambda row: row.end_time_s):
             if not record.is_alive:
@@ -182,6 +184,7 @@ class NodeTable:
         """Declare a node dead. False: it is unknown or dead already."""
         if self._live.pop(node_id, None) is None:
             return False
+        self._moved[node_id] = None
         self._announcements.cancel(node_id)
         record = self._records[node_id]
         self._leave(record)
@@ -221,6 +224,7 @@ class NodeTable:
                 live.is_suspect = True
                 record = self._records[node_id] = replace(self._records[node_id], is_suspect=True)
                 out.append(Publish(record))
+                self._moved[node_id] = None
             if now.now_s >= live.heard_s + self._limits.node_dead_s:
                 message = f"The node was silent for {now.now_s - live.heard_s:.1f} s."
                 silent.append((node_id, DeathCause(DeathKind.NODE_DIED, message)))
@@ -276,11 +280,17 @@ class NodeTable:
             return None
         return live.view
 
+    def take_moved(self) -> list[bytes]:
+        """The nodes whose :meth:`candidate` may be another than at the last question."""
+        moved, self._moved = list(self._moved), {}
+        return moved
+
     def claim(self, node_id: bytes, request: ResourceSet) -> None:
         """Count a placement that the node has not reported yet."""
         live = self._live[node_id]
         live.view = live.view.with_claimed(request)
         live.claimed = live.claimed.plus(request)
+        self._moved[node_id] = None
 
     def unclaim(self, node_id: bytes, request: ResourceSet) -> None:
         """The node refused the placement. A report in between has forgotten the claim already."""
@@ -289,6 +299,7 @@ class NodeTable:
             live.claimed = live.claimed.minus(request)
             view = live.view
             live.view = dataclasses.replace(view, available=view.available.plus(request))
+            self._moved[node_id] = None
 
     def get_alive(self, node_id: bytes) -> NodeRecord | None:
         """The row of an alive node."""
@@ -324,6 +335,7 @@ class NodeTable:
 
     def _set_drain(self, record: NodeRecord, drain: DrainRecord, out: list[Command]) -> NodeRecord:
         changed = self._records[record.node_id] = replace(record, drain=drain)
+        self._moved[record.node_id] = None
         out.append(Persist(Table.NODES, record.node_id, changed))
         out.append(Publish(changed))
         return changed
@@ -335,6 +347,7 @@ class NodeTable:
             live.view = view
             live.claimed = ResourceSet()
         live.is_suspect = False
+        self._moved[node_id] = None
         self._live[node_id] = live
         return live
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import grpc.aio
 
 from skate_gcs.config import GcsConfig
-from skate_gcs.machine.commands import KillActorOnNode, ProbeNode, StartActorOnNode
+from skate_gcs.machine.commands import BundleOrder, KillActorOnNode, ProbeNode, StartActorOnNode
 from skate_gcs.machine.events import (
     Fact,
     KillAnswered,
@@ -24,6 +24,7 @@ from skate_gcs.machine.events import (
     StartUnanswered,
 )
 from skate_gcs.machine.records import DrainRecord, NodeRecord
+from skate_gcs.service.bundle_calls import BundleCalls
 from skate_gcs.service.convert import cause_to, drain_to, spec_to
 from skate_rpc.errors import RpcError
 from skate_rpc.grpc_channel import open_channel
@@ -59,6 +60,12 @@ class NodeCalls:
         self._lines: dict[bytes, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._told_of_gcs: set[bytes] = set()  # nodes that have yet to hear where it is
+        self._bundles = BundleCalls(
+            lambda node_id, endpoint: self._line(node_id, endpoint).client,
+            self._spawn,
+            tell,
+            self._timeout_s,
+        )
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -70,6 +77,10 @@ class NodeCalls:
     def kill_actor(self, order: KillActorOnNode) -> None:
         """Order a node to end an actor; told back as KillAnswered."""
         self._spawn(self._kill_actor(order))
+
+    def order_bundles(self, order: BundleOrder) -> None:
+        """Have a node set aside, open or give back bundles; see the orders for the answers."""
+        self._bundles.order(order)
 
     def probe(self, order: ProbeNode) -> None:
         """See whether a node's endpoint refuses connections; told back as NodeProbed."""
@@ -110,6 +121,7 @@ class NodeCalls:
     def forget(self, node_id: bytes) -> None:
         """Close the line to a dead node; its open calls end unanswered."""
         self._told_of_gcs.discard(node_id)
+        self._bundles.forget(node_id)
         line = self._lines.pop(node_id, None)
         if line is not None:
             self._spawn(line.channel.close())

@@ -23,6 +23,7 @@ from skate_gcs.service.servicers import (
     JobServicer,
     KvServicer,
     NodeServicer,
+    PlacementGroupServicer,
     WorkerServicer,
 )
 from skate_gcs.storage import Storage, StorageStatistics, Write, open_storage
@@ -185,6 +186,10 @@ class GcsServer:
         )
         add(gcs_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(runner))
         add(gcs_pb2_grpc.add_ActorServiceServicer_to_server, ActorServicer(runner))
+        add(
+            gcs_pb2_grpc.add_PlacementGroupServiceServicer_to_server,
+            PlacementGroupServicer(runner),
+        )
         add(gcs_pb2_grpc.add_WorkerServiceServicer_to_server, WorkerServicer(runner))
         add(gcs_pb2_grpc.add_KvServiceServicer_to_server, KvServicer(runner))
         add(gcs_pb2_grpc.add_EventServiceServicer_to_server, EventServicer(runner, self._hub))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn, TypeVar
 
@@ -11,14 +12,18 @@ import grpc
 import grpc.aio
 
 from skate_gcs.machine import events
-from skate_gcs.machine.answers import ActorFound, RefusalKind
+from skate_gcs.machine.answers import ActorFound, GroupFound, RefusalKind
 from skate_gcs.machine.records import DrainReason, DrainRecord
 from skate_gcs.service.convert import (
     actor_to,
     address_from,
+    bundle_ref_from,
+    bundle_ref_to,
     cause_from,
     drain_from,
     event_to,
+    group_spec_from,
+    group_to,
     job_from,
     job_to,
     node_from,
@@ -112,11 +117,16 @@ class NodeServicer(_Asker, gcs_pb2_grpc.NodeServiceServicer):
                 request.version,
                 resources_from(request.available),
                 resources_from(request.total),
+                tuple(map(bundle_ref_from, request.bundles)) if request.has_bundles else None,
                 drain_from(request.drain) if request.HasField("drain") else None,
             ),
             context,
         )
-        return gcs_pb2.ReportResourcesReply(known=answer.value, gcs_life=self._life)
+        return gcs_pb2.ReportResourcesReply(
+            known=answer.value,
+            gcs_life=self._life,
+            stale_bundles=map(bundle_ref_to, answer.stale_bundles),
+        )
 
     async def Drain(
         self, request: gcs_pb2.DrainNodeRequest, context: _Context
@@ -260,6 +270,65 @@ def _found(answer: ActorFound) -> gcs_pb2.GetActorReply:
     if answer.record is None:
         return gcs_pb2.GetActorReply(found=False)
     return gcs_pb2.GetActorReply(found=True, info=actor_to(answer.record))
+
+
+class PlacementGroupServicer(_Asker, gcs_pb2_grpc.PlacementGroupServiceServicer):
+    """PlacementGroupService."""
+
+    async def Register(
+        self, request: gcs_pb2.RegisterPlacementGroupsRequest, context: _Context
+    ) -> gcs_pb2.RegisterPlacementGroupsReply:
+        """See gcs.proto."""
+        created = [events.GroupCreated(group_spec_from(spec)) for spec in request.specs]
+        answers = await asyncio.gather(
+            *map(self._runner.ask, created), return_exceptions=True
+        )  # they are many: one batch, one commit
+        reply = gcs_pb2.RegisterPlacementGroupsReply()
+        for answer in answers:
+            if isinstance(answer, RequestRefusedError):
+                reply.groups.add(refusal=str(answer))
+            elif isinstance(answer, RequestLostError):
+                await _abort(context, grpc.StatusCode.UNAVAILABLE, answer)
+            elif isinstance(answer, RequestFailedError):
+                await _abort(context, grpc.StatusCode.INTERNAL, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            elif answer.is_new:
+                reply.groups.add(info=group_to(answer.record))
+            else:
+                name, namespace = answer.record.spec.name, answer.record.spec.namespace
+                refusal = f"The name {name!r} is taken in the namespace {namespace!r}."
+                reply.groups.add(info=group_to(answer.record), refusal=refusal, is_name_taken=True)
+        return reply
+
+    async def Remove(
+        self, request: gcs_pb2.RemovePlacementGroupsRequest, context: _Context
+    ) -> gcs_pb2.RemovePlacementGroupsReply:
+        """See gcs.proto."""
+        removed = [events.GroupRemoved(group_id, request.reason) for group_id in request.group_ids]
+        await asyncio.gather(*(self._ask(event, context) for event in removed))
+        return gcs_pb2.RemovePlacementGroupsReply()
+
+    async def Get(
+        self, request: gcs_pb2.GetPlacementGroupRequest, context: _Context
+    ) -> gcs_pb2.GetPlacementGroupReply:
+        """See gcs.proto."""
+        question: events.GetGroup | events.GetNamedGroup
+        if request.group_id:
+            question = events.GetGroup(request.group_id)
+        else:
+            question = events.GetNamedGroup(request.name, request.namespace)
+        answer: GroupFound = await self._ask(question, context)
+        if answer.record is None:
+            return gcs_pb2.GetPlacementGroupReply(found=False)
+        return gcs_pb2.GetPlacementGroupReply(found=True, info=group_to(answer.record))
+
+    async def List(
+        self, request: gcs_pb2.ListPlacementGroupsRequest, context: _Context
+    ) -> gcs_pb2.ListPlacementGroupsReply:
+        """See gcs.proto."""
+        answer = await self._ask(events.ListGroups(), context)
+        return gcs_pb2.ListPlacementGroupsReply(groups=map(group_to, answer.records))
 
 
 class WorkerServicer(_Asker, gcs_pb2_grpc.WorkerServiceServicer):

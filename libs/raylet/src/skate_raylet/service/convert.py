@@ -73,6 +73,9 @@ def strategy_to_proto(body: node.ActorRegistration) -> gcs_pb2.SchedulingStrateg
         impatient=body.is_impatient,
         selectors=[_selector_to_proto(selector) for selector in rules.selectors],
         preferred=_selector_to_proto(rules.preferred) if rules.preferred else None,
+        placement_group_id=body.placement_group_id,
+        bundle_index=body.bundle_index,
+        capture_child_tasks=body.captures,
     )
 
 
@@ -120,6 +123,55 @@ def drain_to_proto(order: node.DrainOrder) -> gcs_pb2.DrainInfo:
         gcs_pb2.DrainInfo.REASON_UNSPECIFIED,
     )
     return gcs_pb2.DrainInfo(reason=reason, message=order.message, deadline_s=order.deadline_s)
+
+
+def group_spec_to_proto(
+    body: node.PlacementGroupCreation, job_id: bytes, owner: common_pb2.Address
+) -> gcs_pb2.PlacementGroupSpec:
+    """What a process asked for."""
+    selectors = body.selectors or [{}] * len(body.bundles)
+    return gcs_pb2.PlacementGroupSpec(
+        group_id=body.group_id,
+        job_id=job_id,
+        name=body.name,
+        namespace=body.namespace,
+        detached=body.is_detached,
+        strategy=body.strategy,
+        bundles=[
+            gcs_pb2.Bundle(resources=resources_to_proto(amounts), label_selector=selector)
+            for amounts, selector in zip(body.bundles, selectors, strict=True)
+        ],
+        owner=owner,
+        soft_target_node_id=body.soft_target_id,
+    )
+
+
+def group_view(info: gcs_pb2.PlacementGroupInfo) -> node.PlacementGroupView:
+    """A row of the placement-group table."""
+    spec = info.spec
+    try:
+        state = gcs_pb2.PlacementGroupState.Name(info.state)
+    except ValueError:
+        state = "PLACEMENT_GROUP_STATE_UNSPECIFIED"
+    return node.PlacementGroupView(
+        group_id=spec.group_id,
+        state=state.removeprefix("PLACEMENT_GROUP_STATE_"),
+        job_id=spec.job_id,
+        name=spec.name,
+        namespace=spec.namespace,
+        strategy=spec.strategy,
+        bundles=[dict(bundle.resources.amounts) for bundle in spec.bundles],
+        selectors=[dict(bundle.label_selector) for bundle in spec.bundles],
+        node_ids=list(info.node_ids),
+        is_detached=spec.detached,
+        pending_reason=info.pending_reason,
+        pending_since_s=info.pending_since_s,
+        scheduling_state=info.scheduling_state,
+        attempts=info.attempts,
+        creation_latency_ms=info.creation_latency_ms,
+        highest_retry_delay_ms=info.highest_retry_delay_ms,
+        removal_reason=info.removal_reason,
+    )
 
 
 def node_view(info: gcs_pb2.NodeInfo) -> NodeView:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 from skate_raylet.config import GCS_RECONNECT_S
@@ -29,7 +29,7 @@ REPORT_TIMEOUT_S = 2.0
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 2.0
 SUBJECTS_UNDER_WAY_MAX = 64  # reports under way at a time, one a subject
-CHANNELS = ("actor", "node", "job", "worker")
+CHANNELS = ("actor", "node", "job", "worker", "placement_group")
 PERMANENT_CODES = frozenset(
     {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "UNIMPLEMENTED"}
 )
@@ -64,6 +64,10 @@ class GcsLink:
         self._changed = asyncio.Event()
         self._turns = asyncio.Semaphore(SUBJECTS_UNDER_WAY_MAX)
         self._reports: dict[object, deque[tuple[str, Report]]] = {}
+        self.held_bundles: Callable[[], list[gcs_pb2.BundleRef]] = list
+        """All that this node holds of placement groups; told with a report each second."""
+        self.on_stale_bundles: Callable[[Sequence[gcs_pb2.BundleRef]], None] = _ignore
+        """Hears which of those it must give back."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._delivering: dict[object, asyncio.Task[None]] = {}
 
@@ -143,7 +147,7 @@ class GcsLink:
 
     async def _heartbeat(self) -> None:
         last: gcs_pb2.ReportResourcesRequest | None = None
-        sent_at_s = float("-inf")
+        sent_at_s = bundles_at_s = float("-inf")
         away_since_s: float | None = None
         loop = asyncio.get_running_loop()
         while True:
@@ -153,6 +157,10 @@ class GcsLink:
                 message = gcs_pb2.ReportResourcesRequest()
                 message.CopyFrom(report)
                 message.version = self._version
+                if loop.time() - bundles_at_s >= HEARTBEAT_S:
+                    # Not with each: a node may hold thousands, and nothing waits for it.
+                    message.has_bundles = True
+                    message.bundles.extend(self.held_bundles())
                 asked_at_s = loop.time()
                 try:
                     reply = await self.client.nodes.report_resources(
@@ -172,9 +180,13 @@ class GcsLink:
                 else:
                     last, sent_at_s, away_since_s = report, loop.time(), None
                     self.note_life(reply.gcs_life)
+                    if message.has_bundles:
+                        bundles_at_s = sent_at_s
                     if not reply.known:
                         self._on_fenced("The GCS holds this node for dead.")
                         return
+                    if reply.stale_bundles:
+                        self.on_stale_bundles(reply.stale_bundles)
             await asyncio.sleep(REPORT_INTERVAL_S)
             self._changed.clear()
             if report == last == self._make_report():
@@ -205,3 +217,7 @@ class GcsLink:
             await self.client.nodes.unregister(self._node_id, cause, timeout_s=timeout_s)
         except RpcError as error:
             _log.warning("event=unregister_failed error=%s", error)
+
+
+def _ignore(_refs: Sequence[gcs_pb2.BundleRef]) -> None:
+    return None

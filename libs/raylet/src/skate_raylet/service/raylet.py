@@ -18,7 +18,7 @@ import resource
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -42,6 +42,7 @@ from skate_raylet.service.draining import Draining
 from skate_raylet.service.function_cache import FunctionCache
 from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
+from skate_raylet.service.group_desk import GroupDesk
 from skate_raylet.service.job_book import JobBook, job_of
 from skate_raylet.service.job_forks import JobForks
 from skate_raylet.service.loan_office import LoanOffice
@@ -51,7 +52,7 @@ from skate_raylet.service.logs.log_reader import LogReader
 from skate_raylet.service.node_runner import NodeRunner
 from skate_raylet.service.object_reporter import ObjectReporter
 from skate_raylet.service.owner_book import OwnerBook
-from skate_raylet.service.process_server import ProcessServer
+from skate_raylet.service.process_server import ProcessServer, UserMetricsSink
 from skate_raylet.service.reaper import Reaper
 from skate_raylet.service.servicer import RayletServicer
 from skate_raylet.service.transfer.object_transfers import ObjectTransfers, TransferStatistics
@@ -104,11 +105,13 @@ class Raylet:
         config: RayletConfig,
         *,
         task_events: Callable[[list[node.TaskEvent]], None] | None = None,
+        user_metrics: UserMetricsSink | None = None,
         zygote: ZygoteProcess | None = None,
     ) -> None:
         """``zygote``: one spawned ahead, by the same command and for the same node id."""
         self._config = config
         self._task_events = task_events
+        self._user_metrics = user_metrics
         self._early_zygote = zygote
         self.on_driver_gone: Callable[[bytes], None] | None = None
         self.on_gcs_moved: Callable[[str], None] | None = None
@@ -181,9 +184,15 @@ class Raylet:
             config.gcs_reconnect_s,
         )
         self._draining = Draining(self._why_busy, self._begin_drain, self._leave_drained)
+        self._link.held_bundles = self._held_bundles
+        self._link.on_stale_bundles = self._give_back
         self._directory = ActorDirectory(self._ask_for_actor)
         cache = FunctionCache(config.function_cache_bytes)
         self._gateway = Gateway(client, config.node_id, cache, self._available)
+        self._groups = GroupDesk(
+            client, config.node_id, self._runner.tell, self._machine.known_groups
+        )
+        self._groups.serve_by(self._gateway)
         self._objects = ObjectReporter(
             self._node_info,
             config.token,
@@ -202,7 +211,12 @@ class Raylet:
         self._gateway.serve("list_logs", node.ListLogs, log_reader.list_logs)
         self._gateway.serve("read_log", node.ReadLog, log_reader.read_log)
         self._actors = ActorHost(
-            config.node_id, self._machine.total, self._link, self._processes, self._runner.tell
+            config.node_id,
+            self._machine.total,
+            self._link,
+            self._processes,
+            self._runner.tell,
+            self._machine.actor_refusal,
         )
         self._loans = LoanOffice(
             config.node_id,
@@ -225,15 +239,18 @@ class Raylet:
             jobs=self._jobs,
             transfers=self._transfers,
             owners=self._owners,
+            groups=self._groups,
             logs=self._logs,
             on_driver_gone=self._driver_gone,
             on_task_events=self._task_events,
+            user_metrics=self._user_metrics,
             on_objects=self._objects.on_report,
         )
         self._server.store_endpoint = self._store.endpoint
         self._grpc = SecureServer(config.token)
         servicer = RayletServicer(
             self._machine,
+            self._runner.tell,
             self._actors,
             self._processes,
             self._loop.time,
@@ -347,6 +364,7 @@ class Raylet:
         await self._link.unregister(death, left_s / 2)
         await self._server.close(reason)
         await self._gateway.close()
+        await self._groups.close()
         for question in self._questions:
             question.cancel()
         self._reaper.kill_strays()
@@ -371,6 +389,9 @@ class Raylet:
         leases = self._machine.leases()
         if leases:
             return f"{len(leases)} of its workers are in use"
+        bundles = len(self._held_bundles())
+        if bundles:
+            return f"it holds bundles of {bundles} placement groups"
         drivers = sum(process.is_driver for process in self._processes)
         if drivers:
             return f"{drivers} drivers are connected to it"
@@ -423,6 +444,8 @@ class Raylet:
                 self._actors.refuse(command)
             case do.LoseActor(_, _, worker_id):
                 self._actors.lose(command, self._deaths[worker_id])
+            case do.AskForGroup(group_id):
+                self._groups.ask(group_id)
             case _:
                 self._loans.perform(command)
         self._link.changed()
@@ -456,6 +479,7 @@ class Raylet:
         self._death_count += 1
         self._processes.remove(process.worker_id)
         self._directory.forget(process)
+        self._groups.forget(process)
         self._deaths[process.worker_id] = death
         self._runner.tell(on.WorkerGone(worker.startup_id, process.worker_id))
         del self._deaths[process.worker_id]
@@ -550,8 +574,12 @@ class Raylet:
                 self._tell_of_death(worker.worker_id, cause, worker.job_id)
             case "node":
                 self._on_node(event.node)
-            case "snapshot_end" | None:
-                pass  # rows and news are taken alike
+            case "placement_group":
+                self._groups.take_news(event.placement_group)
+            case "snapshot_end":
+                self._groups.snapshot_taken()
+            case None:
+                pass  # what a newer GCS may say
 
     def _on_node(self, info: gcs_pb2.NodeInfo) -> None:
         node_id = info.node_id
@@ -635,6 +663,18 @@ class Raylet:
                 infeasible=demand.is_infeasible,
             )
         return report
+
+    def _held_bundles(self) -> list[gcs_pb2.BundleRef]:
+        return [
+            gcs_pb2.BundleRef(group_id=held.group_id, attempt=held.attempt, indices=held.indices)
+            for held in self._machine.held_bundles()
+        ]
+
+    def _give_back(self, refs: Sequence[gcs_pb2.BundleRef]) -> None:
+        for ref in refs:
+            _log.info("event=stale_bundles group_id=%s", ref.group_id.hex())
+            indices = tuple(ref.indices)
+            self._runner.tell(on.BundlesReturned(ref.group_id, ref.attempt, indices))
 
     # ---- questions ----
 

@@ -259,6 +259,67 @@ class ActorServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_ActorServiceServicer_to_server(servicer: ActorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class PlacementGroupServiceStub:
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> PlacementGroupServiceAsyncStub: ...
+    Register: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.RegisterPlacementGroupsRequest, _gcs_pb2.RegisterPlacementGroupsReply]
+    """idempotent by group_id"""
+    Remove: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.RemovePlacementGroupsRequest, _gcs_pb2.RemovePlacementGroupsReply]
+    """idempotent"""
+    Get: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.GetPlacementGroupRequest, _gcs_pb2.GetPlacementGroupReply]
+    """read only"""
+    List: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.ListPlacementGroupsRequest, _gcs_pb2.ListPlacementGroupsReply]
+    """read only"""
+
+@_typing.type_check_only
+class PlacementGroupServiceAsyncStub(PlacementGroupServiceStub):
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Register: _aio.UnaryUnaryMultiCallable[_gcs_pb2.RegisterPlacementGroupsRequest, _gcs_pb2.RegisterPlacementGroupsReply]  # type: ignore[assignment]
+    """idempotent by group_id"""
+    Remove: _aio.UnaryUnaryMultiCallable[_gcs_pb2.RemovePlacementGroupsRequest, _gcs_pb2.RemovePlacementGroupsReply]  # type: ignore[assignment]
+    """idempotent"""
+    Get: _aio.UnaryUnaryMultiCallable[_gcs_pb2.GetPlacementGroupRequest, _gcs_pb2.GetPlacementGroupReply]  # type: ignore[assignment]
+    """read only"""
+    List: _aio.UnaryUnaryMultiCallable[_gcs_pb2.ListPlacementGroupsRequest, _gcs_pb2.ListPlacementGroupsReply]  # type: ignore[assignment]
+    """read only"""
+
+class PlacementGroupServiceServicer(metaclass=_abc_1.ABCMeta):
+    @_abc_1.abstractmethod
+    def Register(
+        self,
+        request: _gcs_pb2.RegisterPlacementGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gcs_pb2.RegisterPlacementGroupsReply, _abc.Awaitable[_gcs_pb2.RegisterPlacementGroupsReply]]:
+        """idempotent by group_id"""
+
+    @_abc_1.abstractmethod
+    def Remove(
+        self,
+        request: _gcs_pb2.RemovePlacementGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gcs_pb2.RemovePlacementGroupsReply, _abc.Awaitable[_gcs_pb2.RemovePlacementGroupsReply]]:
+        """idempotent"""
+
+    @_abc_1.abstractmethod
+    def Get(
+        self,
+        request: _gcs_pb2.GetPlacementGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gcs_pb2.GetPlacementGroupReply, _abc.Awaitable[_gcs_pb2.GetPlacementGroupReply]]:
+        """read only"""
+
+    @_abc_1.abstractmethod
+    def List(
+        self,
+        request: _gcs_pb2.ListPlacementGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gcs_pb2.ListPlacementGroupsReply, _abc.Awaitable[_gcs_pb2.ListPlacementGroupsReply]]:
+        """read only"""
+
+def add_PlacementGroupServiceServicer_to_server(servicer: PlacementGroupServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class WorkerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
