@@ -91,7 +91,7 @@ def test_repeated_drain_is_stored_once_and_a_later_one_replaces_it(world):
 
 def test_report_with_an_order_that_was_missed_sets_it(world):
     node = world.add_node()
-    world.handle(ResourcesReported(node, 1, {}, {}, PREEMPTION))
+    world.handle(ResourcesReported(node, 1, {}, {}, drain=PREEMPTION))
     assert rows(world)[node].drain == PREEMPTION
 
 
