@@ -11,17 +11,23 @@ from skate_rpc.calls import Caller, RetryPolicy
 from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2, gcs_pb2_grpc
 from skate_rpc.grpc_limits import KV_VALUE_BYTES_MAX
-from skate_rpc.methods import KV_BYTES_PER_S, METHODS
+from skate_rpc.methods import DEFAULT_DEADLINE_S, KV_BYTES_PER_S, METHODS
 
 
 class GcsClient:
     """Every service of the GCS over one channel."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, target: str = "", retry: RetryPolicy | None = None
+        self,
+        channel: grpc.aio.Channel,
+        target: str = "",
+        retry: RetryPolicy | None = None,
+        patience_s: float = DEFAULT_DEADLINE_S,
     ) -> None:
-        """``target`` is named in errors. The channel stays the caller's to close."""
-        caller = Caller(channel, target, retry)
+        """``target`` is named in errors; ``patience_s``: how long calls without a ``timeout_s`` may
+        take. The channel stays the caller's to close.
+        """
+        caller = Caller(channel, target, retry, patience_s)
         self.nodes = NodeClient(caller)
         self.jobs = JobClient(caller)
         self.actors = ActorClient(caller)
@@ -38,15 +44,16 @@ class NodeClient:
         self._caller = caller
         self._stub = gcs_pb2_grpc.NodeServiceStub(caller.channel)
 
-    async def register(self, node: gcs_pb2.NodeInfo, *, timeout_s: float | None = None) -> str:
-        """Announce a node; returns the cluster's id."""
-        reply = await self._caller.unary(
+    async def register(
+        self, node: gcs_pb2.NodeInfo, *, timeout_s: float | None = None
+    ) -> gcs_pb2.RegisterNodeReply:
+        """Announce a node; returns the cluster's id and the life of its GCS."""
+        return await self._caller.unary(
             "NodeService.Register",
             self._stub.Register,
             gcs_pb2.RegisterNodeRequest(node=node),
             timeout_s,
         )
-        return reply.cluster_id
 
     async def unregister(
         self,
@@ -69,6 +76,17 @@ class NodeClient:
             "NodeService.List", self._stub.List, gcs_pb2.ListNodesRequest(), timeout_s
         )
         return reply.nodes
+
+    async def drain(
+        self, node_id: bytes, drain: gcs_pb2.DrainInfo, *, timeout_s: float | None = None
+    ) -> gcs_pb2.DrainNodeReply:
+        """Have a node take no new work and leave. ``accepted`` is True for a dead one too."""
+        return await self._caller.unary(
+            "NodeService.Drain",
+            self._stub.Drain,
+            gcs_pb2.DrainNodeRequest(node_id=node_id, drain=drain),
+            timeout_s,
+        )
 
     async def report_resources(
         self, report: gcs_pb2.ReportResourcesRequest, *, timeout_s: float | None = None
@@ -361,8 +379,8 @@ class KvClient:
                 method.full_name,
                 self._caller.target,
             )
-        if timeout_s is None and method.deadline_s is not None:
-            timeout_s = method.deadline_s + len(value) / KV_BYTES_PER_S
+        if timeout_s is None:
+            timeout_s = self._caller.deadline_s(method, None) + len(value) / KV_BYTES_PER_S
         reply = await self._caller.unary(
             method.full_name,
             self._stub.Put,

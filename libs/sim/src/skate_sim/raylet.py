@@ -95,12 +95,7 @@ class SimRaylet:
         self.jobs = JobBook()
         self.directory = ActorDirectory(self._ask_for_actor)
         self.actors = ActorHost(
-            self.node_id,
-            self.total,
-            link,
-            self.processes,
-            self.tell,
-            self.machine.actor_refusal,
+            self.node_id, self.total, link, self.processes, self.tell, self.machine.actor_refusal
         )
         self._events: deque[Any] = deque()
         self._is_running = False
