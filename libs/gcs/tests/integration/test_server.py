@@ -303,7 +303,7 @@ def test_cluster_id_stays_with_the_storage(folder, harness, run):
         async with harness(storage=storage) as gcs:
             first = gcs.server.cluster_id
             node = gcs_pb2.NodeInfo(node_id=os.urandom(28))
-            assert await gcs.client.nodes.register(node) == first
+            assert (await gcs.client.nodes.register(node)).cluster_id == first
             await gcs.restart()
             assert gcs.server.cluster_id == first
         wrong = GcsServer(GcsConfig(f"unix:{folder}/x", "5c" * 32, storage, cluster_id="other"))
@@ -360,7 +360,7 @@ def test_statistics_count_what_happened(harness, run):
             tables = statistics.tables
             assert (tables.nodes_alive, tables.jobs_running) == (1, 1)
             assert (tables.kv_entries, tables.kv_bytes) == (1, 2)
-            assert statistics.storage.commits == 4  # the cluster's id and three changes
+            assert statistics.storage.commits == 5  # who and where the GCS is, and three changes
             assert statistics.events_handled == statistics.rpc_calls == 3
 
     run(main())
@@ -372,6 +372,7 @@ REPEATED = {
     "NodeService.Register": lambda c, x: c.nodes.register(x["node"]),
     "NodeService.Unregister": lambda c, x: c.nodes.unregister(x["node_id"]),
     "NodeService.List": lambda c, x: c.nodes.list(),
+    "NodeService.Drain": lambda c, x: c.nodes.drain(x["node_id"], x["drain"]),
     "NodeService.ReportResources": lambda c, x: c.nodes.report_resources(
         gcs_pb2.ReportResourcesRequest(node_id=x["node_id"], version=1)
     ),
@@ -438,6 +439,7 @@ def test_repeated_call_has_no_second_effect(harness, run, name):
                 "spec": gcs.spec(name="new", placement_resources=_GPU),
                 "alive": alive.actor_id,
                 "address": info.address,
+                "drain": _PREEMPTION,
                 "group": gcs_pb2.PlacementGroupSpec(
                     group_id=b"g" * 18,
                     strategy="PACK",
@@ -454,4 +456,5 @@ def test_repeated_call_has_no_second_effect(harness, run, name):
     run(main())
 
 
+_PREEMPTION = gcs_pb2.DrainInfo(reason=gcs_pb2.DrainInfo.REASON_PREEMPTION, deadline_s=9e9)
 _GPU = common_pb2.ResourceSet(amounts={"GPU": 10_000})

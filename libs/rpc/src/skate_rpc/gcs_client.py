@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 
 import grpc.aio
 
@@ -10,17 +11,23 @@ from skate_rpc.calls import Caller, RetryPolicy
 from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2, gcs_pb2_grpc
 from skate_rpc.grpc_limits import KV_VALUE_BYTES_MAX
-from skate_rpc.methods import KV_BYTES_PER_S, METHODS
+from skate_rpc.methods import DEFAULT_DEADLINE_S, KV_BYTES_PER_S, METHODS
 
 
 class GcsClient:
     """Every service of the GCS over one channel."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, target: str = "", retry: RetryPolicy | None = None
+        self,
+        channel: grpc.aio.Channel,
+        target: str = "",
+        retry: RetryPolicy | None = None,
+        patience_s: float = DEFAULT_DEADLINE_S,
     ) -> None:
-        """``target`` is named in errors. The channel stays the caller's to close."""
-        caller = Caller(channel, target, retry)
+        """``target`` is named in errors; ``patience_s``: how long calls without a ``timeout_s`` may
+        take. The channel stays the caller's to close.
+        """
+        caller = Caller(channel, target, retry, patience_s)
         self.nodes = NodeClient(caller)
         self.jobs = JobClient(caller)
         self.actors = ActorClient(caller)
@@ -37,15 +44,16 @@ class NodeClient:
         self._caller = caller
         self._stub = gcs_pb2_grpc.NodeServiceStub(caller.channel)
 
-    async def register(self, node: gcs_pb2.NodeInfo, *, timeout_s: float | None = None) -> str:
-        """Announce a node; returns the cluster's id."""
-        reply = await self._caller.unary(
+    async def register(
+        self, node: gcs_pb2.NodeInfo, *, timeout_s: float | None = None
+    ) -> gcs_pb2.RegisterNodeReply:
+        """Announce a node; returns the cluster's id and the life of its GCS."""
+        return await self._caller.unary(
             "NodeService.Register",
             self._stub.Register,
             gcs_pb2.RegisterNodeRequest(node=node),
             timeout_s,
         )
-        return reply.cluster_id
 
     async def unregister(
         self,
@@ -68,6 +76,17 @@ class NodeClient:
             "NodeService.List", self._stub.List, gcs_pb2.ListNodesRequest(), timeout_s
         )
         return reply.nodes
+
+    async def drain(
+        self, node_id: bytes, drain: gcs_pb2.DrainInfo, *, timeout_s: float | None = None
+    ) -> gcs_pb2.DrainNodeReply:
+        """Have a node take no new work and leave. ``accepted`` is True for a dead one too."""
+        return await self._caller.unary(
+            "NodeService.Drain",
+            self._stub.Drain,
+            gcs_pb2.DrainNodeRequest(node_id=node_id, drain=drain),
+            timeout_s,
+        )
 
     async def report_resources(
         self, report: gcs_pb2.ReportResourcesRequest, *, timeout_s: float | None = None
@@ -360,8 +379,8 @@ class KvClient:
                 method.full_name,
                 self._caller.target,
             )
-        if timeout_s is None and method.deadline_s is not None:
-            timeout_s = method.deadline_s + len(value) / KV_BYTES_PER_S
+        if timeout_s is None:
+            timeout_s = self._caller.deadline_s(method, None) + len(value) / KV_BYTES_PER_S
         reply = await self._caller.unary(
             method.full_name,
             self._stub.Put,
@@ -419,7 +438,7 @@ class EventClient:
         self._caller = caller
         self._stub = gcs_pb2_grpc.EventServiceStub(caller.channel)
 
-    def subscribe(
+    async def subscribe(
         self, channels: Iterable[str], node_id: bytes = b""
     ) -> AsyncGenerator[gcs_pb2.Event, None]:
         """Follow tables: their present rows, an event with ``snapshot_end``, then every change.
@@ -431,8 +450,15 @@ class EventClient:
         snapshot for the truth. ``node_id``: the subscriber is this node's raylet; when its stream
         breaks, the GCS looks at once whether the node lives.
         """
-        return self._caller.stream(
+        messages = self._caller.stream(
             "EventService.Subscribe",
             self._stub.Subscribe,
             gcs_pb2.SubscribeRequest(channels=channels, node_id=node_id),
         )
+        async with aclosing(messages):
+            async for message in messages:
+                if message.batch:
+                    for event in message.batch:
+                        yield event
+                else:
+                    yield message

@@ -42,6 +42,8 @@ _TABLE = (
     Method("NodeService", "Register", _IDEMPOTENT, "node_id"),
     Method("NodeService", "Unregister", _IDEMPOTENT, "node_id"),
     Method("NodeService", "List", _READ, ""),
+    # Repeated, it states the same wish; the node asks itself again whether it is idle.
+    Method("NodeService", "Drain", _IDEMPOTENT, "node_id"),
     Method("NodeService", "ReportResources", _IDEMPOTENT, "node_id and version"),
     Method("JobService", "Add", _IDEMPOTENT, "the driver's worker_id"),
     Method("JobService", "Finish", _IDEMPOTENT, "job_id"),
@@ -62,7 +64,7 @@ _TABLE = (
     Method("WorkerService", "ReportDeath", _IDEMPOTENT, "worker_id"),
     Method("WorkerService", "ListDead", _READ, ""),
     Method("KvService", "Put", _IDEMPOTENT, "namespace and key"),
-    Method("KvService", "Get", _READ, "", deadline_s=60.0),  # the size is not known beforehand
+    Method("KvService", "Get", _READ, "", deadline_s=50.0),  # the size is not known beforehand
     Method("KvService", "Delete", _IDEMPOTENT, "namespace and key"),
     Method("KvService", "Keys", _READ, ""),
     Method("EventService", "Subscribe", _READ, "", deadline_s=None),
@@ -76,6 +78,8 @@ _TABLE = (
     Method("RayletService", "ListLogs", _READ, ""),
     Method("RayletService", "ReadLog", _READ, ""),
     Method("RayletService", "Shutdown", _IDEMPOTENT, "the node"),
+    Method("RayletService", "Drain", _IDEMPOTENT, "the node"),
+    Method("RayletService", "MoveGcs", _IDEMPOTENT, "gcs_life"),
     Method("RayletService", "Borrow", _IDEMPOTENT, "the borrower and its ask_id", deadline_s=None),
     Method("RayletService", "ForwardLogs", _IDEMPOTENT, "file and offset", deadline_s=None),
 )

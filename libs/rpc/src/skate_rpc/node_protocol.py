@@ -615,6 +615,26 @@ class NodeView(msgspec.Struct, array_like=True):
     labels: dict[str, str]
     death: Death | None = None
     session_dir: str = ""
+    is_suspect: bool = False  # silent for a while, but not held for dead
+    drain_reason: str = ""  # "idle_termination" or "preemption" of a node that is to leave, or left
+    drain_message: str = ""
+    drain_deadline_s: float = 0.0  # Unix time; 0: none
+
+
+class DrainOrder(msgspec.Struct, array_like=True):
+    """``drain_node`` -> DrainAnswer."""
+
+    node_id: bytes
+    reason: str  # "idle_termination" or "preemption"
+    message: str = ""
+    deadline_s: float = 0.0  # Unix time; 0: none
+
+
+class DrainAnswer(msgspec.Struct, array_like=True):
+    """Whether the node is to leave (or is dead), and why not."""
+
+    is_accepted: bool
+    rejection: str = ""
 
 
 class ListObjects(msgspec.Struct, array_like=True):
@@ -666,6 +686,7 @@ CONTROL_METHODS = (
     "kill_actor",
     "release_actor",
     "list_nodes",
+    "drain_node",
     "list_actors",
     "list_objects",
     "create_placement_group",

@@ -149,6 +149,29 @@ class RayletClient:
         )
         return [msgspec.msgpack.decode(node, type=NodeObjects) for node in reply.nodes]
 
+    async def drain(
+        self, drain: gcs_pb2.DrainInfo, *, timeout_s: float | None = None
+    ) -> raylet_pb2.DrainReply:
+        """Ask the node to take no new work and to leave; it may refuse if it is to be idle."""
+        return await self._caller.unary(
+            "RayletService.Drain",
+            self._stub.Drain,
+            raylet_pb2.DrainRequest(drain=drain),
+            timeout_s,
+        )
+
+    async def move_gcs(
+        self, endpoint: str, cluster_id: str, gcs_life: int, *, timeout_s: float | None = None
+    ) -> bool:
+        """Tell the node where the GCS is now; False: it knows a later one, or another cluster."""
+        reply = await self._caller.unary(
+            "RayletService.MoveGcs",
+            self._stub.MoveGcs,
+            raylet_pb2.MoveGcsRequest(endpoint=endpoint, cluster_id=cluster_id, gcs_life=gcs_life),
+            timeout_s,
+        )
+        return reply.accepted
+
     async def shutdown(
         self, grace_s: float, reason: str, *, timeout_s: float | None = None
     ) -> None:

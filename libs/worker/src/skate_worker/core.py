@@ -85,6 +85,10 @@ class CoreWorker(ActorManagement, ObjectControl):
         """The node table, dead nodes included."""
         return self.raylet.call("list_nodes", node.Empty(), list[node.NodeView])
 
+    def drain_node(self, order: node.DrainOrder) -> node.DrainAnswer:
+        """Have a node take no new work and leave."""
+        return self.raylet.call("drain_node", order, node.DrainAnswer)
+
     def _make_streams(self) -> Streams:
         return Streams(self, self.ownership)
 

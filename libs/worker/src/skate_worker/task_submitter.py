@@ -346,7 +346,7 @@ class TaskSubmitter:
                 self._completion.fail(submission, TaskCancelledError(submission.task_id.hex()))
             elif position > 0 or not has_started:
                 again.append(submission)  # it never started, so it costs no attempt
-            elif submission.take_attempt():
+            elif submission.take_attempt(is_counted=cause.kind != "node_preempted"):
                 again.append(submission)
             else:
                 kind = OutOfMemoryError if cause.kind == "out_of_memory" else WorkerCrashedError

@@ -93,4 +93,6 @@ def may_restart(cause: DeathCause, max_restarts: int, restarts_used: int) -> boo
     # Leaving with exit code 0 is leaving on purpose.
     if cause.kind is DeathKind.EXITED and cause.exit_code == 0:
         return False
+    if cause.kind is DeathKind.NODE_PREEMPTED:
+        return max_restarts != 0  # it is not counted, so it may come after the last one too
     return max_restarts < 0 or restarts_used < max_restarts

@@ -211,8 +211,11 @@ class ActorTable:
                     record, DeathCause(DeathKind.JOB_FINISHED, message), now, out
                 )
 
-    def node_died(self, node_id: bytes, why: str, now: Now, out: list[Command]) -> None:
+    def node_died(
+        self, node_id: bytes, node_cause: DeathCause, now: Now, out: list[Command]
+    ) -> None:
         """What ran there is lost; what was owned there ends."""
+        why = node_cause.message
         for record in self._rows.live():
             if record.spec.owner.node_id == node_id and not record.spec.is_detached:
                 message = f"The actor's owner died with its node: {why}"
@@ -220,7 +223,7 @@ class ActorTable:
         for actor_id in self._rows.index.on_node(node_id):
             record = self._rows[actor_id]
             message = f"The actor's node {node_id.hex()} died: {why}"
-            self._lose(record, DeathCause(DeathKind.NODE_DIED, message), now, out)
+            self._lose(record, DeathCause(node_cause.kind, message), now, out)
         self.starts.nodes_changed()
 
     def group_removed(self, group_id: bytes, now: Now, out: list[Command]) -> None:
@@ -280,7 +283,8 @@ class ActorTable:
         actor_id = record.spec.actor_id
         worker_id = life.address.worker_id
         was_alive = life.state is ActorState.ALIVE
-        moves = not was_alive and cause.kind is DeathKind.NODE_DIED
+        is_preempted = cause.kind is DeathKind.NODE_PREEMPTED
+        moves = not was_alive and (is_preempted or cause.kind is DeathKind.NODE_DIED)
         if life.is_released:
             cause = DeathCause(DeathKind.HANDLES_RELEASED, "No handle of the actor was left.")
         if not moves and not may_restart(cause, record.spec.max_restarts, life.restarts_used):
@@ -293,7 +297,7 @@ class ActorTable:
                     life,
                     state=state,
                     incarnation=life.incarnation + 1,
-                    restarts_used=life.restarts_used + (0 if moves else 1),
+                    restarts_used=life.restarts_used + (0 if moves or is_preempted else 1),
                     node_id=b"",
                     address=Address(),
                     pid=0,

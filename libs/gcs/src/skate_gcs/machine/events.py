@@ -19,6 +19,7 @@ from skate_gcs.machine.records import (
     Address,
     BundleRef,
     DeathCause,
+    DrainRecord,
     JobRecord,
     NodeRecord,
     PlacementGroupSpec,
@@ -73,6 +74,14 @@ class ResourcesReported(Request[answers.Reported], frozen=True):
     available: Mapping[str, int]
     total: Mapping[str, int]
     bundles: tuple[BundleRef, ...] | None = None
+    drain: DrainRecord | None = None  # as the node knows it
+
+
+class NodeDrained(Request[answers.Accepted], frozen=True):
+    """A node has agreed to leave. Answered False when it is dead or unknown. Key: node_id."""
+
+    node_id: bytes
+    drain: DrainRecord
 
 
 class ListNodes(Query[answers.Nodes], frozen=True):
@@ -345,6 +354,7 @@ Change = (
     NodeRegistered
     | NodeUnregistered
     | ResourcesReported
+    | NodeDrained
     | JobAdded
     | JobFinished
     | ActorRegistered

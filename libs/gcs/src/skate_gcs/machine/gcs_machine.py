@@ -211,6 +211,9 @@ class GcsMachine:
                 out.append(Reply(answers.Done()))
             case events.ResourcesReported():
                 self._report(event, now, out)
+            case events.NodeDrained(node_id, drain):
+                out.append(Reply(answers.Accepted(self._nodes.drain(node_id, drain, out))))
+                self._actors.starts.nodes_changed()
             case events.JobAdded():
                 self._jobs.add(event, now, out)
             case events.JobFinished(job_id, cause):
@@ -305,13 +308,15 @@ class GcsMachine:
         self._actors.starts.tick(now, out)
 
     def _bury(self, node_id: bytes, cause: DeathCause, now: Now, out: list[Command]) -> None:
-        if not self._nodes.bury(node_id, cause, now, out):
+        node = self._nodes.get_alive(node_id)
+        if node is None or not self._nodes.bury(node_id, cause, now, out):
             return
         self._kills.node_died(node_id, out)
         for job_id in self._jobs.running_on(node_id):
             self._finish_job(job_id, f"Its driver's node died: {cause.message}", now, out)
         self._groups.node_died(node_id, now, out)
-        self._actors.node_died(node_id, cause.message, now, out)
+        kind = DeathKind.NODE_PREEMPTED if node.is_preempted else DeathKind.NODE_DIED
+        self._actors.node_died(node_id, DeathCause(kind, cause.message), now, out)
 
     def _finish_job(self, job_id: bytes, why: str, now: Now, out: list[Command]) -> None:
         if self._jobs.finish(job_id, now, out):

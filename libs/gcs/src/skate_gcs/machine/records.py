@@ -33,6 +33,7 @@ class DeathKind(IntEnum):
     START_FAILED = 11
     UNSCHEDULABLE = 12
     PLACEMENT_GROUP_REMOVED = 13
+    NODE_PREEMPTED = 14
 
 
 class ActorState(IntEnum):
@@ -82,6 +83,22 @@ class Address(msgspec.Struct, frozen=True):
     endpoint: str = ""
 
 
+class DrainReason(IntEnum):
+    """Why a node is to leave. The numbers are those of ``DrainInfo.Reason`` in gcs.proto."""
+
+    UNSPECIFIED = 0
+    IDLE_TERMINATION = 1
+    PREEMPTION = 2
+
+
+class DrainRecord(msgspec.Struct, frozen=True):
+    """The order to a node to take no new work, and to leave when it is idle or at a deadline."""
+
+    reason: DrainReason
+    message: str = ""
+    deadline_s: float = 0.0  # Unix time; 0: none
+
+
 class NodeRecord(msgspec.Struct, frozen=True):
     """One life of a node. ``death_cause`` is None exactly while it lives."""
 
@@ -103,6 +120,13 @@ class NodeRecord(msgspec.Struct, frozen=True):
     end_time_s: float = 0.0  # Unix time, 0 while alive
     session_dir: str = ""
     object_endpoint: str = ""
+    is_suspect: bool = False  # silent for a while; forgotten by a restart of the GCS
+    drain: DrainRecord | None = None  # kept after its end
+
+    @property
+    def is_preempted(self) -> bool:
+        """Whether what is lost with the node is the fault of neither its users nor itself."""
+        return self.drain is not None and self.drain.reason is DrainReason.PREEMPTION
 
     @property
     def is_alive(self) -> bool:

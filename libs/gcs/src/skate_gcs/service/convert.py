@@ -14,6 +14,8 @@ from skate_gcs.machine.records import (
     BundleSpec,
     DeathCause,
     DeathKind,
+    DrainReason,
+    DrainRecord,
     JobRecord,
     NodeRecord,
     PlacementGroupRecord,
@@ -117,6 +119,26 @@ def node_to(node: NodeRecord) -> gcs_pb2.NodeInfo:
         end_time_s=node.end_time_s,
         session_dir=node.session_dir,
         object_endpoint=node.object_endpoint,
+        suspect=node.is_suspect,
+        drain=drain_to(node.drain) if node.drain is not None else None,
+    )
+
+
+def drain_from(message: gcs_pb2.DrainInfo) -> DrainRecord:
+    """A reason that this release does not know becomes UNSPECIFIED."""
+    try:
+        reason = DrainReason(message.reason)
+    except ValueError:
+        reason = DrainReason.UNSPECIFIED
+    return DrainRecord(reason, message.message, message.deadline_s)
+
+
+def drain_to(drain: DrainRecord) -> gcs_pb2.DrainInfo:
+    """The wire's form."""
+    return gcs_pb2.DrainInfo(
+        reason=gcs_pb2.DrainInfo.Reason.ValueType(drain.reason),
+        message=drain.message,
+        deadline_s=drain.deadline_s,
     )
 
 

@@ -13,12 +13,14 @@ import grpc.aio
 
 from skate_gcs.machine import events
 from skate_gcs.machine.answers import ActorFound, GroupFound, RefusalKind
+from skate_gcs.machine.records import DrainReason, DrainRecord
 from skate_gcs.service.convert import (
     actor_to,
     address_from,
     bundle_ref_from,
     bundle_ref_to,
     cause_from,
+    drain_from,
     event_to,
     group_spec_from,
     group_to,
@@ -31,13 +33,20 @@ from skate_gcs.service.convert import (
     worker_from,
     worker_to,
 )
-from skate_gcs.service.hub import Hub, HubClosedError, SlowSubscriberError
+from skate_gcs.service.hub import (
+    EVENTS_PER_MESSAGE_MAX,
+    Hub,
+    HubClosedError,
+    SlowSubscriberError,
+)
+from skate_gcs.service.node_calls import NodeCalls
 from skate_gcs.service.runner import (
     RequestFailedError,
     RequestLostError,
     RequestRefusedError,
     Runner,
 )
+from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import gcs_pb2, gcs_pb2_grpc
 from skate_scheduler import LabelError
 
@@ -73,14 +82,19 @@ async def _abort(context: _Context, code: grpc.StatusCode, error: Exception | st
 
 
 class NodeServicer(_Asker, gcs_pb2_grpc.NodeServiceServicer):
-    """NodeService."""
+    """NodeService. ``life`` is the number of this GCS's start."""
+
+    def __init__(self, runner: Runner, node_calls: NodeCalls, life: int) -> None:
+        super().__init__(runner)
+        self._node_calls = node_calls
+        self._life = life
 
     async def Register(
         self, request: gcs_pb2.RegisterNodeRequest, context: _Context
     ) -> gcs_pb2.RegisterNodeReply:
         """See gcs.proto."""
         answer = await self._ask(events.NodeRegistered(node_from(request.node)), context)
-        return gcs_pb2.RegisterNodeReply(cluster_id=answer.cluster_id)
+        return gcs_pb2.RegisterNodeReply(cluster_id=answer.cluster_id, gcs_life=self._life)
 
     async def Unregister(
         self, request: gcs_pb2.UnregisterNodeRequest, context: _Context
@@ -109,12 +123,40 @@ class NodeServicer(_Asker, gcs_pb2_grpc.NodeServiceServicer):
                 resources_from(request.available),
                 resources_from(request.total),
                 tuple(map(bundle_ref_from, request.bundles)) if request.has_bundles else None,
+                drain_from(request.drain) if request.HasField("drain") else None,
             ),
             context,
         )
         return gcs_pb2.ReportResourcesReply(
-            known=answer.value, stale_bundles=map(bundle_ref_to, answer.stale_bundles)
+            known=answer.value,
+            gcs_life=self._life,
+            stale_bundles=map(bundle_ref_to, answer.stale_bundles),
         )
+
+    async def Drain(
+        self, request: gcs_pb2.DrainNodeRequest, context: _Context
+    ) -> gcs_pb2.DrainNodeReply:
+        """See gcs.proto. The node decides; what it agrees to is stored before it is answered."""
+        drain = drain_from(request.drain)
+        problem = _problem_of_drain(drain)
+        if problem:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
+        nodes = await self._ask(events.ListNodes(), context)
+        node = next((row for row in nodes.records if row.node_id == request.node_id), None)
+        if node is None:
+            problem = f"There is no node {request.node_id.hex()}."
+            await _abort(context, grpc.StatusCode.NOT_FOUND, problem)
+        if not node.is_alive:
+            return gcs_pb2.DrainNodeReply(accepted=True)
+        try:
+            rejection = await self._node_calls.drain(node, drain)
+        except RpcError as error:
+            problem = f"The node {node.node_id.hex()} did not answer: {error.message}"
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, problem)
+        if rejection:
+            return gcs_pb2.DrainNodeReply(accepted=False, rejection=rejection)
+        await self._ask(events.NodeDrained(node.node_id, drain), context)
+        return gcs_pb2.DrainNodeReply(accepted=True)
 
 
 class JobServicer(_Asker, gcs_pb2_grpc.JobServiceServicer):
@@ -218,6 +260,15 @@ class ActorServicer(_Asker, gcs_pb2_grpc.ActorServiceServicer):
             context,
         )
         return gcs_pb2.ReportActorFailedReply()
+
+
+def _problem_of_drain(drain: DrainRecord) -> str:
+    """Why the order makes no sense, or nothing."""
+    if drain.reason is DrainReason.UNSPECIFIED:
+        return "A drain needs a reason: idle termination or preemption."
+    if not drain.deadline_s >= 0.0:
+        return f"A drain's deadline is a time from now on, or 0 for none, got {drain.deadline_s}."
+    return ""
 
 
 def _found(answer: ActorFound) -> gcs_pb2.GetActorReply:
@@ -356,12 +407,13 @@ class EventServicer(gcs_pb2_grpc.EventServiceServicer):
             snapshot = await self._runner.ask(
                 events.TakeSnapshot(channels), on_answer=subscription.attach
             )
-            for record in snapshot.records:
-                yield event_to(record, subscription.sequence)
+            for start in range(0, len(snapshot.records), EVENTS_PER_MESSAGE_MAX):
+                rows = snapshot.records[start : start + EVENTS_PER_MESSAGE_MAX]
+                yield _batch([event_to(record, subscription.sequence) for record in rows])
             del snapshot
             yield gcs_pb2.Event(sequence=subscription.sequence, snapshot_end=True)
             while True:
-                yield await subscription.next()
+                yield _batch(await subscription.next())
         except SlowSubscriberError as error:
             problem = f"Too slow: {error}. Subscribe again for a new snapshot."
             await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
@@ -371,3 +423,7 @@ class EventServicer(gcs_pb2_grpc.EventServiceServicer):
             self._hub.drop(subscription)
             if request.node_id:
                 self._runner.tell(events.SubscriberLeft(request.node_id))
+
+
+def _batch(events_: list[gcs_pb2.Event]) -> gcs_pb2.Event:
+    return events_[0] if len(events_) == 1 else gcs_pb2.Event(batch=events_)

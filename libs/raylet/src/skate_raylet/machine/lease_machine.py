@@ -106,6 +106,7 @@ class LeaseMachine:
         self._blocked: dict[bytes, None] = {}
         self._finished_jobs: dict[bytes, None] = {}
         self._idle_wanted = IdleWanted()
+        self._is_draining = False
         self._inside = BundleRequests(
             self.table.bundles, config.queue, self.table.share_of, self._is_holder_blocked()
         )
@@ -171,6 +172,16 @@ class LeaseMachine:
             self._grant_inside(now_s, commands)
         self._tell_others_wait(commands)
         self._reclaim(now_s, commands)
+        return commands
+
+    def drain(self) -> list[do.LeaseCommand]:
+        """Grant nothing any more, and ask for what is granted to come back when it is idle."""
+        self._is_draining = True
+        commands: list[do.LeaseCommand] = []
+        for lease in self.table:
+            if isinstance(lease.state, Granted) and isinstance(lease.request, TaskRequest):
+                self.table.set_state(lease, replace(lease.state, is_asked_back=True))
+                commands.append(do.AskLeaseBack(lease.holder_id, lease.lease_id))
         return commands
 
     def next_wakeup(self, now_s: float) -> tuple[float, str] | None:
@@ -558,7 +569,7 @@ class LeaseMachine:
         return f"No node can ever hold it: it needs {needs}; the most that any has is {most}."
 
     def _grant_ready(self, now_s: float, commands: list[do.LeaseCommand]) -> None:
-        while self.queue:
+        while self.queue and not self._is_draining:
             item = self.queue.pop_next(self.supply(), now_s)
             if item is None:
                 return

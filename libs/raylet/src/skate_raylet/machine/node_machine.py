@@ -106,6 +106,7 @@ class NodeMachine:
         """``random`` breaks ties between other nodes; None: the first."""
         self._node_id = lease_config.node_id
         self._labels = lease_config.labels
+        self._is_draining = False
         self._neighbours = Neighbours(lease_config.node_id, random or _NoChance())
         self._leases = LeaseMachine(lease_config, self._neighbours)
         self._groups = GroupDirectory()
@@ -380,10 +381,24 @@ class NodeMachine:
             self._place(request, now_s, out)
 
     def _local_view(self) -> NodeView:
-        return NodeView(self._node_id, self.total, self.available, self._labels)
+        return NodeView(
+            self._node_id,
+            self.total,
+            self.available,
+            self._labels,
+            is_draining=self._is_draining,
+        )
 
     def _is_holder(self, worker_id: bytes) -> bool:
         return self._leases.is_holder(worker_id) or self._borrowing.is_holder(worker_id)
+
+    def drain(self, now_s: float) -> list[Command]:
+        """Give out nothing new: what waits goes to other nodes, or waits until there is one."""
+        out: list[Command] = []
+        self._is_draining = True
+        self._settle(self._leases.drain(), [], now_s, out)
+        self._move_waiting(now_s, out)
+        return out
 
     def close(self, now_s: float) -> list[Command]:
         """Start nothing any more; whoever waits for a worker is refused."""
@@ -561,6 +576,10 @@ class NodeMachine:
         if place is not None:
             return self._reason_inside(item, *place)
         supply = self._leases.supply()
+        if self._is_draining:
+            return WaitReason(
+                WaitKind.DRAINING, item.needs, self.total, self.available, item.since_s
+            )
         blocked_by: tuple[str, ...] = ()
         missing: tuple[Missing, ...] = ()
         found = find_missing(item.needs, self.available, self.total)

@@ -65,6 +65,7 @@ class ActorHost:
     tell: Callable[[NodeEvent], None]
     group_refusal: Callable[[Strategy, ResourceSet, ResourceSet], str]  # of actors in bundles
     is_closing: bool = False  # the node stops: what it does not start is another's to start
+    is_draining: bool = False
     _actors: dict[_Life, _Actor] = field(default_factory=dict)
     _ended: dict[_Life, None] = field(default_factory=dict)
 
@@ -75,6 +76,8 @@ class ActorHost:
             return ""
         if self.is_closing:
             return "The node is shutting down."
+        if self.is_draining:
+            return "The node is draining: it is to leave."
         placement = ResourceSet(spec.placement_resources.amounts)
         running = ResourceSet(spec.running_resources.amounts)
         strategy = DEFAULT_STRATEGY

@@ -11,6 +11,10 @@ from skate_scheduler import ANY_LABELS, LabelRules, LabelSelector
 
 _KIND_PREFIX = "KIND_"
 _STATE_PREFIX = "ACTOR_STATE_"
+_DRAIN_REASONS = {
+    gcs_pb2.DrainInfo.REASON_IDLE_TERMINATION: "idle_termination",
+    gcs_pb2.DrainInfo.REASON_PREEMPTION: "preemption",
+}
 
 
 def death_to_proto(death: Death) -> common_pb2.DeathCause:
@@ -112,6 +116,15 @@ def actor_view(info: gcs_pb2.ActorInfo) -> ActorView:
     )
 
 
+def drain_to_proto(order: node.DrainOrder) -> gcs_pb2.DrainInfo:
+    """What a node is to do. An unknown reason becomes REASON_UNSPECIFIED, which is refused."""
+    reason = next(
+        (number for number, name in _DRAIN_REASONS.items() if name == order.reason),
+        gcs_pb2.DrainInfo.REASON_UNSPECIFIED,
+    )
+    return gcs_pb2.DrainInfo(reason=reason, message=order.message, deadline_s=order.deadline_s)
+
+
 def group_spec_to_proto(
     body: node.PlacementGroupCreation, job_id: bytes, owner: common_pb2.Address
 ) -> gcs_pb2.PlacementGroupSpec:
@@ -179,4 +192,8 @@ def node_view(info: gcs_pb2.NodeInfo) -> NodeView:
         labels=dict(info.labels),
         death=death_from_proto(info.death_cause) if info.HasField("death_cause") else None,
         session_dir=info.session_dir,
+        is_suspect=info.suspect,
+        drain_reason=_DRAIN_REASONS.get(info.drain.reason, ""),
+        drain_message=info.drain.message,
+        drain_deadline_s=info.drain.deadline_s,
     )

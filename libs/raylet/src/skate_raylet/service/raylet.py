@@ -20,11 +20,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-import grpc.aio
 import msgspec
 
 from skate_object_store import StoreConfig, StoreServer, StoreStatistics
-from skate_raylet.config import RayletConfig
+from skate_raylet.config import GCS_CALL_SHARE, RayletConfig
 from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
 from skate_raylet.machine.lease_machine import LeaseConfig
@@ -39,6 +38,7 @@ from skate_raylet.service.convert import (
     death_to_proto,
     resources_to_proto,
 )
+from skate_raylet.service.draining import Draining
 from skate_raylet.service.function_cache import FunctionCache
 from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
@@ -63,15 +63,17 @@ from skate_rpc import node_protocol as node
 from skate_rpc.errors import RpcError
 from skate_rpc.gcs_client import GcsClient
 from skate_rpc.gen.skate.v1 import gcs_pb2, raylet_pb2, raylet_pb2_grpc
-from skate_rpc.grpc_channel import open_channel
 from skate_rpc.grpc_server import SecureServer
 from skate_rpc.handshake import ServerHandshake
+from skate_rpc.movable_channel import MovableChannel
 from skate_scheduler import ResourceSet
 
 _log = logging.getLogger(__name__)
 
 DEAD_REMEMBERED_MAX = 10_000
 RELEASE_AGAIN_S = 10.0
+DRAINED_GRACE_S = 1.0
+REGISTER_TIMEOUT_S = 10.0  # somebody waits for the start
 DEMANDS_REPORTED_MAX = 1000
 STATISTICS_TIMEOUT_S = 5.0
 ZYGOTE_END_S = 1.0
@@ -112,6 +114,8 @@ class Raylet:
         self._user_metrics = user_metrics
         self._early_zygote = zygote
         self.on_driver_gone: Callable[[bytes], None] | None = None
+        self.on_gcs_moved: Callable[[str], None] | None = None
+        self._cluster_id = ""
         self.on_ready_step: Callable[[str], None] | None = None
         self.grpc_endpoint = ""
         self.stream_endpoint = ""
@@ -168,11 +172,18 @@ class Raylet:
             self._send,
         )
         self._start_processes()
-        self._channel: grpc.aio.Channel = open_channel(config.gcs_endpoint, config.token)
-        client = GcsClient(self._channel, config.gcs_endpoint)
+        self._channel = MovableChannel(config.gcs_endpoint, config.token)
+        patience_s = config.gcs_reconnect_s * GCS_CALL_SHARE
+        client = GcsClient(self._channel, config.gcs_endpoint, patience_s=patience_s)
         self._link = GcsLink(
-            client, config.node_id, self._make_report, self._on_gcs_event, self._fenced
+            client,
+            config.node_id,
+            self._make_report,
+            self._on_gcs_event,
+            self._fenced,
+            config.gcs_reconnect_s,
         )
+        self._draining = Draining(self._why_busy, self._begin_drain, self._leave_drained)
         self._link.held_bundles = self._held_bundles
         self._link.on_stale_bundles = self._give_back
         self._directory = ActorDirectory(self._ask_for_actor)
@@ -249,12 +260,16 @@ class Raylet:
             self._logs.serve,
             log_reader,
             self._objects,
+            self._draining.ask,
+            self._follow_gcs,
         )
         self._grpc.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, servicer)
         self.grpc_endpoint = await self._grpc.start(config.grpc_endpoint)
         self.object_endpoint = self._transfers.start(config.object_listen_endpoint)
         self.stream_endpoint = self._server.start()
-        await client.nodes.register(self._node_info())
+        registered = await client.nodes.register(self._node_info(), timeout_s=REGISTER_TIMEOUT_S)
+        self._cluster_id = registered.cluster_id
+        self._link.note_life(registered.gcs_life)
         self._link.start()
         _log.info("event=raylet_started node_id=%s", config.node_id.hex())
 
@@ -331,14 +346,19 @@ class Raylet:
         ends_at_s = self._loop.time() + grace_s
         self._server.stop_listening()
         self._transfers.stop_serving()
+        self._draining.close()
         self._actors.is_closing = True
         self._job_forks.release_all()
         self._runner.close()
-        await self._workers.end_all(reason, grace_s / 2)
+        is_preempted = self._draining.is_preempted
+        await self._workers.end_all(
+            "node_preempted" if is_preempted else "node_died", reason, grace_s / 2
+        )
         self._runner.stop()
         await self._loans.close()
         await self._logs.close()
-        death = death_to_proto(node.Death("intended_exit", reason, os.getpid()))
+        kind = "node_preempted" if is_preempted else "intended_exit"
+        death = death_to_proto(node.Death(kind, reason, os.getpid()))
         left_s = max(0.1, ends_at_s - self._loop.time())
         await self._link.close(left_s / 2)
         await self._link.unregister(death, left_s / 2)
@@ -362,6 +382,43 @@ class Raylet:
 
     def _fenced(self, reason: str) -> None:
         self._begin_stop(reason, 1.0)
+
+    # ---- leaving ----
+
+    def _why_busy(self) -> str:
+        leases = self._machine.leases()
+        if leases:
+            return f"{len(leases)} of its workers are in use"
+        bundles = len(self._held_bundles())
+        if bundles:
+            return f"it holds bundles of {bundles} placement groups"
+        drivers = sum(process.is_driver for process in self._processes)
+        if drivers:
+            return f"{drivers} drivers are connected to it"
+        store = self._store.statistics()
+        if store.primary_bytes or store.disk_bytes:
+            size_bytes = store.primary_bytes + store.disk_bytes
+            return f"its object store holds {size_bytes} bytes that may be nowhere else"
+        return ""
+
+    def _begin_drain(self) -> None:
+        self._actors.is_draining = True
+        self._runner.drain()
+        self._link.changed()
+
+    def _leave_drained(self, reason: str) -> None:
+        self._begin_stop(reason, DRAINED_GRACE_S)
+
+    def _follow_gcs(self, endpoint: str, cluster_id: str, life: int) -> bool:
+        """A GCS that was started elsewhere says where it is; False: this node knows better."""
+        if cluster_id != self._cluster_id or self._link.knows(life):
+            return endpoint == self._channel.target
+        _log.warning("event=gcs_moved from=%s to=%s", self._channel.target, endpoint)
+        self._channel.move(endpoint)
+        self._link.moved(life)
+        if self.on_gcs_moved is not None:
+            self.on_gcs_moved(endpoint)
+        return True
 
     # ---- commands of the machine ----
 
@@ -529,6 +586,8 @@ class Raylet:
         if node_id != self._config.node_id:
             self._loans.take_news(info)
             self._logs.node_seen(info)
+        elif info.HasField("drain") and info.state != gcs_pb2.NodeInfo.STATE_DEAD:
+            self._draining.take(info.drain)
         if info.state != gcs_pb2.NodeInfo.STATE_DEAD:
             self._transfers.node_seen(node_id, info.object_endpoint)
         elif node_id == self._config.node_id:
@@ -595,6 +654,7 @@ class Raylet:
             node_id=self._config.node_id,
             available=resources_to_proto(self._machine.available),
             total=resources_to_proto(self._machine.total),
+            drain=self._draining.order,
         )
         for demand in self._machine.demands()[:DEMANDS_REPORTED_MAX]:
             report.demands.add(
@@ -611,8 +671,8 @@ class Raylet:
         ]
 
     def _give_back(self, refs: Sequence[gcs_pb2.BundleRef]) -> None:
+        _log.info("event=stale_bundles groups=%d", len(refs))
         for ref in refs:
-            _log.info("event=stale_bundles group_id=%s", ref.group_id.hex())
             indices = tuple(ref.indices)
             self._runner.tell(on.BundlesReturned(ref.group_id, ref.attempt, indices))
 

@@ -18,7 +18,7 @@ from skate_raylet.service.convert import death_from_proto, resources_to_proto
 from skate_raylet.service.local_process import LocalProcesses
 from skate_raylet.service.logs.log_reader import LogReader
 from skate_raylet.service.object_reporter import ObjectReporter
-from skate_rpc.gen.skate.v1 import raylet_pb2, raylet_pb2_grpc
+from skate_rpc.gen.skate.v1 import gcs_pb2, raylet_pb2, raylet_pb2_grpc
 from skate_scheduler import ResourceSet
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -44,6 +44,8 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         ],
         log_reader: LogReader,
         objects: ObjectReporter,
+        drain: Callable[[gcs_pb2.DrainInfo], str],
+        follow_gcs: Callable[[str, str, int], bool],
     ) -> None:
         self._machine = machine
         self._tell = tell
@@ -56,6 +58,8 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         self._serve_forwarder = serve_forwarder
         self._log_reader = log_reader
         self._objects = objects
+        self._drain = drain
+        self._follow_gcs = follow_gcs
 
     async def StartActor(  # noqa: N802  gRPC's name
         self, request: raylet_pb2.StartActorRequest, context: Context
@@ -146,6 +150,20 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
                 waiting_s=now_s - waiting.reason.since_s,
             )
         return reply
+
+    async def Drain(  # noqa: N802
+        self, request: raylet_pb2.DrainRequest, context: Context
+    ) -> raylet_pb2.DrainReply:
+        """Agree to leave, or say why not."""
+        rejection = self._drain(request.drain)
+        return raylet_pb2.DrainReply(accepted=not rejection, rejection=rejection)
+
+    async def MoveGcs(  # noqa: N802
+        self, request: raylet_pb2.MoveGcsRequest, context: Context
+    ) -> raylet_pb2.MoveGcsReply:
+        """Follow the GCS to where it is now."""
+        accepted = self._follow_gcs(request.endpoint, request.cluster_id, request.gcs_life)
+        return raylet_pb2.MoveGcsReply(accepted=accepted)
 
     async def Objects(  # noqa: N802
         self, request: raylet_pb2.NodeObjectsRequest, context: Context

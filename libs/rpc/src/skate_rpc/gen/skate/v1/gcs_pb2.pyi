@@ -136,6 +136,8 @@ class NodeInfo(_message.Message):
     END_TIME_S_FIELD_NUMBER: _builtins.int
     SESSION_DIR_FIELD_NUMBER: _builtins.int
     OBJECT_ENDPOINT_FIELD_NUMBER: _builtins.int
+    SUSPECT_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     node_id: _builtins.bytes
     node_name: _builtins.str
     hostname: _builtins.str
@@ -158,6 +160,8 @@ class NodeInfo(_message.Message):
     session_dir: _builtins.str
     object_endpoint: _builtins.str
     """where other nodes fetch objects: "unix:/path" or "tcp:ip:port" """
+    suspect: _builtins.bool
+    """silent for a while, but not yet held for dead: it gets no new actors"""
     @_builtins.property
     def total(self) -> _common_pb2.ResourceSet: ...
     @_builtins.property
@@ -166,6 +170,10 @@ class NodeInfo(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def death_cause(self) -> _common_pb2.DeathCause: ...
+    @_builtins.property
+    def drain(self) -> Global___DrainInfo:
+        """it is to leave: it gets no new work; kept after its end"""
+
     def __init__(
         self,
         *,
@@ -188,14 +196,64 @@ class NodeInfo(_message.Message):
         end_time_s: _builtins.float = ...,
         session_dir: _builtins.str = ...,
         object_endpoint: _builtins.str = ...,
+        suspect: _builtins.bool = ...,
+        drain: Global___DrainInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "death_cause", b"death_cause", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "death_cause", b"death_cause", "drain", b"drain", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "death_cause", b"death_cause", "end_time_s", b"end_time_s", "hostname", b"hostname", "ip_address", b"ip_address", "is_head", b"is_head", "labels", b"labels", "metrics_endpoint", b"metrics_endpoint", "node_id", b"node_id", "node_name", b"node_name", "object_endpoint", b"object_endpoint", "pid", b"pid", "raylet_endpoint", b"raylet_endpoint", "session_dir", b"session_dir", "start_time_s", b"start_time_s", "state", b"state", "store_endpoint", b"store_endpoint", "stream_endpoint", b"stream_endpoint", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "death_cause", b"death_cause", "drain", b"drain", "end_time_s", b"end_time_s", "hostname", b"hostname", "ip_address", b"ip_address", "is_head", b"is_head", "labels", b"labels", "metrics_endpoint", b"metrics_endpoint", "node_id", b"node_id", "node_name", b"node_name", "object_endpoint", b"object_endpoint", "pid", b"pid", "raylet_endpoint", b"raylet_endpoint", "session_dir", b"session_dir", "start_time_s", b"start_time_s", "state", b"state", "store_endpoint", b"store_endpoint", "stream_endpoint", b"stream_endpoint", "suspect", b"suspect", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeInfo: _TypeAlias = NodeInfo  # noqa: Y015
+
+@_typing.final
+class DrainInfo(_message.Message):
+    """Why and until when a node is to leave."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Reason:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DrainInfo._Reason.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        REASON_UNSPECIFIED: DrainInfo._Reason.ValueType  # 0
+        REASON_IDLE_TERMINATION: DrainInfo._Reason.ValueType  # 1
+        """refused unless the node is idle"""
+        REASON_PREEMPTION: DrainInfo._Reason.ValueType  # 2
+        """its machine will go: what is lost by it is not counted as a retry or restart"""
+
+    class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
+    REASON_UNSPECIFIED: DrainInfo.Reason.ValueType  # 0
+    REASON_IDLE_TERMINATION: DrainInfo.Reason.ValueType  # 1
+    """refused unless the node is idle"""
+    REASON_PREEMPTION: DrainInfo.Reason.ValueType  # 2
+    """its machine will go: what is lost by it is not counted as a retry or restart"""
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DEADLINE_S_FIELD_NUMBER: _builtins.int
+    reason: Global___DrainInfo.Reason.ValueType
+    message: _builtins.str
+    """for a person"""
+    deadline_s: _builtins.float
+    """Unix time at which it ends whatever runs there; 0: when it is idle"""
+    def __init__(
+        self,
+        *,
+        reason: Global___DrainInfo.Reason.ValueType = ...,
+        message: _builtins.str = ...,
+        deadline_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_s", b"deadline_s", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainInfo: _TypeAlias = DrainInfo  # noqa: Y015
 
 @_typing.final
 class RegisterNodeRequest(_message.Message):
@@ -222,15 +280,19 @@ class RegisterNodeReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    GCS_LIFE_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
+    gcs_life: _builtins.int
+    """grows with each start of a GCS on the same storage"""
     def __init__(
         self,
         *,
         cluster_id: _builtins.str = ...,
+        gcs_life: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "gcs_life", b"gcs_life"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -320,6 +382,7 @@ class ReportResourcesRequest(_message.Message):
     DEMANDS_FIELD_NUMBER: _builtins.int
     HAS_BUNDLES_FIELD_NUMBER: _builtins.int
     BUNDLES_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     node_id: _builtins.bytes
     version: _builtins.int
     """grows with each report of one node; older ones are ignored"""
@@ -333,6 +396,10 @@ class ReportResourcesRequest(_message.Message):
     def demands(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingDemand]: ...
     @_builtins.property
     def bundles(self) -> _containers.RepeatedCompositeFieldContainer[Global___BundleRef]: ...
+    @_builtins.property
+    def drain(self) -> Global___DrainInfo:
+        """as the node knows it, so that a GCS that missed it learns it"""
+
     def __init__(
         self,
         *,
@@ -343,10 +410,11 @@ class ReportResourcesRequest(_message.Message):
         demands: _abc.Iterable[Global___PendingDemand] | None = ...,
         has_bundles: _builtins.bool = ...,
         bundles: _abc.Iterable[Global___BundleRef] | None = ...,
+        drain: Global___DrainInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "drain", b"drain", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "bundles", b"bundles", "demands", b"demands", "has_bundles", b"has_bundles", "node_id", b"node_id", "total", b"total", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "bundles", b"bundles", "demands", b"demands", "drain", b"drain", "has_bundles", b"has_bundles", "node_id", b"node_id", "total", b"total", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -384,9 +452,11 @@ class ReportResourcesReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KNOWN_FIELD_NUMBER: _builtins.int
+    GCS_LIFE_FIELD_NUMBER: _builtins.int
     STALE_BUNDLES_FIELD_NUMBER: _builtins.int
     known: _builtins.bool
     """false: the GCS thinks this node dead; the raylet must exit"""
+    gcs_life: _builtins.int
     @_builtins.property
     def stale_bundles(self) -> _containers.RepeatedCompositeFieldContainer[Global___BundleRef]:
         """that the node holds and must not: to be given back"""
@@ -395,15 +465,63 @@ class ReportResourcesReply(_message.Message):
         self,
         *,
         known: _builtins.bool = ...,
+        gcs_life: _builtins.int = ...,
         stale_bundles: _abc.Iterable[Global___BundleRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "stale_bundles", b"stale_bundles"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gcs_life", b"gcs_life", "known", b"known", "stale_bundles", b"stale_bundles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportResourcesReply: _TypeAlias = ReportResourcesReply  # noqa: Y015
+
+@_typing.final
+class DrainNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.bytes
+    @_builtins.property
+    def drain(self) -> Global___DrainInfo: ...
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.bytes = ...,
+        drain: Global___DrainInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeRequest: _TypeAlias = DrainNodeRequest  # noqa: Y015
+
+@_typing.final
+class DrainNodeReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    REJECTION_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.bool
+    """true for a node that is dead already"""
+    rejection: _builtins.str
+    """why not, when accepted is false"""
+    def __init__(
+        self,
+        *,
+        accepted: _builtins.bool = ...,
+        rejection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "rejection", b"rejection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeReply: _TypeAlias = DrainNodeReply  # noqa: Y015
 
 @_typing.final
 class BundleRef(_message.Message):
@@ -1882,6 +2000,7 @@ class Event(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     SNAPSHOT_END_FIELD_NUMBER: _builtins.int
     PLACEMENT_GROUP_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """grows by one per GCS life"""
     snapshot_end: _builtins.bool
@@ -1896,6 +2015,10 @@ class Event(_message.Message):
     def worker(self) -> Global___WorkerInfo: ...
     @_builtins.property
     def placement_group(self) -> Global___PlacementGroupInfo: ...
+    @_builtins.property
+    def batch(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """instead of a payload: several events in their order"""
+
     def __init__(
         self,
         *,
@@ -1906,10 +2029,11 @@ class Event(_message.Message):
         worker: Global___WorkerInfo | None = ...,
         snapshot_end: _builtins.bool = ...,
         placement_group: Global___PlacementGroupInfo | None = ...,
+        batch: _abc.Iterable[Global___Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "job", b"job", "node", b"node", "payload", b"payload", "placement_group", b"placement_group", "snapshot_end", b"snapshot_end", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "job", b"job", "node", b"node", "payload", b"payload", "placement_group", b"placement_group", "sequence", b"sequence", "snapshot_end", b"snapshot_end", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "batch", b"batch", "job", b"job", "node", b"node", "payload", b"payload", "placement_group", b"placement_group", "sequence", b"sequence", "snapshot_end", b"snapshot_end", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["actor", "node", "job", "worker", "snapshot_end", "placement_group"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015

@@ -49,6 +49,11 @@ class NodeServiceStub:
                 request_serializer=skate_dot_v1_dot_gcs__pb2.ListNodesRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_gcs__pb2.ListNodesReply.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/skate.v1.NodeService/Drain',
+                request_serializer=skate_dot_v1_dot_gcs__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_gcs__pb2.DrainNodeReply.FromString,
+                _registered_method=True)
         self.ReportResources = channel.unary_unary(
                 '/skate.v1.NodeService/ReportResources',
                 request_serializer=skate_dot_v1_dot_gcs__pb2.ReportResourcesRequest.SerializeToString,
@@ -80,6 +85,13 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """idempotent: a later one replaces it
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReportResources(self, request, context):
         """idempotent by version; is the heartbeat
         """
@@ -104,6 +116,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=skate_dot_v1_dot_gcs__pb2.ListNodesRequest.FromString,
                     response_serializer=skate_dot_v1_dot_gcs__pb2.ListNodesReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=skate_dot_v1_dot_gcs__pb2.DrainNodeRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_gcs__pb2.DrainNodeReply.SerializeToString,
             ),
             'ReportResources': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportResources,
@@ -192,6 +209,33 @@ class NodeService:
             '/skate.v1.NodeService/List',
             skate_dot_v1_dot_gcs__pb2.ListNodesRequest.SerializeToString,
             skate_dot_v1_dot_gcs__pb2.ListNodesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.NodeService/Drain',
+            skate_dot_v1_dot_gcs__pb2.DrainNodeRequest.SerializeToString,
+            skate_dot_v1_dot_gcs__pb2.DrainNodeReply.FromString,
             options,
             channel_credentials,
             insecure,

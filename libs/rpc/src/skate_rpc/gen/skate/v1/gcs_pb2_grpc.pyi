@@ -39,6 +39,8 @@ class NodeServiceStub:
     """idempotent"""
     List: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.ListNodesRequest, _gcs_pb2.ListNodesReply]
     """read only"""
+    Drain: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.DrainNodeRequest, _gcs_pb2.DrainNodeReply]
+    """idempotent: a later one replaces it"""
     ReportResources: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.ReportResourcesRequest, _gcs_pb2.ReportResourcesReply]
     """idempotent by version; is the heartbeat"""
 
@@ -51,6 +53,8 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """idempotent"""
     List: _aio.UnaryUnaryMultiCallable[_gcs_pb2.ListNodesRequest, _gcs_pb2.ListNodesReply]  # type: ignore[assignment]
     """read only"""
+    Drain: _aio.UnaryUnaryMultiCallable[_gcs_pb2.DrainNodeRequest, _gcs_pb2.DrainNodeReply]  # type: ignore[assignment]
+    """idempotent: a later one replaces it"""
     ReportResources: _aio.UnaryUnaryMultiCallable[_gcs_pb2.ReportResourcesRequest, _gcs_pb2.ReportResourcesReply]  # type: ignore[assignment]
     """idempotent by version; is the heartbeat"""
 
@@ -78,6 +82,14 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gcs_pb2.ListNodesReply, _abc.Awaitable[_gcs_pb2.ListNodesReply]]:
         """read only"""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _gcs_pb2.DrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gcs_pb2.DrainNodeReply, _abc.Awaitable[_gcs_pb2.DrainNodeReply]]:
+        """idempotent: a later one replaces it"""
 
     @_abc_1.abstractmethod
     def ReportResources(

@@ -84,6 +84,16 @@ class RayletServiceStub:
                 request_serializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeReply.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/skate.v1.RayletService/Drain',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.DrainRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.DrainReply.FromString,
+                _registered_method=True)
+        self.MoveGcs = channel.unary_unary(
+                '/skate.v1.RayletService/MoveGcs',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.MoveGcsRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.MoveGcsReply.FromString,
+                _registered_method=True)
         self.Borrow = channel.stream_stream(
                 '/skate.v1.RayletService/Borrow',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.LoanOrders.SerializeToString,
@@ -169,6 +179,20 @@ class RayletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """idempotent: a later one replaces it
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveGcs(self, request, context):
+        """idempotent by gcs_life
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Borrow(self, request_iterator, context):
         """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
         the loans of a borrower that is not heard of for ten seconds end.
@@ -239,6 +263,16 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     servicer.Shutdown,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.DrainRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.DrainReply.SerializeToString,
+            ),
+            'MoveGcs': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveGcs,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.MoveGcsRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.MoveGcsReply.SerializeToString,
             ),
             'Borrow': grpc.stream_stream_rpc_method_handler(
                     servicer.Borrow,
@@ -521,6 +555,60 @@ class RayletService:
             '/skate.v1.RayletService/Shutdown',
             skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.SerializeToString,
             skate_dot_v1_dot_raylet__pb2.ShutdownNodeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/Drain',
+            skate_dot_v1_dot_raylet__pb2.DrainRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveGcs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/MoveGcs',
+            skate_dot_v1_dot_raylet__pb2.MoveGcsRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.MoveGcsReply.FromString,
             options,
             channel_credentials,
             insecure,

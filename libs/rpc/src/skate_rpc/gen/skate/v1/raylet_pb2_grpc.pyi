@@ -51,6 +51,10 @@ class RayletServiceStub:
     """read only"""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]
     """idempotent"""
+    Drain: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.DrainRequest, _raylet_pb2.DrainReply]
+    """idempotent: a later one replaces it"""
+    MoveGcs: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.MoveGcsRequest, _raylet_pb2.MoveGcsReply]
+    """idempotent by gcs_life"""
     Borrow: _grpc.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]
     """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
     the loans of a borrower that is not heard of for ten seconds end.
@@ -85,6 +89,10 @@ class RayletServiceAsyncStub(RayletServiceStub):
     """read only"""
     Shutdown: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]  # type: ignore[assignment]
     """idempotent"""
+    Drain: _aio.UnaryUnaryMultiCallable[_raylet_pb2.DrainRequest, _raylet_pb2.DrainReply]  # type: ignore[assignment]
+    """idempotent: a later one replaces it"""
+    MoveGcs: _aio.UnaryUnaryMultiCallable[_raylet_pb2.MoveGcsRequest, _raylet_pb2.MoveGcsReply]  # type: ignore[assignment]
+    """idempotent by gcs_life"""
     Borrow: _aio.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]  # type: ignore[assignment]
     """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
     the loans of a borrower that is not heard of for ten seconds end.
@@ -176,6 +184,22 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_raylet_pb2.ShutdownNodeReply, _abc.Awaitable[_raylet_pb2.ShutdownNodeReply]]:
         """idempotent"""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _raylet_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.DrainReply, _abc.Awaitable[_raylet_pb2.DrainReply]]:
+        """idempotent: a later one replaces it"""
+
+    @_abc_1.abstractmethod
+    def MoveGcs(
+        self,
+        request: _raylet_pb2.MoveGcsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.MoveGcsReply, _abc.Awaitable[_raylet_pb2.MoveGcsReply]]:
+        """idempotent by gcs_life"""
 
     @_abc_1.abstractmethod
     def Borrow(
