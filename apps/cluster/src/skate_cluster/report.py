@@ -52,6 +52,12 @@ class Node:
     available: dict[str, float]
     labels: dict[str, str]
     metrics_endpoint: str
+    is_suspect: bool = False
+    """Silent for some seconds, and not yet held for dead."""
+    drain: str = ""
+    """Why it is to leave, or left; empty: it is not."""
+    drain_deadline_s: float = 0.0
+    """Unix time at which it leaves whatever runs there; 0: when it is idle."""
     problem: str = ""
     """Why the node itself did not answer; empty when it did."""
     workers_idle: int = 0
@@ -143,6 +149,9 @@ def _node(row: gcs_pb2.NodeInfo, status: raylet_pb2.NodeStatusReply | None, prob
         available=_amounts(available.amounts),
         labels=dict(row.labels),
         metrics_endpoint=row.metrics_endpoint,
+        is_suspect=row.suspect,
+        drain=_drain(row),
+        drain_deadline_s=row.drain.deadline_s,
         problem=problem,
         workers_idle=status_or_empty.workers_idle,
         workers_total=status_or_empty.workers_total,
@@ -164,6 +173,14 @@ def _node(row: gcs_pb2.NodeInfo, status: raylet_pb2.NodeStatusReply | None, prob
             for item in status_or_empty.pending
         ],
     )
+
+
+def _drain(row: gcs_pb2.NodeInfo) -> str:
+    if not row.HasField("drain"):
+        return ""
+    is_idle = row.drain.reason == gcs_pb2.DrainInfo.REASON_IDLE_TERMINATION
+    name = "idle termination" if is_idle else "preemption"
+    return f"{name}: {row.drain.message}" if row.drain.message else name
 
 
 def _amounts(units: Mapping[str, int]) -> dict[str, float]:

@@ -62,7 +62,11 @@ def _store(node: Node) -> str:
 def _state(node: Node) -> str:
     if not node.is_alive:
         return f"dead ({node.death})" if node.death else "dead"
-    return f"no answer ({node.problem})" if node.problem else "alive"
+    if node.is_suspect:
+        return "suspect (it has not been heard for some seconds)"
+    if node.problem:
+        return f"no answer ({node.problem})"
+    return f"draining ({node.drain})" if node.drain else "alive"
 
 
 def _resources(report: Report) -> list[str]:

@@ -263,7 +263,7 @@ def test_a_reason_names_what_is_needed_and_the_most_there_is() -> None:
         " there are 2 nodes, and the most that any node has is CPU 2."
     )
     assert why([bundle(one, zone="x")], PACK, nodes) == (
-        "No nodes can ever hold it: it needs a node where zone is x for bundle 0; there is none."
+        "No nodes can ever hold it: it needs a node where zone is x; there is none."
     )
     assert why([bundle(one)], PACK, NodeIndex()) == (
         "It needs CPU 1 on one node, and no node is alive."

@@ -122,6 +122,10 @@ class SimGcs:
                     self._kill_actor(command)
                 case do.ProbeNode(node_id, endpoint):
                     self._probe(node_id, endpoint)
+                case (
+                    do.PrepareBundlesOnNode() | do.CommitBundlesOnNode() | do.ReturnBundlesOnNode()
+                ):
+                    raise AssertionError("nothing in this world makes placement groups")
 
     def _plan_tick(self) -> None:
         wakeup = self.machine.next_wakeup()

@@ -85,7 +85,9 @@ class SimRaylet:
         link: Any = self.link
         self.jobs = JobBook()
         self.directory = ActorDirectory(self._ask_for_actor)
-        self.actors = ActorHost(self.node_id, self.total, link, self.processes, self.tell)
+        self.actors = ActorHost(
+            self.node_id, self.total, link, self.processes, self.tell, self.machine.actor_refusal
+        )
         self._events: deque[Any] = deque()
         self._is_running = False
         self._wakeup: Alarm | None = None

@@ -7,6 +7,7 @@ One class in layers, each of which relies only on those before it: ``membership`
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from skate_worker.object_control import ObjectControl
 from skate_worker.object_ref import ObjectRef
 from skate_worker.object_report import make_report
 from skate_worker.outcome import OutcomeWriter
+from skate_worker.placement_groups import PlacementGroups
 from skate_worker.streams import Streams
 from skate_worker.submission import Submission
 
@@ -32,8 +34,10 @@ class CoreWorker(ActorManagement, ObjectControl):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.placement_groups = PlacementGroups(self)
         super().__init__(*args, **kwargs)
         if records_all():
+            self.records_sites = True
             self._note_all_sites()
 
     def list_objects(self, timeout_s: float) -> list[NodeObjects]:
@@ -41,8 +45,19 @@ class CoreWorker(ActorManagement, ObjectControl):
         body = node.ListObjects(ROWS_MAX, timeout_s)
         return self.raylet.call("list_objects", body, list[NodeObjects], timeout_s + ANSWER_MORE_S)
 
+    def close(self) -> None:
+        """Send what the program measured last, and leave the cluster. Idempotent."""
+        measured = sys.modules.get("skate_worker.user_metrics")
+        if measured is not None and not self.is_closed and hasattr(self, "raylet"):
+            measured.metrics_recorder().flush(self)
+        super().close()
+
     def _handlers(self) -> dict[type[Any], Callable[[Any], None]]:
-        return {**super()._handlers(), node.AskObjects: self._on_ask_objects}
+        return {
+            **super()._handlers(),
+            node.AskObjects: self._on_ask_objects,
+            node.PlacementGroupUpdate: self.placement_groups.on_update,
+        }
 
     def _on_ask_objects(self, message: node.AskObjects) -> None:
         self.raylet.post(make_report(self, message))
@@ -69,6 +84,10 @@ class CoreWorker(ActorManagement, ObjectControl):
     def nodes(self) -> list[node.NodeView]:
         """The node table, dead nodes included."""
         return self.raylet.call("list_nodes", node.Empty(), list[node.NodeView])
+
+    def drain_node(self, order: node.DrainOrder) -> node.DrainAnswer:
+        """Have a node take no new work and leave."""
+        return self.raylet.call("drain_node", order, node.DrainAnswer)
 
     def _make_streams(self) -> Streams:
         return Streams(self, self.ownership)

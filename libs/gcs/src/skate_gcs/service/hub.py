@@ -13,6 +13,7 @@ from skate_gcs.machine.records import (
     Announced,
     JobRecord,
     NodeRecord,
+    PlacementGroupRecord,
     WorkerRecord,
 )
 from skate_gcs.service.convert import event_to
@@ -23,6 +24,7 @@ _CHANNELS: Final[dict[type[Announced], Channel]] = {
     NodeRecord: Channel.NODE,
     JobRecord: Channel.JOB,
     WorkerRecord: Channel.WORKER,
+    PlacementGroupRecord: Channel.PLACEMENT_GROUP,
 }
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from skate_raylet.service.convert import (
     actor_view,
+    drain_to_proto,
     node_view,
     resources_to_proto,
     strategy_to_proto,
@@ -32,6 +33,8 @@ from skate_rpc.node_protocol import (
     ActorView,
     ControlCall,
     ControlReply,
+    DrainAnswer,
+    DrainOrder,
     Empty,
     KvGet,
     KvPut,
@@ -91,6 +94,7 @@ class Gateway:
             "kill_actor": (ActorKill, self._kill_actor),
             "release_actor": (ActorRelease, self._release_actor),
             "list_nodes": (Empty, self._list_nodes),
+            "drain_node": (DrainOrder, self._drain_node),
             "list_actors": (Empty, self._list_actors),
         }
 
@@ -250,6 +254,10 @@ class Gateway:
             if view.node_id == self._node_id and view.is_alive:
                 view.available = self._local_available()
         return views
+
+    async def _drain_node(self, process: LocalProcess, body: DrainOrder) -> DrainAnswer:
+        reply = await self._client.nodes.drain(body.node_id, drain_to_proto(body))
+        return DrainAnswer(reply.accepted, reply.rejection)
 
     async def _list_actors(self, process: LocalProcess, body: Empty) -> list[ActorView]:
         return [actor_view(info) for info in await self._client.actors.list()]

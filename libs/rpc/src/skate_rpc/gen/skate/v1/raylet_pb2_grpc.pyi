@@ -35,12 +35,26 @@ class RayletServiceStub:
     """idempotent by actor_id and incarnation"""
     KillActor: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.KillActorOnNodeRequest, _raylet_pb2.KillActorOnNodeReply]
     """idempotent"""
+    PrepareBundles: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.PrepareBundlesRequest, _raylet_pb2.PrepareBundlesReply]
+    """idempotent by group_id and attempt"""
+    CommitBundles: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.CommitBundlesRequest, _raylet_pb2.CommitBundlesReply]
+    """idempotent by group_id and attempt"""
+    ReturnBundles: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ReturnBundlesRequest, _raylet_pb2.ReturnBundlesReply]
+    """idempotent by group_id and attempt"""
     Status: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeStatusRequest, _raylet_pb2.NodeStatusReply]
     """read only"""
     Objects: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]
     """read only"""
+    ListLogs: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ListLogsRequest, _raylet_pb2.ListLogsReply]
+    """read only"""
+    ReadLog: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ReadLogRequest, _raylet_pb2.ReadLogReply]
+    """read only"""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]
     """idempotent"""
+    Drain: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.DrainRequest, _raylet_pb2.DrainReply]
+    """idempotent: a later one replaces it"""
+    MoveGcs: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.MoveGcsRequest, _raylet_pb2.MoveGcsReply]
+    """idempotent by gcs_life"""
     Borrow: _grpc.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]
     """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
     the loans of a borrower that is not heard of for ten seconds end.
@@ -59,12 +73,26 @@ class RayletServiceAsyncStub(RayletServiceStub):
     """idempotent by actor_id and incarnation"""
     KillActor: _aio.UnaryUnaryMultiCallable[_raylet_pb2.KillActorOnNodeRequest, _raylet_pb2.KillActorOnNodeReply]  # type: ignore[assignment]
     """idempotent"""
+    PrepareBundles: _aio.UnaryUnaryMultiCallable[_raylet_pb2.PrepareBundlesRequest, _raylet_pb2.PrepareBundlesReply]  # type: ignore[assignment]
+    """idempotent by group_id and attempt"""
+    CommitBundles: _aio.UnaryUnaryMultiCallable[_raylet_pb2.CommitBundlesRequest, _raylet_pb2.CommitBundlesReply]  # type: ignore[assignment]
+    """idempotent by group_id and attempt"""
+    ReturnBundles: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ReturnBundlesRequest, _raylet_pb2.ReturnBundlesReply]  # type: ignore[assignment]
+    """idempotent by group_id and attempt"""
     Status: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeStatusRequest, _raylet_pb2.NodeStatusReply]  # type: ignore[assignment]
     """read only"""
     Objects: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]  # type: ignore[assignment]
     """read only"""
+    ListLogs: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ListLogsRequest, _raylet_pb2.ListLogsReply]  # type: ignore[assignment]
+    """read only"""
+    ReadLog: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ReadLogRequest, _raylet_pb2.ReadLogReply]  # type: ignore[assignment]
+    """read only"""
     Shutdown: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]  # type: ignore[assignment]
     """idempotent"""
+    Drain: _aio.UnaryUnaryMultiCallable[_raylet_pb2.DrainRequest, _raylet_pb2.DrainReply]  # type: ignore[assignment]
+    """idempotent: a later one replaces it"""
+    MoveGcs: _aio.UnaryUnaryMultiCallable[_raylet_pb2.MoveGcsRequest, _raylet_pb2.MoveGcsReply]  # type: ignore[assignment]
+    """idempotent by gcs_life"""
     Borrow: _aio.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]  # type: ignore[assignment]
     """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
     the loans of a borrower that is not heard of for ten seconds end.
@@ -94,6 +122,30 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         """idempotent"""
 
     @_abc_1.abstractmethod
+    def PrepareBundles(
+        self,
+        request: _raylet_pb2.PrepareBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.PrepareBundlesReply, _abc.Awaitable[_raylet_pb2.PrepareBundlesReply]]:
+        """idempotent by group_id and attempt"""
+
+    @_abc_1.abstractmethod
+    def CommitBundles(
+        self,
+        request: _raylet_pb2.CommitBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.CommitBundlesReply, _abc.Awaitable[_raylet_pb2.CommitBundlesReply]]:
+        """idempotent by group_id and attempt"""
+
+    @_abc_1.abstractmethod
+    def ReturnBundles(
+        self,
+        request: _raylet_pb2.ReturnBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.ReturnBundlesReply, _abc.Awaitable[_raylet_pb2.ReturnBundlesReply]]:
+        """idempotent by group_id and attempt"""
+
+    @_abc_1.abstractmethod
     def Status(
         self,
         request: _raylet_pb2.NodeStatusRequest,
@@ -110,12 +162,44 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         """read only"""
 
     @_abc_1.abstractmethod
+    def ListLogs(
+        self,
+        request: _raylet_pb2.ListLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.ListLogsReply, _abc.Awaitable[_raylet_pb2.ListLogsReply]]:
+        """read only"""
+
+    @_abc_1.abstractmethod
+    def ReadLog(
+        self,
+        request: _raylet_pb2.ReadLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.ReadLogReply, _abc.Awaitable[_raylet_pb2.ReadLogReply]]:
+        """read only"""
+
+    @_abc_1.abstractmethod
     def Shutdown(
         self,
         request: _raylet_pb2.ShutdownNodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_raylet_pb2.ShutdownNodeReply, _abc.Awaitable[_raylet_pb2.ShutdownNodeReply]]:
         """idempotent"""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _raylet_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.DrainReply, _abc.Awaitable[_raylet_pb2.DrainReply]]:
+        """idempotent: a later one replaces it"""
+
+    @_abc_1.abstractmethod
+    def MoveGcs(
+        self,
+        request: _raylet_pb2.MoveGcsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.MoveGcsReply, _abc.Awaitable[_raylet_pb2.MoveGcsReply]]:
+        """idempotent by gcs_life"""
 
     @_abc_1.abstractmethod
     def Borrow(
