@@ -23,6 +23,8 @@ from skate_sim.measure import as_records, measure, table
 from skate_sim.runs import bound, explain, run_many, run_seed, shrink
 from skate_sim.scenarios import NAMES
 
+PROGRESS_SEEDS = 1000
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and do it; returns the exit status."""
@@ -80,6 +82,9 @@ def _run_many(options: argparse.Namespace) -> int:
         counts.update(result.counts)
         counts["events"] += result.events
         scenarios[result.scenario] += 1
+        done = scenarios.total()
+        if done % PROGRESS_SEEDS == 0:
+            sys.stderr.write(f"{done:,} seeds, {len(failed)} failed\n")
         if result.problem:
             failed.append((result.seed, result.scenario, result.problem))
             sys.stdout.write(f"seed {result.seed} ({result.scenario}): {result.problem[:300]}\n")

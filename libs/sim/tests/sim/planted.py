@@ -12,7 +12,7 @@ from unittest import mock
 
 from skate_gcs.machine.actor_table import ActorTable
 from skate_gcs.machine.kill_orders import KillOrders
-from skate_gcs.machine.node_table import NodeTable, ReportEffect
+from skate_gcs.machine.node_table import NodeTable
 from skate_raylet.machine.borrowing import Borrowing
 from skate_raylet.machine.lease_machine import LeaseMachine
 from skate_raylet.machine.lease_table import LeaseTable
@@ -251,18 +251,6 @@ def failed_start_is_forgotten() -> Iterator[None]:
 
 
 # ---- the GCS ----
-
-
-@planted("fences")
-def returned_node_is_not_fenced() -> Iterator[None]:
-    """The heartbeat of a node that is held for dead is answered as if it lived."""
-
-    def report(original: Any, self: Any, event: Any, now: Any, out: Any) -> ReportEffect:
-        effect: ReportEffect = original(self, event, now, out)
-        return ReportEffect.NOTHING if effect is ReportEffect.FENCED else effect
-
-    with replaced(NodeTable, "report", report):
-        yield
 
 
 @planted("actors")
