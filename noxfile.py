@@ -33,11 +33,13 @@ REPORTS = ROOT / "build" / "reports"
 SUPPORTED_PYTHONS = ("3.11", "3.12", "3.13")
 TESTING = ("pytest", "pytest-timeout")
 # What the tests across libraries need beyond what a user of Skate has installed.
-INTEGRATION = ("numpy", "opentelemetry-proto")
+INTEGRATION = ("numpy", "opentelemetry-proto", "redis")
 # Of those, the ones in which objects, calls and tasks cross nodes.
 MULTINODE = (
     "test_cluster_utils.py",
+    "test_gcs_restart.py",
     "test_generators_nodes.py",
+    "test_node_ends.py",
     "test_object_calls_between_nodes.py",
     "test_copies_that_can_not_be_had.py",
     "test_object_plane.py",

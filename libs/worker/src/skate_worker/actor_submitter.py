@@ -15,6 +15,7 @@ from skate_rpc.event_loop import IoThread
 from skate_rpc.stream import StreamClosedError
 from skate_worker.errors import (
     ActorDiedError,
+    ActorPlacementGroupRemovedError,
     ActorUnavailableError,
     ActorUnschedulableError,
     TaskCancelledError,
@@ -223,6 +224,8 @@ class ActorSubmitter:
             error.__cause__ = cause
         elif view.death is not None and view.death.kind == "unschedulable" and not view.incarnation:
             error = ActorUnschedulableError(view.death.message)  # it never lived
+        elif view.death is not None and _never_placed(view, view.death):
+            error = ActorPlacementGroupRemovedError(view.death.message)
         else:
             error = ActorDiedError.of(view, view.death)
         for call in failed:
@@ -315,3 +318,8 @@ class ActorSubmitter:
         except StreamClosedError:
             return True
         return True
+
+
+def _never_placed(view: node.ActorView, death: node.Death) -> bool:
+    """Whether its placement group was removed before it ever ran."""
+    return death.kind == "placement_group_removed" and not view.pid and not view.incarnation

@@ -20,6 +20,7 @@ from skate_worker.errors import (
     OutOfMemoryError,
     RuntimeEnvSetupError,
     TaskCancelledError,
+    TaskPlacementGroupRemovedError,
     TaskUnschedulableError,
     WorkerCrashedError,
 )
@@ -177,6 +178,8 @@ class TaskSubmitter:
                 request.is_soft = strategy.is_soft
                 request.is_impatient = strategy.is_impatient
                 request.labels = strategy.labels
+                request.placement_group_id = strategy.group_id
+                request.bundle_index = strategy.bundle_index
                 if strategy.near:
                     request.near = self._near_of(queue) or [(strategy.near, 0)]
             self._raylet.post(request)
@@ -234,6 +237,8 @@ class TaskSubmitter:
             error: SkateError
             if message.kind == "unschedulable":
                 error = TaskUnschedulableError(message.message)
+            elif message.kind == "placement_group_removed":
+                error = TaskPlacementGroupRemovedError(message.message)
             elif self._env_vars[queue.key]:
                 error = RuntimeEnvSetupError(message.message)
             else:
@@ -337,7 +342,7 @@ class TaskSubmitter:
                 self._completion.fail(submission, TaskCancelledError(submission.task_id.hex()))
             elif position > 0 or not has_started:
                 again.append(submission)  # it never started, so it costs no attempt
-            elif submission.take_attempt():
+            elif submission.take_attempt(is_counted=cause.kind != "node_preempted"):
                 again.append(submission)
             else:
                 kind = OutOfMemoryError if cause.kind == "out_of_memory" else WorkerCrashedError
@@ -359,8 +364,12 @@ class TaskSubmitter:
         self._request(queue, requests)
 
     def _begin(self, lease: Lease[Submission], queue: KeyQueue[Submission]) -> None:
+        begins = LeaseBegins(self._resources[queue.key], next(lease.serials))
+        strategy = self._strategies.get(queue.key)
+        if strategy is not None and strategy.group_id:
+            begins.placement_group_id, begins.captures = strategy.group_id, strategy.captures
         try:
-            lease.connection.queue(LeaseBegins(self._resources[queue.key], next(lease.serials)))
+            lease.connection.queue(begins)
         except StreamClosedError:
             return  # on_peer_lost follows
 
