@@ -6,6 +6,9 @@ the cluster a pause (about half a second, more with more rows) and nothing else.
 same name to the storage, and only one runs at a time, so a successor need not wait for the word of
 its predecessor to run out.
 
+One that lives but does not answer (it was stopped, or it hangs) is killed, and so started again;
+otherwise every node would give it up in the end, and the cluster be gone.
+
 A GCS that says why it can not go on (a damaged file, a device that failed, another head that has
 taken the storage over) is not started again: the node ends with that reason.
 
@@ -52,6 +55,9 @@ PAUSE_MAX_S: Final = 2.0
 SETTLED_S: Final = 5.0
 """A life this long was no failure to start: the next one follows at once."""
 KILL_AFTER_S: Final = 1.0
+PING_S: Final = 5.0
+PINGS_MISSED_MAX: Final = 3
+"""In a row; one can be missed because the whole machine stood still."""
 
 
 class GcsProcess:
@@ -168,7 +174,11 @@ class GcsProcess:
         pause_s = PAUSE_FIRST_S
         while True:
             assert self._process is not None
-            await self._listen(self._process)
+            pings = asyncio.create_task(self._ping(self._process))
+            try:
+                await self._listen(self._process)
+            finally:
+                pings.cancel()
             status = ExitStatus(await _wait_status(self._process))
             lived_s = time.monotonic() - self._started_s
             self._process = None
@@ -184,6 +194,22 @@ class GcsProcess:
                 pause_s = PAUSE_FIRST_S
             if not await self._revive():
                 return
+
+    async def _ping(self, process: asyncio.subprocess.Process) -> None:
+        """Kill it when it does not answer."""
+        missed = 0
+        while missed < PINGS_MISSED_MAX:
+            await asyncio.sleep(PING_S)
+            try:
+                async with asyncio.timeout(PING_S):
+                    await self.statistics()
+                missed = 0
+            except TimeoutError:
+                missed += 1
+            except ConnectionError:
+                return  # it died, and another one has its own
+        _log.error("the GCS does not answer and is killed", extra={"pid": process.pid})
+        process.kill()
 
     async def _revive(self) -> bool:
         """Start it again; False: it can not be, and :meth:`wait_stopped` says why."""

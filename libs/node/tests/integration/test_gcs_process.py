@@ -79,6 +79,23 @@ def test_killed_gcs_is_started_again_at_its_place_with_its_rows(tmp_path: Path) 
     play(test)
 
 
+@pytest.mark.invariant("I22")
+def test_gcs_that_stands_still_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gcs_process, "PING_S", 0.5)
+
+    async def test() -> None:
+        head = Head(tmp_path)
+        client = await head.start()
+        await client.kv.put("n", b"k", b"v")
+        await asyncio.sleep(0)
+        os.kill(head.gcs.pid, signal.SIGSTOP)
+        assert await client.kv.get("n", b"k", timeout_s=30.0) == b"v"
+        assert head.gcs.restarts == 1
+        await head.stop()
+
+    play(test)
+
+
 def test_gcs_that_can_not_start_says_why(tmp_path: Path) -> None:
     async def test() -> None:
         (tmp_path / "gcs.sqlite").write_bytes(b"no database at all" * 100)
