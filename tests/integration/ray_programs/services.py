@@ -5,7 +5,8 @@ import pickle
 import ray
 import ray.util
 import ray.util.queue as ray_queue
-from ray.experimental import get_object_locations
+from ray.experimental import get_object_locations, tqdm_ray
+from ray.experimental.tqdm_ray import tqdm
 from ray.util import ActorPool, as_completed, inspect_serializability, map_unordered
 from ray.util.multiprocessing import Pool
 from ray.util.queue import Empty, Queue
@@ -64,4 +65,5 @@ assert kept.hex() in {row.object_id for row in list_objects()}
 assert inspect_serializability([1])[0]
 assert b"skate" in pickle.dumps(Empty)
 assert b"ray" not in pickle.dumps(Empty).replace(b"array", b"")
+assert tqdm_ray.tqdm is tqdm
 print("services", ray.util.get_node_ip_address())
