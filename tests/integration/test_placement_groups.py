@@ -96,6 +96,7 @@ class Actor:
 # ---- one node ----
 
 
+@pytest.mark.surface("P1", "P5", "Q10")
 def test_group_is_ready_without_a_cpu_and_gives_everything_back(one_node: None) -> None:
     group = created(placement_group([{"CPU": 3}, {"CPU": 1}]))
     assert skate.get(group.ready(), timeout=WAIT_S) == group
@@ -109,6 +110,7 @@ def test_group_is_ready_without_a_cpu_and_gives_everything_back(one_node: None) 
     wait_for(lambda: free_cpus() == 4.0, "all four are free")
 
 
+@pytest.mark.surface("P4", "P5", "P12", "E25")
 def test_ready_can_be_passed_and_fails_for_a_group_that_is_removed(one_node: None) -> None:
     @skate.remote
     def count(group: PlacementGroup) -> int:
@@ -128,6 +130,7 @@ def test_ready_can_be_passed_and_fails_for_a_group_that_is_removed(one_node: Non
             skate.get(ref, timeout=WAIT_S)
 
 
+@pytest.mark.surface("P9", "E25")
 def test_removal_kills_its_users_and_fails_who_waits(one_node: None, tmp_path: Path) -> None:
     group = created(placement_group([{"CPU": 1}, {"CPU": 1}]))
     inside = Inside(group)
@@ -150,6 +153,7 @@ def test_removal_kills_its_users_and_fails_who_waits(one_node: None, tmp_path: P
     wait_for(lambda: free_cpus() == 4.0, "everything is free")
 
 
+@pytest.mark.surface("P8")
 def test_children_are_captured_where_that_is_asked_for(one_node: None) -> None:
     group = created(placement_group([{"CPU": 2}]))
     out = Actor.options(scheduling_strategy=Inside(group)).remote()  # type: ignore[attr-defined]
@@ -174,6 +178,7 @@ def test_nested_task_in_a_full_bundle_runs_on_its_parents_lent_cpu(one_node: Non
     assert skate.get(ref, timeout=WAIT_S) == group
 
 
+@pytest.mark.surface("P6", "P11")
 def test_names_and_handles_of_other_processes(one_node: None) -> None:
     @skate.remote
     def make() -> PlacementGroup:
@@ -197,6 +202,7 @@ def test_a_thousand_groups_come_and_go(one_node: None) -> None:
     wait_for(lambda: free_cpus() == 4.0, "everything is free")
 
 
+@pytest.mark.surface("I9", "P10", "P18")
 def test_groups_end_with_their_job_unless_detached(nodes: Cluster) -> None:
     nodes.add_node(num_cpus=4)
     nodes.connect(namespace="n")
@@ -214,6 +220,7 @@ def test_groups_end_with_their_job_unless_detached(nodes: Cluster) -> None:
 # ---- several nodes ----
 
 
+@pytest.mark.surface("P2", "P7", "T15")
 def test_strategies_decide_on_which_nodes(nodes: Cluster) -> None:
     for _ in range(3):
         nodes.add_node(num_cpus=2)
@@ -231,6 +238,7 @@ def test_strategies_decide_on_which_nodes(nodes: Cluster) -> None:
         assert skate.get(actor.where.remote(), timeout=WAIT_S)[0] == homes[index]
 
 
+@pytest.mark.surface("P7")
 def test_any_bundle_on_any_node_serves_tasks_and_actors(nodes: Cluster, tmp_path: Path) -> None:
     for _ in range(3):
         nodes.add_node(num_cpus=1)
@@ -253,6 +261,7 @@ def test_any_bundle_on_any_node_serves_tasks_and_actors(nodes: Cluster, tmp_path
     assert len({node_id for node_id, _ in places}) == 3
 
 
+@pytest.mark.surface("P13")
 def test_bundles_of_a_node_that_is_killed_are_placed_again(nodes: Cluster) -> None:
     nodes.add_node(num_cpus=0)
     started = {node.node_id: node for node in (nodes.add_node(num_cpus=1) for _ in range(2))}
@@ -281,6 +290,7 @@ def test_bundles_of_a_node_that_is_killed_are_placed_again(nodes: Cluster) -> No
     wait_for(moved, "the actor lives in its bundle again")
 
 
+@pytest.mark.surface("P3")
 def test_node_that_is_stopped_while_it_is_asked_delays_the_group_and_nothing_else(
     nodes: Cluster,
 ) -> None:

@@ -77,12 +77,14 @@ def test_bundles_that_can_not_be_are_refused_where_they_are_written(
         ({"_soft_target_node_id": "x", "strategy": "STRICT_PACK"}, "node"),
     ],
 )
+@pytest.mark.surface("P1", "P14")
 def test_options_that_can_not_be_are_refused(core: RecordingCore, options: Any, names: str) -> None:
     with pytest.raises(ValueError, match=names):
         placement_group([{"CPU": 1}], **options)
     assert core.calls == []
 
 
+@pytest.mark.surface("P1", "P14")
 def test_creation_tells_the_runtime_all_there_is(core: RecordingCore) -> None:
     group = placement_group(
         [{"CPU": 1, "GPU": 0}, {"memory": 100.5}],
@@ -102,6 +104,7 @@ def test_creation_tells_the_runtime_all_there_is(core: RecordingCore) -> None:
     assert group.bundle_count == 2
 
 
+@pytest.mark.surface("P6")
 def test_handles_are_equal_by_group_and_leave_once_the_group_is_known(core: RecordingCore) -> None:
     group = placement_group([{"CPU": 1}])
     assert told(core, "await_registered") == []
@@ -146,12 +149,14 @@ def test_strategy_names_group_bundle_and_capture(core: RecordingCore) -> None:
 
 
 @pytest.mark.parametrize("index", [2, -2, 1.0, True])
+@pytest.mark.surface("P6", "P7")
 def test_bundle_that_does_not_exist_is_refused_at_the_call(core: RecordingCore, index: Any) -> None:
     group = placement_group([{"CPU": 1}, {"CPU": 2}])
     with pytest.raises(ValueError, match="index"):
         task_strategy(core, scheduling_strategy=Inside(group, index))
 
 
+@pytest.mark.surface("P7")
 def test_request_that_fits_no_bundle_is_refused_at_the_call(core: RecordingCore) -> None:
     group = placement_group([{"CPU": 1}, {"CPU": 2}])
     with pytest.raises(ValueError, match="none of its bundles"):
@@ -177,6 +182,7 @@ def test_strategy_takes_groups_alone() -> None:
         Inside(PlacementGroup.empty(), placement_group_capture_child_tasks="yes")  # type: ignore[arg-type]
 
 
+@pytest.mark.surface("T16")
 def test_older_options_say_the_same_with_a_warning(core: RecordingCore) -> None:
     group = placement_group([{"CPU": 1}, {"CPU": 2}])
     with pytest.warns(DeprecationWarning, match="PlacementGroupSchedulingStrategy"):
@@ -196,6 +202,7 @@ def test_older_options_say_the_same_with_a_warning(core: RecordingCore) -> None:
         task_strategy(core, placement_group_bundle_index=0)
 
 
+@pytest.mark.surface("P8")
 def test_children_go_into_a_group_that_captures_unless_they_say_otherwise(
     core: RecordingCore,
 ) -> None:
@@ -244,6 +251,7 @@ def test_a_function_is_bound_anew_when_what_captures_changes(core: RecordingCore
 # ---- looking ----
 
 
+@pytest.mark.surface("P11")
 def test_groups_are_found_by_name(core: RecordingCore) -> None:
     group = placement_group([{"CPU": 1}], name="n")
     with pytest.raises(ValueError, match="name"):
@@ -258,6 +266,7 @@ def test_groups_are_found_by_name(core: RecordingCore) -> None:
     assert found.bundle_specs == [{"CPU": 1.0}]
 
 
+@pytest.mark.surface("P12")
 def test_table_has_rays_shape_and_the_reason(core: RecordingCore) -> None:
     group = placement_group([{"CPU": 1}])
     assert placement_group_table(group) == {}

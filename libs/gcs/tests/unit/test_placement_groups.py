@@ -460,6 +460,7 @@ def test_actor_in_any_bundle_goes_on_to_the_next_node_when_one_is_full(world):
     assert world.state(actor) is ActorState.ALIVE
 
 
+@pytest.mark.surface("P17")
 def test_actors_end_with_their_group_whatever_their_restarts(world):
     world.add_node(cpus=2)
     group_id = world.run_group(1, 1)

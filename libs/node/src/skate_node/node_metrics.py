@@ -124,5 +124,8 @@ def _gcs(counts: GcsStatistics) -> Iterator[Reading]:
         jobs={"running": tables.jobs_running, "finished": tables.jobs_finished},
         kv_entries=tables.kv_entries,
         kv_bytes=tables.kv_bytes,
+        placement_groups={state.name: n for state, n in tables.placement_groups.items()},
+        group_creations=tables.group_creations,
+        group_creation_s=tables.group_creation_s,
     )
     yield from readings.rpc_readings("gcs", calls=counts.rpc_calls, refused=counts.rpc_refused)

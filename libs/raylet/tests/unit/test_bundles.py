@@ -227,6 +227,7 @@ def test_idle_lease_inside_is_asked_back_for_another_holder(node):
     assert [ask.holder_id for ask in node.take(do.AskLeaseBack)] == [b"first"]
 
 
+@pytest.mark.surface("P15")
 def test_devices_of_a_bundle_are_its_own():
     node = Node(cpu=4, gpu=2)
     node.see(HERE, HERE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 
 import grpc.aio
 
@@ -437,7 +438,7 @@ class EventClient:
         self._caller = caller
         self._stub = gcs_pb2_grpc.EventServiceStub(caller.channel)
 
-    def subscribe(
+    async def subscribe(
         self, channels: Iterable[str], node_id: bytes = b""
     ) -> AsyncGenerator[gcs_pb2.Event, None]:
         """Follow tables: their present rows, an event with ``snapshot_end``, then every change.
@@ -449,8 +450,15 @@ class EventClient:
         snapshot for the truth. ``node_id``: the subscriber is this node's raylet; when its stream
         breaks, the GCS looks at once whether the node lives.
         """
-        return self._caller.stream(
+        messages = self._caller.stream(
             "EventService.Subscribe",
             self._stub.Subscribe,
             gcs_pb2.SubscribeRequest(channels=channels, node_id=node_id),
         )
+        async with aclosing(messages):
+            async for message in messages:
+                if message.batch:
+                    for event in message.batch:
+                        yield event
+                else:
+                    yield message

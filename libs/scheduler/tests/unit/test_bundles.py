@@ -79,12 +79,14 @@ def test_strict_spread_finds_the_one_matching_that_a_greedy_choice_misses() -> N
     assert place_bundles(cpus(1, 1, 1), STRICT_SPREAD, nodes).fit is Fit.NEVER
 
 
+@pytest.mark.surface("P4")
 def test_a_bundle_is_never_divided() -> None:
     nodes = index_of(view(b"a", {"CPU": 2}), view(b"b", {"CPU": 2}))
     for strategy in BundleStrategy:
         assert place_bundles(cpus(3), strategy, nodes).fit is Fit.NEVER
 
 
+@pytest.mark.surface("P14")
 def test_selectors_bind_each_bundle_to_its_nodes() -> None:
     nodes = index_of(
         view(b"a", {"CPU": 8}, labels={"zone": "x"}), view(b"b", {"CPU": 8}, labels={"zone": "y"})

@@ -33,7 +33,12 @@ from skate_gcs.service.convert import (
     worker_from,
     worker_to,
 )
-from skate_gcs.service.hub import Hub, HubClosedError, SlowSubscriberError
+from skate_gcs.service.hub import (
+    EVENTS_PER_MESSAGE_MAX,
+    Hub,
+    HubClosedError,
+    SlowSubscriberError,
+)
 from skate_gcs.service.node_calls import NodeCalls
 from skate_gcs.service.runner import (
     RequestFailedError,
@@ -402,12 +407,13 @@ class EventServicer(gcs_pb2_grpc.EventServiceServicer):
             snapshot = await self._runner.ask(
                 events.TakeSnapshot(channels), on_answer=subscription.attach
             )
-            for record in snapshot.records:
-                yield event_to(record, subscription.sequence)
+            for start in range(0, len(snapshot.records), EVENTS_PER_MESSAGE_MAX):
+                rows = snapshot.records[start : start + EVENTS_PER_MESSAGE_MAX]
+                yield _batch([event_to(record, subscription.sequence) for record in rows])
             del snapshot
             yield gcs_pb2.Event(sequence=subscription.sequence, snapshot_end=True)
             while True:
-                yield await subscription.next()
+                yield _batch(await subscription.next())
         except SlowSubscriberError as error:
             problem = f"Too slow: {error}. Subscribe again for a new snapshot."
             await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
@@ -417,3 +423,7 @@ class EventServicer(gcs_pb2_grpc.EventServiceServicer):
             self._hub.drop(subscription)
             if request.node_id:
                 self._runner.tell(events.SubscriberLeft(request.node_id))
+
+
+def _batch(events_: list[gcs_pb2.Event]) -> gcs_pb2.Event:
+    return events_[0] if len(events_) == 1 else gcs_pb2.Event(batch=events_)

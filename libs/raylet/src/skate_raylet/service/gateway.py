@@ -81,6 +81,7 @@ class Gateway:
         self._encode = msgspec.msgpack.Encoder().encode
         self._tasks: set[asyncio.Task[None]] = set()
         self._fetching: dict[bytes, asyncio.Task[bytes | None]] = {}
+        self._gathered: dict[str, None] = {}
         self._methods: dict[
             str, tuple[type[Any], Callable[[LocalProcess, Any], Awaitable[Any]]]
         ] = {
@@ -108,9 +109,13 @@ class Gateway:
         name: str,
         body_type: type[Any],
         method: Callable[[LocalProcess, Any], Awaitable[Any]],
+        *,
+        is_gathered: bool = False,
     ) -> None:
-        """Answer a call by another part of the node."""
+        """Answer a call by another part of the node. ``is_gathered``: answers come many at once."""
         self._methods[name] = body_type, method
+        if is_gathered:
+            self._gathered[name] = None
 
     def call(self, process: LocalProcess, call: ControlCall) -> None:
         """Begin a call; the reply goes to the process."""
@@ -145,7 +150,10 @@ class Gateway:
             reply = ControlReply(call.call_id, error=repr(error), error_kind="internal")
         finally:
             process.calls_under_way -= 1
-        process.send(reply)
+        if call.method in self._gathered:
+            process.post(reply)
+        else:
+            process.send(reply)
 
     async def _run(self, process: LocalProcess, call: ControlCall) -> Any:
         entry = self._methods.get(call.method)

@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 BATCH_MAX: Final = 500
 ASK_AGAIN_S: Final = 1.0
+GATHER_S: Final = 0.001  # news of groups for one process that follow each other faster go together
 USABLE: Final = frozenset({"CREATED", "RESCHEDULING"})
 
 T = TypeVar("T")
@@ -52,14 +53,19 @@ class GroupDesk:
         self._known_groups = known_groups
         self._watchers: dict[bytes, dict[LocalProcess, None]] = {}
         self._mentioned: dict[bytes, None] = {}  # since the last snapshot was complete
+        self._flushing: dict[LocalProcess, None] = {}  # that have just been sent news
         self._tasks: set[asyncio.Task[Any]] = set()
         self._registering = _Gathered(self._register, self._spawn)
         self._removing = _Gathered(self._remove, self._spawn)
 
     def serve_by(self, gateway: Gateway) -> None:
         """Answer the control calls about groups."""
-        gateway.serve("create_placement_group", node.PlacementGroupCreation, self._create)
-        gateway.serve("remove_placement_group", node.PlacementGroupKey, self._remove_one)
+        gateway.serve(
+            "create_placement_group", node.PlacementGroupCreation, self._create, is_gathered=True
+        )
+        gateway.serve(
+            "remove_placement_group", node.PlacementGroupKey, self._remove_one, is_gathered=True
+        )
         gateway.serve("get_placement_group", node.PlacementGroupName, self._get)
         gateway.serve("list_placement_groups", node.Empty, self._list)
 
@@ -94,9 +100,22 @@ class GroupDesk:
             self._tell(on.GroupSeen(group_id, tuple(view.node_ids) if is_usable else ()))
         update = node.PlacementGroupUpdate(view)
         for process in self._watchers.get(group_id, ()):
-            process.post(update)
+            self._send(process, update)
         if view.state == "REMOVED":
             self._watchers.pop(group_id, None)
+
+    def _send(self, process: LocalProcess, update: node.PlacementGroupUpdate) -> None:
+        """At once, but what follows shortly after goes together: news come one by one."""
+        process.queue(update)
+        if process in self._flushing:
+            return
+        process.flush()
+        self._flushing[process] = None
+        asyncio.get_running_loop().call_later(GATHER_S, self._flush, process)
+
+    def _flush(self, process: LocalProcess) -> None:
+        del self._flushing[process]
+        process.flush()
 
     # ---- questions ----
 
@@ -128,7 +147,7 @@ class GroupDesk:
                 await asyncio.sleep(ASK_AGAIN_S)
                 continue
             view = _gone(group_id) if info is None else group_view(info)
-            process.post(node.PlacementGroupUpdate(view))
+            self._send(process, node.PlacementGroupUpdate(view))
             return
 
     def forget(self, process: LocalProcess) -> None:

@@ -671,8 +671,8 @@ class Raylet:
         ]
 
     def _give_back(self, refs: Sequence[gcs_pb2.BundleRef]) -> None:
+        _log.info("event=stale_bundles groups=%d", len(refs))
         for ref in refs:
-            _log.info("event=stale_bundles group_id=%s", ref.group_id.hex())
             indices = tuple(ref.indices)
             self._runner.tell(on.BundlesReturned(ref.group_id, ref.attempt, indices))
 

@@ -2000,6 +2000,7 @@ class Event(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     SNAPSHOT_END_FIELD_NUMBER: _builtins.int
     PLACEMENT_GROUP_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """grows by one per GCS life"""
     snapshot_end: _builtins.bool
@@ -2014,6 +2015,10 @@ class Event(_message.Message):
     def worker(self) -> Global___WorkerInfo: ...
     @_builtins.property
     def placement_group(self) -> Global___PlacementGroupInfo: ...
+    @_builtins.property
+    def batch(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """instead of a payload: several events in their order"""
+
     def __init__(
         self,
         *,
@@ -2024,10 +2029,11 @@ class Event(_message.Message):
         worker: Global___WorkerInfo | None = ...,
         snapshot_end: _builtins.bool = ...,
         placement_group: Global___PlacementGroupInfo | None = ...,
+        batch: _abc.Iterable[Global___Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "job", b"job", "node", b"node", "payload", b"payload", "placement_group", b"placement_group", "snapshot_end", b"snapshot_end", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "job", b"job", "node", b"node", "payload", b"payload", "placement_group", b"placement_group", "sequence", b"sequence", "snapshot_end", b"snapshot_end", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "batch", b"batch", "job", b"job", "node", b"node", "payload", b"payload", "placement_group", b"placement_group", "sequence", b"sequence", "snapshot_end", b"snapshot_end", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["actor", "node", "job", "worker", "snapshot_end", "placement_group"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
