@@ -240,6 +240,7 @@ class Membership(ABC):
         self.completion.recovery = self.plane.recovery
         self.plane.recovery.is_made_anyway = self.streams.will_yield_again
         self.completion.delete_stray = self.plane.owned.delete_at
+        self.streams.delete_stray = self.plane.owned.delete_at
         if not self.is_driver:
             self._prepare_execution()
 

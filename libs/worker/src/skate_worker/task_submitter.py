@@ -196,6 +196,7 @@ class TaskSubmitter:
         lease: Lease[Submission] = Lease(
             message.lease_id, message.worker_id, message.endpoint, message.pid
         )
+        lease.node_id = message.node_id
         with self._ownership.lock:
             queue = self._pool.end_request(message.request_id)
         if queue is None:
@@ -337,6 +338,9 @@ class TaskSubmitter:
         has_started: bool = True,
     ) -> None:
         again: list[Submission] = []
+        for submission in tasks:
+            # Also those behind the first: what is done in an instant may be told a little later.
+            self._completion.attempt_lost(submission, lease.node_id)
         for position, submission in enumerate(tasks):
             if submission.is_cancelled:
                 self._completion.fail(submission, TaskCancelledError(submission.task_id.hex()))
@@ -398,13 +402,16 @@ class TaskSubmitter:
         lease: Lease[Submission] = peer.lease
         now_s = self._now_s()
         finished: list[tuple[Submission, Any]] = []
+        given_up: list[Any] = []
         pool = self._pool
         with self._ownership.lock:
             for result in results:
                 submission = pool.done(
                     lease, result.task_id, result.attempt, result.run_us * 1e-6, now_s
                 )
-                if submission is not None:
+                if submission is None:
+                    given_up.append(result)
+                else:
                     finished.append((submission, result))
             self._completion.settle(finished)
             self._push(lease)
@@ -413,6 +420,8 @@ class TaskSubmitter:
         if steal is not None:
             self._take_back(*steal)
         retries = self._completion.finish(peer, finished)
+        if given_up:
+            self._completion.refuse(peer, given_up)
         if retries:
             self._retry(lease, retries)
         if not lease.in_flight:
