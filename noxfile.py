@@ -230,7 +230,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def bench_smoke(session: nox.Session) -> None:
     """Run each benchmark once, small and on Skate alone, so that none of them rots."""
-    install(session, MEMBERS.values(), *TESTING, "numpy", "psutil")
+    install(session, MEMBERS.values(), *TESTING, "numpy", "psutil", "redis")
     run_pytest(session, "benchmarks/tests")
 
 
