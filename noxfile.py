@@ -163,9 +163,8 @@ def types(session: nox.Session) -> None:
     checkers = ("mypy", "nox", "types-grpcio", "types-protobuf", "types-psutil")
     install(session, everything, *TESTING, *checkers, tested=everything)
     sources = [str(member.folder.relative_to(ROOT) / "src") for member in everything]
-    session.run(
-        "mypy", *sources, "benchmarks", "tools", "dev.py", "noxfile.py", "examples/word_count.py"
-    )
+    scripts = ("dev.py", "noxfile.py", "examples/word_count.py", "tests/typing/api_types.py")
+    session.run("mypy", *sources, "benchmarks", "tools", *scripts)
 
 
 @nox.session
@@ -231,7 +230,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def bench_smoke(session: nox.Session) -> None:
     """Run each benchmark once, small and on Skate alone, so that none of them rots."""
-    install(session, MEMBERS.values(), *TESTING, "numpy", "psutil")
+    install(session, MEMBERS.values(), *TESTING, "numpy", "psutil", "redis")
     run_pytest(session, "benchmarks/tests")
 
 

@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.machine_facts import machine_facts
 from skate_gcs import GcsConfig
 from skate_gcs.redis_for_tests import OwnRedisServer, is_redis_installed
-from skate_node.gcs_process import GcsProcess
+from skate_node.gcs_process import SETTLED_S, GcsProcess
 from skate_rpc.clients import GcsClient
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2, raylet_pb2, raylet_pb2_grpc
 from skate_rpc.grpc_channel import open_channel
@@ -36,7 +36,7 @@ from skate_rpc.tokens import generate_token
 STORAGES = ("sqlite", "redis")
 ROWS = ("write", "actor")
 AIM_S = 2.0
-SETTLE_S = 0.5
+SETTLE_S = SETTLED_S + 0.5  # deaths in quick succession are answered with growing pauses
 REGISTRATIONS_MAX = 64
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -8,6 +8,7 @@ from typing import Any
 from skate_core_ids import ActorID, JobID, NodeID, WorkerID
 from skate_worker.context import TaskContext
 from skate_worker.generator_returns import references_of
+from skate_worker.log_printer import LogPrinter
 
 
 class RecordingCore:
@@ -34,6 +35,7 @@ class RecordingCore:
         self.exports: list[Any] = []
         self.rows: list[Any] = []
         self.node_rows: list[Any] = []
+        self.log_printer = LogPrinter(lambda taken: None)
 
     def flush_logs(self, timeout_s: float) -> bool:
         self.calls.append(("flush_logs", timeout_s))

@@ -16,6 +16,11 @@ import itertools
 import pytest
 
 from skate_gcs.machine import GcsLimits
+from skate_gcs.machine.commands import (
+    CommitBundlesOnNode,
+    PrepareBundlesOnNode,
+    ReturnBundlesOnNode,
+)
 from skate_gcs.machine.events import (
     BundlesCommitted,
     BundlesPrepared,
@@ -150,42 +155,46 @@ class Cluster:
     # ---- orders: lost on the way there, lost on the way back, doubled, late ----
 
     def send(self, order):
-        node, life = self.nodes[order.node_id], self.life
-        kind = type(order).__name__
+        life = self.life
+        if self.chance(0.1):
+            self.later(lambda: self.answer(order, None, life), 0.5)
+        else:
+            self.later(lambda: self.answer(order, self.deliver(order), life))
+        if self.chance(0.15):
+            self.later(lambda: self.deliver(order), self.random.uniform(0.0, 3.0))
 
-        def arrive():
-            if not node.is_up or node.is_cut:
-                return None
-            if kind == "PrepareBundlesOnNode":
+    def deliver(self, order):
+        """The node does what it is told; None: it can not be reached."""
+        node = self.nodes[order.node_id]
+        if not node.is_up or node.is_cut:
+            return None
+        match order:
+            case PrepareBundlesOnNode():
                 return node.prepare(order)
-            if kind == "CommitBundlesOnNode":
+            case CommitBundlesOnNode():
                 return node.commit(order.ref)
-            return node.give_back(order.ref)
+            case ReturnBundlesOnNode():
+                return node.give_back(order.ref)
 
-        def answer(outcome):
-            is_lost = outcome is None or self.chance(0.1)
-            if kind == "PrepareBundlesOnNode":
-                problem = "no answer" if is_lost else outcome
-                event = BundlesPrepared(order.node_id, order.group_id, order.attempt, problem)
-            elif kind == "CommitBundlesOnNode":
-                ref = order.ref
+    def answer(self, order, outcome, life):
+        """What the GCS hears of it; another life has not asked."""
+        is_lost = outcome is None or self.chance(0.1)
+        match order:
+            case PrepareBundlesOnNode(node_id, _, group_id, attempt):
+                event = BundlesPrepared(
+                    node_id, group_id, attempt, "no answer" if is_lost else outcome
+                )
+            case CommitBundlesOnNode(node_id, _, ref):
                 event = BundlesCommitted(
-                    order.node_id,
+                    node_id,
                     ref.group_id,
                     ref.attempt,
                     is_done=bool(outcome) and not is_lost,
                     is_lost=outcome is False and not is_lost,
                 )
-            else:
+            case ReturnBundlesOnNode():
                 return
-            self.later(lambda: life == self.life and self.handle(event))
-
-        if self.chance(0.1):
-            self.later(lambda: answer(None), 0.5)
-        else:
-            self.later(lambda: answer(arrive()))
-        if self.chance(0.15):
-            self.later(arrive, self.random.uniform(0.0, 3.0))  # once more, perhaps much later
+        self.later(lambda: life == self.life and self.handle(event))
 
     def beat(self, node):
         if not node.is_up:
@@ -342,3 +351,56 @@ def test_same_seed_gives_the_same_trace(make_world):
         traces.append(cluster.trace)
     assert traces[0] == traces[1]
     assert len(traces[0]) > 40
+
+
+class OneFault(Cluster):
+    """Nothing goes wrong but the order number ``k``: it, or its answer, is lost, or it comes twice,
+    the second time after everything else.
+    """
+
+    def __init__(self, make_world, k, mode):
+        super().__init__(make_world, 0)
+        self.has_faults = False
+        self.left = k
+        self.mode = mode
+
+    def send(self, order):
+        self.left -= 1
+        if self.left != -1:
+            super().send(order)
+        elif self.mode == "request lost":
+            self.later(lambda: self.answer(order, None, self.life), 0.5)
+        elif self.mode == "answer lost":
+            self.later(lambda: (self.deliver(order), self.answer(order, None, self.life)), 0.5)
+        else:
+            super().send(order)
+            self.later(lambda: self.deliver(order), 4.0)
+
+
+@pytest.mark.parametrize("mode", ["request lost", "answer lost", "twice"])
+@pytest.mark.parametrize("is_removed_early", [False, True], ids=["removed", "removed at once"])
+@pytest.mark.invariant("I13")
+def test_each_order_of_a_groups_life_may_be_lost_or_come_twice(make_world, is_removed_early, mode):
+    """Prepare, commit and give back on three nodes: nine orders, each of them in each mode."""
+    k = 0
+    while True:
+        cluster = OneFault(make_world, k, mode)
+        for _ in range(3):
+            cluster.add_node()
+        group_id = cluster.world.group_spec(2, 2, 2, strategy="STRICT_SPREAD").group_id
+        spec = cluster.world.group_spec(
+            2, 2, 2, strategy="STRICT_SPREAD", group_id=group_id, job_id=cluster.job_id
+        )
+        cluster.handle(GroupCreated(spec))
+        cluster.run(0.15 if is_removed_early else 10.0)
+        if not is_removed_early:
+            assert cluster.rows()[group_id].state is State.CREATED, (k, cluster.trace[-20:])
+        cluster.handle(GroupRemoved(group_id, ""))
+        cluster.run(STALE_MAX_S)
+        for node in cluster.nodes.values():
+            assert node.bundles == {}, (k, cluster.trace[-20:])
+        assert cluster.rows()[group_id].state is State.REMOVED
+        if cluster.left > 0:
+            break  # there were not so many orders
+        k += 1
+    assert k >= (6 if is_removed_early else 9)

@@ -20,6 +20,7 @@ class ActorIndexes:
         self._on_node: dict[bytes, _Ids] = {}
         self._of_worker: dict[bytes, bytes] = {}
         self._of_group: dict[bytes, _Ids] = {}
+        self._owned_on: dict[bytes, _Ids] = {}
 
     def add(self, record: ActorRecord) -> None:
         """Take a live actor in."""
@@ -29,6 +30,7 @@ class ActorIndexes:
             self._holders[spec.namespace, spec.name] = spec.actor_id
         self._of_job.setdefault(spec.job_id, {})[spec.actor_id] = None
         self._owned_by.setdefault(spec.owner.worker_id, {})[spec.actor_id] = None
+        self._owned_on.setdefault(spec.owner.node_id, {})[spec.actor_id] = None
         if spec.strategy.group_id:
             self._of_group.setdefault(spec.strategy.group_id, {})[spec.actor_id] = None
         self._place(record)
@@ -46,6 +48,7 @@ class ActorIndexes:
         self.free_name(record)
         _drop(self._of_job, spec.job_id, spec.actor_id)
         _drop(self._owned_by, spec.owner.worker_id, spec.actor_id)
+        _drop(self._owned_on, spec.owner.node_id, spec.actor_id)
         if spec.strategy.group_id:
             _drop(self._of_group, spec.strategy.group_id, spec.actor_id)
         self._unplace(record)
@@ -72,6 +75,10 @@ class ActorIndexes:
         """Live actors that a worker created."""
         return list(self._owned_by.get(worker_id, ()))
 
+    def owned_on(self, node_id: bytes) -> list[bytes]:
+        """Live actors whose creators are on a node."""
+        return list(self._owned_on.get(node_id, ()))
+
     def of_group(self, group_id: bytes) -> list[bytes]:
         """Live actors inside a placement group."""
         return list(self._of_group.get(group_id, ()))
@@ -95,6 +102,7 @@ class ActorIndexes:
         for mine, wanted in (
             (self._of_job, fresh._of_job),
             (self._owned_by, fresh._owned_by),
+            (self._owned_on, fresh._owned_on),
             (self._on_node, fresh._on_node),
             (self._of_group, fresh._of_group),
         ):

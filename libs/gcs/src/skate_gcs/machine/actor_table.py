@@ -9,8 +9,7 @@ one. A report that carries another number than the row, or comes from another no
 changes nothing and its worker is killed. A node is asked under the same number until it has
 answered; it is only given up, under a new number, when it is dead (and fenced) or has refused.
 
-Cost: O(1) per event; O(actors concerned) for the end of a node, owner or job, and O(live actors) to
-find those whose owner lived on a dead node.
+Cost: O(1) per event; O(actors concerned) for the end of a node, owner or job.
 
 Source: SURFACE rows A13, A18-A25, A32, A39; RELIABILITY I10, I11.
 """
@@ -216,8 +215,9 @@ class ActorTable:
     ) -> None:
         """What ran there is lost; what was owned there ends."""
         why = node_cause.message
-        for record in self._rows.live():
-            if record.spec.owner.node_id == node_id and not record.spec.is_detached:
+        for actor_id in self._rows.index.owned_on(node_id):
+            record = self._rows[actor_id]
+            if not record.is_dead and not record.spec.is_detached:
                 message = f"The actor's owner died with its node: {why}"
                 self._end_with_process(record, DeathCause(DeathKind.OWNER_DIED, message), now, out)
         for actor_id in self._rows.index.on_node(node_id):

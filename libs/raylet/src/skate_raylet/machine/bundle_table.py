@@ -272,7 +272,7 @@ class BundleTable:
 def _devices_of(needs: ResourceSet, free: dict[str, list[int]]) -> DeviceIds | None:
     """As ``assign_devices``, for amounts that a lease may not ask for (one and a half devices)."""
     chosen: dict[str, tuple[tuple[int, int], ...]] = {}
-    for name in free.keys() | set(needs):
+    for name in sorted(free.keys() | set(needs)):
         whole, part = divmod(needs[name], UNITS)
         if name not in free or not needs[name]:
             continue

@@ -231,12 +231,14 @@ class LeaseTable:
             for lease in self._holding.values():
                 by_holder.setdefault(lease.holder_id, []).append(lease.effective)
             sums = {holder: ResourceSet.total_of(parts) for holder, parts in by_holder.items()}
-            reserved = self.bundles.reserved
-            used = ResourceSet.total_of((*sums.values(), reserved))
+            used, held_for_long = ResourceSet.total_of(sums.values()), sums.get(b"", ResourceSet())
+            if self.bundles:
+                used = used.plus(self.bundles.reserved)
+                held_for_long = held_for_long.plus(self.bundles.reserved)
             derived = self._derived = _Derived(
                 available=self.total.minus(used).clamped(),
                 used=used,
-                used_by_actors=sums.get(b"", ResourceSet()).plus(reserved),
+                used_by_actors=held_for_long,
                 shares={holder: part.dominant_share(self.total) for holder, part in sums.items()},
                 free=free_devices(self.total, self._assigned()),
             )
