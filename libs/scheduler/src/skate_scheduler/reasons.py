@@ -26,6 +26,8 @@ class WaitKind(Enum):
     ELSEWHERE = "elsewhere"  # only other nodes could hold it, and none of them has room
     ASKED = "asked"  # another node was asked for it and has not answered
     NOWHERE = "nowhere"  # no live node could ever hold it; one that joins may
+    DRAINING = "draining"  # the node is to leave and gives out nothing new
+    BUNDLE = "bundle"  # for room in a placement group's bundle, which ``blocked_by`` names
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,14 @@ class WaitReason:
                 return f"Waits for {short}{holders}."
             case WaitKind.RESERVED:
                 return f"Needs {self.needs}, which is kept for an older request{holders}."
+            case WaitKind.DRAINING:
+                return f"This node is draining; it needs {self.needs} on another node."
             case WaitKind.TURN:
                 return f"Needs {self.needs}; other requests are served first."
             case WaitKind.ELSEWHERE | WaitKind.ASKED | WaitKind.NOWHERE:
                 return self.detail
+            case WaitKind.BUNDLE:
+                return f"Waits for {self.needs} in {', '.join(self.blocked_by)}."
             case WaitKind.WORKER:
                 return f"Has its resources ({self.needs}); its worker process is starting."
             case WaitKind.WORKER_LIMIT:

@@ -23,6 +23,7 @@ from skate_worker.object_control import ObjectControl
 from skate_worker.object_ref import ObjectRef
 from skate_worker.object_report import make_report
 from skate_worker.outcome import OutcomeWriter
+from skate_worker.placement_groups import PlacementGroups
 from skate_worker.streams import Streams
 from skate_worker.submission import Submission
 from skate_worker.wait_report import make_waits, reason_here
@@ -37,6 +38,7 @@ class CoreWorker(ActorManagement, ObjectControl):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.placement_groups = PlacementGroups(self)
         super().__init__(*args, **kwargs)
         if records_all():
             self.records_sites = True
@@ -59,6 +61,7 @@ class CoreWorker(ActorManagement, ObjectControl):
             **super()._handlers(),
             node.AskObjects: self._on_ask_objects,
             node.AskWaits: self._on_ask_waits,
+            node.PlacementGroupUpdate: self.placement_groups.on_update,
         }
 
     def _on_ask_waits(self, message: node.AskWaits) -> None:
@@ -102,6 +105,10 @@ class CoreWorker(ActorManagement, ObjectControl):
     def nodes(self) -> list[node.NodeView]:
         """The node table, dead nodes included."""
         return self.raylet.call("list_nodes", node.Empty(), list[node.NodeView])
+
+    def drain_node(self, order: node.DrainOrder) -> node.DrainAnswer:
+        """Have a node take no new work and leave."""
+        return self.raylet.call("drain_node", order, node.DrainAnswer)
 
     def _make_streams(self) -> Streams:
         return Streams(self, self.ownership)
