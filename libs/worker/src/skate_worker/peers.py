@@ -136,8 +136,10 @@ class Peers:
             connection.context = peer
             try:
                 connection.queue(Hello(self._worker_id, self.endpoint, self.node_id))
-            except StreamClosedError:
-                return peer  # nobody answered there: whoever sends to it is told so
+            except StreamClosedError as error:
+                # It could not be opened, which was noticed before it had a peer to be told of.
+                self._loop.call_soon_threadsafe(self._on_close, connection, str(error))
+                return peer
             self._peers[worker_id] = peer
             self._connections[connection] = None
             return peer
