@@ -33,13 +33,17 @@ REPORTS = ROOT / "build" / "reports"
 SUPPORTED_PYTHONS = ("3.11", "3.12", "3.13")
 TESTING = ("pytest", "pytest-timeout")
 # What the tests across libraries need beyond what a user of Skate has installed.
-INTEGRATION = ("numpy", "opentelemetry-proto")
+INTEGRATION = ("numpy", "opentelemetry-proto", "redis")
 # Of those, the ones in which objects, calls and tasks cross nodes.
 MULTINODE = (
     "test_cluster_utils.py",
+    "test_gcs_restart.py",
     "test_generators_nodes.py",
+    "test_node_ends.py",
     "test_object_calls_between_nodes.py",
+    "test_copies_that_can_not_be_had.py",
     "test_object_plane.py",
+    "test_object_plane_four_nodes.py",
     "test_spillback.py",
     "test_tcp_nodes.py",
     "test_transfer.py",
@@ -159,9 +163,8 @@ def types(session: nox.Session) -> None:
     checkers = ("mypy", "nox", "types-grpcio", "types-protobuf", "types-psutil")
     install(session, everything, *TESTING, *checkers, tested=everything)
     sources = [str(member.folder.relative_to(ROOT) / "src") for member in everything]
-    session.run(
-        "mypy", *sources, "benchmarks", "tools", "dev.py", "noxfile.py", "examples/word_count.py"
-    )
+    scripts = ("dev.py", "noxfile.py", "examples/word_count.py", "tests/typing/api_types.py")
+    session.run("mypy", *sources, "benchmarks", "tools", *scripts)
 
 
 @nox.session
@@ -205,7 +208,7 @@ def sim(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def chaos(session: nox.Session) -> None:
-    """Kill processes of a running cluster: ``nox -s chaos -- --faults 3000``."""
+    """Kill processes of a running cluster: ``nox -s chaos -- --faults 3000``; 40 take a minute."""
     install(session, MEMBERS.values(), *TESTING, *INTEGRATION)
     run_pytest(session, "tests", "-m", "chaos")
 
@@ -227,7 +230,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def bench_smoke(session: nox.Session) -> None:
     """Run each benchmark once, small and on Skate alone, so that none of them rots."""
-    install(session, MEMBERS.values(), *TESTING, "numpy", "psutil")
+    install(session, MEMBERS.values(), *TESTING, "numpy", "psutil", "redis")
     run_pytest(session, "benchmarks/tests")
 
 

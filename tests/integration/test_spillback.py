@@ -86,7 +86,7 @@ def test_task_runs_where_its_resource_is(nodes: Cluster) -> None:
 
 
 def test_task_that_no_node_can_hold_fails_and_says_what_the_most_is(nodes: Cluster) -> None:
-    nodes.add_node(num_cpus=2)
+    nodes.add_node(num_cpus=2, infeasible_timeout_s=0.2)
     nodes.add_node(num_cpus=3)
     nodes.connect()
 

@@ -27,8 +27,10 @@ from skate_core_ids import NodeID
 from skate_gcs import GcsConfig, GcsServer
 from skate_node.endpoints import NodeEndpoints, plan_endpoints, reachable_from_here
 from skate_node.failures import ComponentFailedError, blame
+from skate_node.gcs_process import GcsProcess
 from skate_node.launch_protocol import Launch, ReadyNode, ReadyWriter
 from skate_node.node_metrics import NodeMetrics
+from skate_node.program_metrics import ProgramMetrics
 from skate_node.resources import ResourceDetector, node_resources, store_capacity_bytes
 from skate_node.session import (
     NodeRecord,
@@ -64,6 +66,7 @@ class Components:
     """How each part is made."""
 
     gcs: Callable[[GcsConfig], GcsServer] = GcsServer
+    gcs_process: Callable[[GcsConfig, str], GcsProcess] = GcsProcess
     raylet: Callable[..., Raylet] = Raylet
     metrics: Callable[..., NodeMetrics] = NodeMetrics
 
@@ -140,8 +143,9 @@ class NodeService:
         self._node_id = NodeID(zygote.node_id)
         self._zygote = zygote
         self._started = contextlib.AsyncExitStack()
-        self._gcs: GcsServer | None = None
+        self._gcs: GcsServer | GcsProcess | None = None
         self._raylet: Raylet | None = None
+        self._programs = ProgramMetrics()
 
     async def start(self) -> ReadyNode:
         """Start every part in order. Raises ``ComponentFailedError`` naming the one that fails.
@@ -168,7 +172,7 @@ class NodeService:
         with self._starting("session"):
             record = self._publish(config, raylet)
         if metrics is not None:
-            metrics.watch(record, self._gcs, raylet, spans)
+            metrics.watch(record, self._gcs, raylet, spans, self._programs)
         return ReadyNode(
             node_id=record.node_id,
             gcs_endpoint=record.gcs_endpoint,
@@ -226,7 +230,17 @@ class NodeService:
         if storage is None:
             path = os.path.join(self._launch.session_dir, "gcs.sqlite")
             storage = "memory" if self._launch.starter_pid else f"sqlite:{path}"
-        gcs = self._components.gcs(GcsConfig(endpoint=plan.gcs, token=token, storage=storage))
+        config = GcsConfig(
+            endpoint=plan.gcs,
+            token=token,
+            storage=storage,
+            advertised_host="" if plan.gcs.startswith("unix:") else plan.ip_address,
+        )
+        gcs: GcsServer | GcsProcess
+        if storage == "memory":
+            gcs = self._components.gcs(config)
+        else:
+            gcs = self._components.gcs_process(config, self._launch.session_dir)
         bound = await gcs.start()
         self._gcs = gcs
         self._started.push_async_callback(gcs.stop, GCS_GRACE_S)
@@ -241,7 +255,12 @@ class NodeService:
         return metrics
 
     async def _start_raylet(self, config: RayletConfig, spans: TaskSpans) -> Raylet:
-        raylet = self._components.raylet(config, task_events=spans.record, zygote=self._zygote)
+        raylet = self._components.raylet(
+            config,
+            task_events=spans.record,
+            user_metrics=self._programs,
+            zygote=self._zygote,
+        )
         await raylet.start()
         self._raylet = raylet
         self._started.push_async_callback(raylet.stop, "the node stops", RAYLET_GRACE_S)
@@ -285,6 +304,8 @@ class NodeService:
             is_tracing=is_tracing,
             zygote_command=self._zygote.command,
             worker_umask=self._launch.umask,
+            infeasible_grace_s=options.infeasible_timeout_s,
+            gcs_reconnect_s=options.gcs_reconnect_s,
         )
         if options.workers_max is None:
             return config
@@ -311,6 +332,9 @@ class NodeService:
         write_record(record)
         if config.is_head and not is_owned:
             set_current(record)
+        raylet.on_gcs_moved = lambda endpoint: write_record(
+            dataclasses.replace(record, gcs_endpoint=endpoint)
+        )
         return record
 
 

@@ -76,11 +76,21 @@ class NodeOptions:
     keep_logs: bool = False
     """Leave ``logs/`` behind at a stop, for people; a later start deletes the oldest."""
     workers_max: int | None = None
+    infeasible_timeout_s: float | None = None
+    """Tasks of this node's processes that no node can ever hold fail after so many seconds.
+    None: they wait for a node that can, and their author is told after ten seconds."""
     """Hard limit of worker processes on the node. None: the raylet's default."""
+    gcs_reconnect_s: float = 60.0
+    """A GCS that has not answered for this long is given up, and the node ends."""
 
     def __post_init__(self) -> None:
         for name in ("num_cpus", "num_gpus"):
             _check_quantity(name, getattr(self, name))
+        timeout_s: Any = self.infeasible_timeout_s
+        if timeout_s is not None and not (
+            isinstance(timeout_s, int | float) and 0 <= timeout_s < math.inf
+        ):
+            raise ValueError(f"infeasible_timeout_s must be seconds or None, got {timeout_s!r}.")
         for name in ("memory", "object_store_memory"):
             _check_bytes(name, getattr(self, name))
         for name in ("port", "metrics_port"):
@@ -89,6 +99,10 @@ class NodeOptions:
             raise ValueError(
                 f"object_store_memory must be at least {MINIMUM_OBJECT_STORE_BYTES} bytes (75 MiB),"
                 f" got {self.object_store_memory}."
+            )
+        if not 0 < self.gcs_reconnect_s < math.inf:
+            raise ValueError(
+                f"gcs_reconnect_s must be positive and finite, got {self.gcs_reconnect_s}."
             )
         for resource, quantity in self.resources.items():
             _check_resource(resource, quantity)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from skate_rpc.object_report import ObjectRow
+from skate_rpc.wait_report import BlockedRow, RunRow, TaskRow
 
 
 class NodeMessage(msgspec.Struct, array_like=True, tag_field="t", gc=False):
@@ -73,6 +74,8 @@ class RequestLease(NodeMessage, tag=2):
     labels: LabelRules | None = None
     # Nodes and the bytes of arguments that they hold, most first: better than others with room.
     near: list[tuple[bytes, int]] = []
+    placement_group_id: bytes = b""  # inside this group's bundles
+    bundle_index: int = -1  # with ``placement_group_id``: in this one; -1: in any with room
 
 
 class CancelLeaseRequest(NodeMessage, tag=3):
@@ -145,6 +148,12 @@ class TaskEvents(NodeMessage, tag=12):
     events: list[TaskEvent]
 
 
+class UserMetrics(NodeMessage, tag=64):
+    """What a program has measured in this process since its last message; sent only when it has."""
+
+    metrics: list[MetricRows]
+
+
 class SubscribeActor(NodeMessage, tag=13):
     """Send :class:`ActorUpdate` for this actor now (its present state) and at every change."""
 
@@ -187,6 +196,18 @@ class ObjectsReport(NodeMessage, tag=24):
     left_out_bytes: int = 0
 
 
+class WaitsReport(NodeMessage, tag=25):
+    """The tasks of this process that have not ended, what it runs, and what it waits for."""
+
+    number: int  # of :class:`AskWaits`
+    tasks: list[TaskRow]
+    left_out: int
+    blocked: list[BlockedRow]
+    running: list[RunRow]
+    actor_id: bytes = b""
+    slots: int = 1
+
+
 class DeleteCopies(NodeMessage, tag=20):
     """From an owner: its objects are released, and these nodes hold copies. Safe to repeat."""
 
@@ -225,6 +246,15 @@ class FlushLogs(NodeMessage, tag=61):
     """
 
     number: int
+
+
+class SubscribePlacementGroup(NodeMessage, tag=72):
+    """Send :class:`PlacementGroupUpdate` for this group now and at every change.
+
+    Who creates a group is subscribed to it.
+    """
+
+    group_id: bytes
 
 
 # ---- raylet to process ----
@@ -345,6 +375,13 @@ class CopiesKept(NodeMessage, tag=44):
     gone: list[bytes]  # that are not in that store any more
 
 
+class LeaseWarning(NodeMessage, tag=46):
+    """No node can hold what this request asks for; it goes on waiting. Said once for its kind."""
+
+    request_id: int
+    message: str  # what it needs, and the most that there is
+
+
 class LogLines(NodeMessage, tag=62):
     """To a driver: what a worker of its job printed; at most ``LOG_LINES_UNDER_WAY_MAX`` of these
     are sent before :class:`LogsTaken`.
@@ -369,6 +406,20 @@ class AskObjects(NodeMessage, tag=56):
 
     number: int
     rows_max: int
+
+
+class AskWaits(NodeMessage, tag=57):
+    """Somebody wants waits explained. Answered by :class:`WaitsReport` of that number."""
+
+    number: int
+    rows_max: int
+    prefix: bytes = b""  # tasks whose id begins so are reported whatever the limit
+
+
+class PlacementGroupUpdate(NodeMessage, tag=73):
+    """The state of a placement group that this process subscribed to."""
+
+    group: PlacementGroupView
 
 
 # ---- parts ----
@@ -405,6 +456,28 @@ class ActorView(msgspec.Struct, array_like=True, gc=False):
     pending_reason: str = ""
 
 
+class PlacementGroupView(msgspec.Struct, array_like=True, gc=False):
+    """A row of the placement-group table. Amounts in units of 1e-4; ``state``: its enum's name."""
+
+    group_id: bytes
+    state: str  # "PENDING", "PREPARED", "CREATED", "RESCHEDULING", "REMOVED"
+    job_id: bytes = b""
+    name: str = ""
+    namespace: str = ""
+    strategy: str = ""
+    bundles: list[dict[str, int]] = []
+    selectors: list[dict[str, str]] = []
+    node_ids: list[bytes] = []  # one for each bundle; empty where it is not reserved
+    is_detached: bool = False
+    pending_reason: str = ""
+    pending_since_s: float = 0.0
+    scheduling_state: str = ""
+    attempts: int = 0
+    creation_latency_ms: float = 0.0
+    highest_retry_delay_ms: float = 0.0
+    removal_reason: str = ""
+
+
 class TaskEvent(msgspec.Struct, array_like=True, gc=False):
     """One step in a task's life, from the process where it happened. Times are Unix seconds."""
 
@@ -418,6 +491,30 @@ class TaskEvent(msgspec.Struct, array_like=True, gc=False):
     parent_span_id: str = ""  # empty: a root span
     error: str = ""
     attempt: int = 0
+
+
+COUNTER, GAUGE, HISTOGRAM = 0, 1, 2
+METRIC_SERIES_MAX = 200
+"""Combinations of tags that a process keeps apart; the others are counted together."""
+
+
+class MetricRow(msgspec.Struct, array_like=True, gc=False):
+    """One combination of tags."""
+
+    tags: list[str]  # values, in the order of the keys
+    value: float  # counters: the increase; gauges: what it is; histograms: the observations' sum
+    counts: list[int] = []  # histograms: new observations per bucket, one more than boundaries
+
+
+class MetricRows(msgspec.Struct, array_like=True):
+    """A metric of a program, and what is new about it."""
+
+    name: str  # as the program calls it
+    kind: int
+    description: str
+    tag_keys: list[str]
+    boundaries: list[float]  # of a histogram: upper bounds of the buckets but the last
+    rows: list[MetricRow]
 
 
 # ---- bodies of ControlCall; replies are named beside each ----
@@ -463,6 +560,9 @@ class ActorRegistration(msgspec.Struct, array_like=True):
     is_soft: bool = False
     is_impatient: bool = False
     labels: LabelRules | None = None
+    placement_group_id: bytes = b""  # these two as in RequestLease
+    bundle_index: int = -1
+    captures: bool = False  # what it starts goes into its group too
 
 
 class RegisteredActor(msgspec.Struct, array_like=True):
@@ -492,8 +592,37 @@ class ActorRelease(msgspec.Struct, array_like=True):
     actor_id: bytes
 
 
+class PlacementGroupCreation(msgspec.Struct, array_like=True):
+    """``create_placement_group`` -> None; error_kind "already_exists" when the name is taken."""
+
+    group_id: bytes
+    strategy: str
+    bundles: list[dict[str, int]]
+    name: str = ""
+    namespace: str = ""
+    is_detached: bool = False
+    selectors: list[dict[str, str]] = []  # one for each bundle, or none at all
+    soft_target_id: bytes = b""
+
+
+class PlacementGroupKey(msgspec.Struct, array_like=True):
+    """``remove_placement_group`` -> None: it is removed, or there was none."""
+
+    group_id: bytes
+
+
+class PlacementGroupName(msgspec.Struct, array_like=True):
+    """``get_placement_group`` -> PlacementGroupView | None. By id, if that is not empty."""
+
+    name: str = ""
+    namespace: str = ""
+    group_id: bytes = b""
+
+
 class Empty(msgspec.Struct, array_like=True):
-    """``list_nodes`` -> list[NodeView]. ``list_actors`` -> list[ActorView]."""
+    """``list_nodes`` -> list[NodeView]. ``list_actors`` -> list[ActorView].
+    ``list_placement_groups`` -> list[PlacementGroupView].
+    """
 
 
 class NodeView(msgspec.Struct, array_like=True):
@@ -514,12 +643,41 @@ class NodeView(msgspec.Struct, array_like=True):
     labels: dict[str, str]
     death: Death | None = None
     session_dir: str = ""
+    is_suspect: bool = False  # silent for a while, but not held for dead
+    drain_reason: str = ""  # "idle_termination" or "preemption" of a node that is to leave, or left
+    drain_message: str = ""
+    drain_deadline_s: float = 0.0  # Unix time; 0: none
+
+
+class DrainOrder(msgspec.Struct, array_like=True):
+    """``drain_node`` -> DrainAnswer."""
+
+    node_id: bytes
+    reason: str  # "idle_termination" or "preemption"
+    message: str = ""
+    deadline_s: float = 0.0  # Unix time; 0: none
+
+
+class DrainAnswer(msgspec.Struct, array_like=True):
+    """Whether the node is to leave (or is dead), and why not."""
+
+    is_accepted: bool
+    rejection: str = ""
 
 
 class ListObjects(msgspec.Struct, array_like=True):
     """``list_objects`` -> list[NodeObjects]: every node's, those that did not answer with why."""
 
     rows_max: int
+    timeout_s: float
+
+
+class Why(msgspec.Struct, array_like=True):
+    """``why`` -> list[Explanation]: of every task, object, actor, node and worker whose id in hex
+    begins so; empty when there is none.
+    """
+
+    prefix: str
     timeout_s: float
 
 
@@ -565,8 +723,14 @@ CONTROL_METHODS = (
     "kill_actor",
     "release_actor",
     "list_nodes",
+    "drain_node",
     "list_actors",
     "list_objects",
+    "why",
+    "create_placement_group",
+    "remove_placement_group",
+    "get_placement_group",
+    "list_placement_groups",
     "list_logs",
     "read_log",
 )
@@ -584,14 +748,17 @@ FromProcess = (
     | ActorCreationFailed
     | Exiting
     | TaskEvents
+    | UserMetrics
     | SubscribeActor
     | UnsubscribeActor
     | PullObject
     | CancelPull
     | ObjectsReport
+    | WaitsReport
     | DeleteCopies
     | KnowOwner
     | KeepCopies
+    | SubscribePlacementGroup
     | LogsTaken
     | FlushLogs
 )
@@ -599,6 +766,7 @@ FromRaylet = (
     ProcessRegistered
     | LeaseGranted
     | LeaseRefused
+    | LeaseWarning
     | LeaseLost
     | ReclaimLease
     | ControlReply
@@ -610,6 +778,8 @@ FromRaylet = (
     | NodeDied
     | CopiesKept
     | AskObjects
+    | AskWaits
+    | PlacementGroupUpdate
     | LogLines
     | LogsFlushed
 )

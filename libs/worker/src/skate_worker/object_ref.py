@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from skate_core_ids import JobID, ObjectID, TaskID
+from skate_rpc.wait_report import TIMEOUT_S, Explanation
 from skate_worker.current import current_slot, require_core
 from skate_worker.machine.references import Entry, Owner
 from skate_worker.serialization import register_argument_reference, register_reference_type
@@ -109,6 +110,19 @@ class ObjectRef(Generic[T_co]):
         # The thread that settles a value must not wait for its bytes, which it may have to receive.
         self._core.when_ready(self, lambda ref: ref._core.where_it_may_wait(ref, load))
 
+    def why(self, timeout: float = TIMEOUT_S) -> Explanation:
+        """Why the value is not there yet, or what became of it; ``print`` shows the whole text.
+
+        For a value that is waited for the whole cluster is asked, for at most ``timeout`` seconds
+        (who has not answered by then is named): which argument, which resource at which node, held
+        by whom, since when, or where its task runs; and the circle when it can never come.
+
+        Raises:
+            ControlCallError: the GCS can not be reached.
+            LocalRayletDiedError: this process's node has ended.
+        """
+        return self._core.why_object(self._entry, timeout)
+
     def call_site(self) -> str:
         """The line that made the object, where it is known (SURFACE O20)."""
         return self._core.ownership.sites.get(self._entry.object_id, "")
@@ -167,7 +181,19 @@ class ObjectRef(Generic[T_co]):
 def _reduce(ref: ObjectRef[Any]) -> tuple[Any, ...]:
     core, entry = ref._core, ref._entry
     owner = entry.owner or core.as_owner
+    if core.records_sites and (site := core.ownership.sites.get(entry.object_id)):
+        args = (entry.object_id, owner.worker_id, owner.endpoint, owner.node_id, site)
+        return _rebuild_with_site, args
     return _rebuild, (entry.object_id, owner.worker_id, owner.endpoint, owner.node_id)
+
+
+def _rebuild_with_site(
+    object_id: bytes, owner_id: bytes, endpoint: str, owner_node: bytes, site: str
+) -> ObjectRef[Any]:
+    """Of a process that notes all lines: then borrowers can say which one made a lost object."""
+    ref = _rebuild(object_id, owner_id, endpoint, owner_node)
+    ref._core.ownership.sites.setdefault(object_id, site)
+    return ref
 
 
 def _rebuild(

@@ -7,6 +7,7 @@ thread writes batches.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from skate_worker.errors import (
     OutOfMemoryError,
     RuntimeEnvSetupError,
     TaskCancelledError,
+    TaskPlacementGroupRemovedError,
     TaskUnschedulableError,
     WorkerCrashedError,
 )
@@ -45,6 +47,7 @@ from skate_worker.task_protocol import (
 )
 from skate_worker.tracing import Tracer
 
+_log = logging.getLogger("skate")
 _ANYWHERE = Strategy()
 DEATH_REPORT_S = 3.0  # how long to wait for the raylet's word on why a worker's connection broke
 
@@ -177,6 +180,8 @@ class TaskSubmitter:
                 request.is_soft = strategy.is_soft
                 request.is_impatient = strategy.is_impatient
                 request.labels = strategy.labels
+                request.placement_group_id = strategy.group_id
+                request.bundle_index = strategy.bundle_index
                 if strategy.near:
                     request.near = self._near_of(queue) or [(strategy.near, 0)]
             self._raylet.post(request)
@@ -193,6 +198,7 @@ class TaskSubmitter:
         lease: Lease[Submission] = Lease(
             message.lease_id, message.worker_id, message.endpoint, message.pid
         )
+        lease.node_id = message.node_id
         with self._ownership.lock:
             queue = self._pool.end_request(message.request_id)
         if queue is None:
@@ -234,11 +240,23 @@ class TaskSubmitter:
             error: SkateError
             if message.kind == "unschedulable":
                 error = TaskUnschedulableError(message.message)
+            elif message.kind == "placement_group_removed":
+                error = TaskPlacementGroupRemovedError(message.message)
             elif self._env_vars[queue.key]:
                 error = RuntimeEnvSetupError(message.message)
             else:
                 error = WorkerCrashedError(message.message, task_name=submission.message.name)
             self._completion.fail(submission, error)
+
+    def on_warning(self, message: node.LeaseWarning) -> None:
+        """No node can hold what some tasks need: their author should know, once."""
+        with self._ownership.lock:
+            queue = self._pool.queue_of_request(message.request_id)
+            if queue is None or not queue.pending:
+                return
+            name, others = queue.pending[0].message.name, len(queue.pending) - 1
+        more = f" and {others} more like it" if others else ""
+        _log.warning("Waiting for a node to join: the task %s%s. %s", name, more, message.message)
 
     def on_reclaim(self, message: node.ReclaimLease) -> None:
         """Others wait: stop using the lease, and return it when its running task is done.
@@ -332,12 +350,15 @@ class TaskSubmitter:
         has_started: bool = True,
     ) -> None:
         again: list[Submission] = []
+        for submission in tasks:
+            # Also those behind the first: what is done in an instant may be told a little later.
+            self._completion.attempt_lost(submission, lease.node_id)
         for position, submission in enumerate(tasks):
             if submission.is_cancelled:
                 self._completion.fail(submission, TaskCancelledError(submission.task_id.hex()))
             elif position > 0 or not has_started:
                 again.append(submission)  # it never started, so it costs no attempt
-            elif submission.take_attempt():
+            elif submission.take_attempt(is_counted=cause.kind != "node_preempted"):
                 again.append(submission)
             else:
                 kind = OutOfMemoryError if cause.kind == "out_of_memory" else WorkerCrashedError
@@ -359,8 +380,12 @@ class TaskSubmitter:
         self._request(queue, requests)
 
     def _begin(self, lease: Lease[Submission], queue: KeyQueue[Submission]) -> None:
+        begins = LeaseBegins(self._resources[queue.key], next(lease.serials))
+        strategy = self._strategies.get(queue.key)
+        if strategy is not None and strategy.group_id:
+            begins.placement_group_id, begins.captures = strategy.group_id, strategy.captures
         try:
-            lease.connection.queue(LeaseBegins(self._resources[queue.key], next(lease.serials)))
+            lease.connection.queue(begins)
         except StreamClosedError:
             return  # on_peer_lost follows
 
@@ -389,13 +414,16 @@ class TaskSubmitter:
         lease: Lease[Submission] = peer.lease
         now_s = self._now_s()
         finished: list[tuple[Submission, Any]] = []
+        given_up: list[Any] = []
         pool = self._pool
         with self._ownership.lock:
             for result in results:
                 submission = pool.done(
                     lease, result.task_id, result.attempt, result.run_us * 1e-6, now_s
                 )
-                if submission is not None:
+                if submission is None:
+                    given_up.append(result)
+                else:
                     finished.append((submission, result))
             self._completion.settle(finished)
             self._push(lease)
@@ -404,6 +432,8 @@ class TaskSubmitter:
         if steal is not None:
             self._take_back(*steal)
         retries = self._completion.finish(peer, finished)
+        if given_up:
+            self._completion.refuse(peer, given_up)
         if retries:
             self._retry(lease, retries)
         if not lease.in_flight:
@@ -560,13 +590,21 @@ class TaskSubmitter:
 
     def unfinished(self) -> list[tuple[Submission, str]]:
         """The tasks that have not ended, each with its status by Ray's name. O(tasks)."""
-        tasks = [(task, "PENDING_ARGS_AVAIL") for task in list(self._unresolved.values())]
+        tasks = [(task, "PENDING_ARGS_AVAIL") for task in self.unresolved()]
         with self._ownership.lock:
             for queue in self._pool.queues.values():
                 tasks += ((task, "PENDING_NODE_ASSIGNMENT") for task in queue.pending)
                 for lease in queue.leases.values():
                     tasks += ((task, "SUBMITTED_TO_WORKER") for task in lease.in_flight.values())
         return tasks
+
+    def unresolved(self) -> list[Submission]:
+        """The tasks whose arguments are waited for."""
+        return list(self._unresolved.values())
+
+    def queues(self) -> list[KeyQueue[Submission]]:
+        """The queues, for a look at them with the lock."""
+        return list(self._pool.queues.values())
 
     def statistics(self) -> dict[str, int]:
         """Counts for people and tests: tasks pending and in flight, leases, requests."""

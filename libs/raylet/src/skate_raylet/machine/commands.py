@@ -28,7 +28,15 @@ class RefuseLease(msgspec.Struct, frozen=True):
 
     holder_id: bytes
     request_id: int
-    kind: str  # "worker_start_failed", "invalid", "unschedulable"
+    kind: str  # "worker_start_failed", "invalid", "unschedulable", "placement_group_removed"
+    message: str
+
+
+class WarnHolder(msgspec.Struct, frozen=True):
+    """Tell the holder, once for a shape, that no node can ever hold what it waits for."""
+
+    holder_id: bytes
+    request_id: int
     message: str
 
 
@@ -80,6 +88,14 @@ class LoseActor(msgspec.Struct, frozen=True):
     actor_id: bytes
     incarnation: int
     worker_id: bytes
+
+
+class AskForGroup(msgspec.Struct, frozen=True):
+    """Ask the GCS for a placement group. Answered by ``GroupSeen``, ``GroupGone`` or
+    ``GroupUnanswered``.
+    """
+
+    group_id: bytes
 
 
 class StartWorker(msgspec.Struct, frozen=True):
@@ -137,12 +153,14 @@ class RetireWorker(msgspec.Struct, frozen=True):
 NodeCommand = (
     GrantLease
     | RefuseLease
+    | WarnHolder
     | LoseLease
     | AskLeaseBack
     | TellOthersWait
     | PlaceActor
     | RefuseActor
     | LoseActor
+    | AskForGroup
     | StartWorker
     | EndWorker
 )
@@ -152,6 +170,7 @@ PoolRequest = AcquireWorker | AbandonWorker | ReleaseWorker | RetireWorker
 LeaseCommand = (
     GrantLease
     | RefuseLease
+    | WarnHolder
     | LoseLease
     | AskLeaseBack
     | TellOthersWait

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from skate_raylet.config import RayletConfig
 from skate_raylet.machine import events as on
@@ -23,6 +23,7 @@ from skate_raylet.service.actor_host import ActorHost
 from skate_raylet.service.convert import label_rules
 from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
+from skate_raylet.service.group_desk import GroupDesk
 from skate_raylet.service.job_book import LOGS_KEY, SYS_PATH_KEY, Job, JobBook
 from skate_raylet.service.local_process import Connection, LocalProcess, LocalProcesses
 from skate_raylet.service.logs.log_office import LogOffice
@@ -40,6 +41,16 @@ _log = logging.getLogger(__name__)
 REGISTER_DEADLINE_S = 10.0
 NEAR_MAX = 8  # nodes that a request may name
 WORKER_ID_BYTES = 28
+
+
+class UserMetricsSink(Protocol):
+    """Where the metrics of programs go."""
+
+    def record(self, worker_id: bytes, metrics: list[node.MetricRows], /) -> None:
+        """Take what a process has measured."""
+
+    def forget(self, worker_id: bytes, /) -> None:
+        """The process is gone: what it said of the present moment holds no more."""
 
 
 class ProcessServer:
@@ -61,9 +72,12 @@ class ProcessServer:
         transfers: ObjectTransfers,
         owners: OwnerBook,
         logs: LogOffice,
+        groups: GroupDesk,
         on_driver_gone: Callable[[LocalProcess, str], None],
         on_task_events: Callable[[list[node.TaskEvent]], None] | None,
+        user_metrics: UserMetricsSink | None,
         on_objects: Callable[[LocalProcess, node.ObjectsReport], None],
+        on_waits: Callable[[LocalProcess, node.WaitsReport], None],
     ) -> None:
         self._config = config
         self._machine = machine
@@ -80,6 +94,7 @@ class ProcessServer:
         self._logs = logs
         self._on_driver_gone = on_driver_gone
         self._on_task_events = on_task_events
+        self._user_metrics = user_metrics
         self._loop = asyncio.get_running_loop()
         self._listener: StreamListener | None = None
         self._open: dict[Connection, asyncio.TimerHandle] = {}  # not registered yet
@@ -98,14 +113,17 @@ class ProcessServer:
             node.ActorCreationFailed: self._actors.creation_failed,
             node.Exiting: self._on_exiting,
             node.TaskEvents: self._on_events,
+            node.UserMetrics: self._on_user_metrics,
             node.SubscribeActor: self._on_subscribe,
             node.UnsubscribeActor: self._on_unsubscribe,
             node.ObjectsReport: on_objects,
+            node.WaitsReport: on_waits,
             node.PullObject: self._on_pull,
             node.CancelPull: self._on_cancel_pull,
             node.DeleteCopies: self._on_delete_copies,
             node.KeepCopies: self._on_keep_copies,
             node.KnowOwner: self._on_know_owner,
+            node.SubscribePlacementGroup: groups.subscribe,
             node.LogsTaken: self._logs.on_taken,
             node.FlushLogs: self._logs.on_flush,
         }
@@ -168,6 +186,8 @@ class ProcessServer:
         if process is None:
             return
         self._directory.forget(process)
+        if self._user_metrics is not None:
+            self._user_metrics.forget(process.worker_id)
         if process.is_driver:
             if self._processes.remove(process.worker_id) is not None:
                 self._on_driver_gone(process, reason)
@@ -350,6 +370,10 @@ class ProcessServer:
         if self._on_task_events is not None:
             self._on_task_events(message.events)
 
+    def _on_user_metrics(self, process: LocalProcess, message: node.UserMetrics) -> None:
+        if self._user_metrics is not None:
+            self._user_metrics.record(process.worker_id, message.metrics)
+
     def _on_subscribe(self, process: LocalProcess, message: node.SubscribeActor) -> None:
         self._directory.subscribe(process, message.actor_id)
 
@@ -373,6 +397,8 @@ class ProcessServer:
 
 
 def _strategy_of(message: node.RequestLease) -> on.Strategy:
+    if message.placement_group_id:
+        return on.Strategy(group_id=message.placement_group_id, bundle_index=message.bundle_index)
     if message.node_id or message.is_spread or message.labels:
         return on.Strategy(
             message.is_spread,

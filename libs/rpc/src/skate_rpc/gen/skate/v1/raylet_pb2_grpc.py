@@ -44,6 +44,21 @@ class RayletServiceStub:
                 request_serializer=skate_dot_v1_dot_raylet__pb2.KillActorOnNodeRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.KillActorOnNodeReply.FromString,
                 _registered_method=True)
+        self.PrepareBundles = channel.unary_unary(
+                '/skate.v1.RayletService/PrepareBundles',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.PrepareBundlesRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.PrepareBundlesReply.FromString,
+                _registered_method=True)
+        self.CommitBundles = channel.unary_unary(
+                '/skate.v1.RayletService/CommitBundles',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.CommitBundlesRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.CommitBundlesReply.FromString,
+                _registered_method=True)
+        self.ReturnBundles = channel.unary_unary(
+                '/skate.v1.RayletService/ReturnBundles',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.ReturnBundlesRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.ReturnBundlesReply.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/skate.v1.RayletService/Status',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.NodeStatusRequest.SerializeToString,
@@ -53,6 +68,16 @@ class RayletServiceStub:
                 '/skate.v1.RayletService/Objects',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.FromString,
+                _registered_method=True)
+        self.Waits = channel.unary_unary(
+                '/skate.v1.RayletService/Waits',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.NodeWaitsRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.NodeWaitsReply.FromString,
+                _registered_method=True)
+        self.Why = channel.unary_unary(
+                '/skate.v1.RayletService/Why',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.WhyRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.WhyReply.FromString,
                 _registered_method=True)
         self.ListLogs = channel.unary_unary(
                 '/skate.v1.RayletService/ListLogs',
@@ -68,6 +93,16 @@ class RayletServiceStub:
                 '/skate.v1.RayletService/Shutdown',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeReply.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/skate.v1.RayletService/Drain',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.DrainRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.DrainReply.FromString,
+                _registered_method=True)
+        self.MoveGcs = channel.unary_unary(
+                '/skate.v1.RayletService/MoveGcs',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.MoveGcsRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.MoveGcsReply.FromString,
                 _registered_method=True)
         self.Borrow = channel.stream_stream(
                 '/skate.v1.RayletService/Borrow',
@@ -98,6 +133,27 @@ class RayletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PrepareBundles(self, request, context):
+        """idempotent by group_id and attempt
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitBundles(self, request, context):
+        """idempotent by group_id and attempt
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReturnBundles(self, request, context):
+        """idempotent by group_id and attempt
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """read only
         """
@@ -107,6 +163,20 @@ class RayletServiceServicer:
 
     def Objects(self, request, context):
         """read only
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Waits(self, request, context):
+        """read only, of this node
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Why(self, request, context):
+        """read only, of the whole cluster
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +198,20 @@ class RayletServiceServicer:
 
     def Shutdown(self, request, context):
         """idempotent
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """idempotent: a later one replaces it
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveGcs(self, request, context):
+        """idempotent by gcs_life
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,6 +248,21 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.KillActorOnNodeRequest.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.KillActorOnNodeReply.SerializeToString,
             ),
+            'PrepareBundles': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareBundles,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.PrepareBundlesRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.PrepareBundlesReply.SerializeToString,
+            ),
+            'CommitBundles': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitBundles,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.CommitBundlesRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.CommitBundlesReply.SerializeToString,
+            ),
+            'ReturnBundles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReturnBundles,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.ReturnBundlesRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.ReturnBundlesReply.SerializeToString,
+            ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.NodeStatusRequest.FromString,
@@ -173,6 +272,16 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     servicer.Objects,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.SerializeToString,
+            ),
+            'Waits': grpc.unary_unary_rpc_method_handler(
+                    servicer.Waits,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.NodeWaitsRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.NodeWaitsReply.SerializeToString,
+            ),
+            'Why': grpc.unary_unary_rpc_method_handler(
+                    servicer.Why,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.WhyRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.WhyReply.SerializeToString,
             ),
             'ListLogs': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLogs,
@@ -188,6 +297,16 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     servicer.Shutdown,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.DrainRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.DrainReply.SerializeToString,
+            ),
+            'MoveGcs': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveGcs,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.MoveGcsRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.MoveGcsReply.SerializeToString,
             ),
             'Borrow': grpc.stream_stream_rpc_method_handler(
                     servicer.Borrow,
@@ -265,6 +384,87 @@ class RayletService:
             _registered_method=True)
 
     @staticmethod
+    def PrepareBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/PrepareBundles',
+            skate_dot_v1_dot_raylet__pb2.PrepareBundlesRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.PrepareBundlesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/CommitBundles',
+            skate_dot_v1_dot_raylet__pb2.CommitBundlesRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.CommitBundlesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReturnBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/ReturnBundles',
+            skate_dot_v1_dot_raylet__pb2.ReturnBundlesRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.ReturnBundlesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Status(request,
             target,
             options=(),
@@ -308,6 +508,60 @@ class RayletService:
             '/skate.v1.RayletService/Objects',
             skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.SerializeToString,
             skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Waits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/Waits',
+            skate_dot_v1_dot_raylet__pb2.NodeWaitsRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.NodeWaitsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Why(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/Why',
+            skate_dot_v1_dot_raylet__pb2.WhyRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.WhyReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -389,6 +643,60 @@ class RayletService:
             '/skate.v1.RayletService/Shutdown',
             skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.SerializeToString,
             skate_dot_v1_dot_raylet__pb2.ShutdownNodeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/Drain',
+            skate_dot_v1_dot_raylet__pb2.DrainRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveGcs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/MoveGcs',
+            skate_dot_v1_dot_raylet__pb2.MoveGcsRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.MoveGcsReply.FromString,
             options,
             channel_credentials,
             insecure,

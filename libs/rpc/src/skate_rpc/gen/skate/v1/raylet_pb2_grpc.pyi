@@ -35,16 +35,30 @@ class RayletServiceStub:
     """idempotent by actor_id and incarnation"""
     KillActor: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.KillActorOnNodeRequest, _raylet_pb2.KillActorOnNodeReply]
     """idempotent"""
+    PrepareBundles: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.PrepareBundlesRequest, _raylet_pb2.PrepareBundlesReply]
+    """idempotent by group_id and attempt"""
+    CommitBundles: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.CommitBundlesRequest, _raylet_pb2.CommitBundlesReply]
+    """idempotent by group_id and attempt"""
+    ReturnBundles: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ReturnBundlesRequest, _raylet_pb2.ReturnBundlesReply]
+    """idempotent by group_id and attempt"""
     Status: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeStatusRequest, _raylet_pb2.NodeStatusReply]
     """read only"""
     Objects: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]
     """read only"""
+    Waits: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeWaitsRequest, _raylet_pb2.NodeWaitsReply]
+    """read only, of this node"""
+    Why: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.WhyRequest, _raylet_pb2.WhyReply]
+    """read only, of the whole cluster"""
     ListLogs: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ListLogsRequest, _raylet_pb2.ListLogsReply]
     """read only"""
     ReadLog: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ReadLogRequest, _raylet_pb2.ReadLogReply]
     """read only"""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]
     """idempotent"""
+    Drain: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.DrainRequest, _raylet_pb2.DrainReply]
+    """idempotent: a later one replaces it"""
+    MoveGcs: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.MoveGcsRequest, _raylet_pb2.MoveGcsReply]
+    """idempotent by gcs_life"""
     Borrow: _grpc.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]
     """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
     the loans of a borrower that is not heard of for ten seconds end.
@@ -63,16 +77,30 @@ class RayletServiceAsyncStub(RayletServiceStub):
     """idempotent by actor_id and incarnation"""
     KillActor: _aio.UnaryUnaryMultiCallable[_raylet_pb2.KillActorOnNodeRequest, _raylet_pb2.KillActorOnNodeReply]  # type: ignore[assignment]
     """idempotent"""
+    PrepareBundles: _aio.UnaryUnaryMultiCallable[_raylet_pb2.PrepareBundlesRequest, _raylet_pb2.PrepareBundlesReply]  # type: ignore[assignment]
+    """idempotent by group_id and attempt"""
+    CommitBundles: _aio.UnaryUnaryMultiCallable[_raylet_pb2.CommitBundlesRequest, _raylet_pb2.CommitBundlesReply]  # type: ignore[assignment]
+    """idempotent by group_id and attempt"""
+    ReturnBundles: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ReturnBundlesRequest, _raylet_pb2.ReturnBundlesReply]  # type: ignore[assignment]
+    """idempotent by group_id and attempt"""
     Status: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeStatusRequest, _raylet_pb2.NodeStatusReply]  # type: ignore[assignment]
     """read only"""
     Objects: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]  # type: ignore[assignment]
     """read only"""
+    Waits: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeWaitsRequest, _raylet_pb2.NodeWaitsReply]  # type: ignore[assignment]
+    """read only, of this node"""
+    Why: _aio.UnaryUnaryMultiCallable[_raylet_pb2.WhyRequest, _raylet_pb2.WhyReply]  # type: ignore[assignment]
+    """read only, of the whole cluster"""
     ListLogs: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ListLogsRequest, _raylet_pb2.ListLogsReply]  # type: ignore[assignment]
     """read only"""
     ReadLog: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ReadLogRequest, _raylet_pb2.ReadLogReply]  # type: ignore[assignment]
     """read only"""
     Shutdown: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]  # type: ignore[assignment]
     """idempotent"""
+    Drain: _aio.UnaryUnaryMultiCallable[_raylet_pb2.DrainRequest, _raylet_pb2.DrainReply]  # type: ignore[assignment]
+    """idempotent: a later one replaces it"""
+    MoveGcs: _aio.UnaryUnaryMultiCallable[_raylet_pb2.MoveGcsRequest, _raylet_pb2.MoveGcsReply]  # type: ignore[assignment]
+    """idempotent by gcs_life"""
     Borrow: _aio.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]  # type: ignore[assignment]
     """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
     the loans of a borrower that is not heard of for ten seconds end.
@@ -102,6 +130,30 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         """idempotent"""
 
     @_abc_1.abstractmethod
+    def PrepareBundles(
+        self,
+        request: _raylet_pb2.PrepareBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.PrepareBundlesReply, _abc.Awaitable[_raylet_pb2.PrepareBundlesReply]]:
+        """idempotent by group_id and attempt"""
+
+    @_abc_1.abstractmethod
+    def CommitBundles(
+        self,
+        request: _raylet_pb2.CommitBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.CommitBundlesReply, _abc.Awaitable[_raylet_pb2.CommitBundlesReply]]:
+        """idempotent by group_id and attempt"""
+
+    @_abc_1.abstractmethod
+    def ReturnBundles(
+        self,
+        request: _raylet_pb2.ReturnBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.ReturnBundlesReply, _abc.Awaitable[_raylet_pb2.ReturnBundlesReply]]:
+        """idempotent by group_id and attempt"""
+
+    @_abc_1.abstractmethod
     def Status(
         self,
         request: _raylet_pb2.NodeStatusRequest,
@@ -116,6 +168,22 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_raylet_pb2.NodeObjectsReply, _abc.Awaitable[_raylet_pb2.NodeObjectsReply]]:
         """read only"""
+
+    @_abc_1.abstractmethod
+    def Waits(
+        self,
+        request: _raylet_pb2.NodeWaitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.NodeWaitsReply, _abc.Awaitable[_raylet_pb2.NodeWaitsReply]]:
+        """read only, of this node"""
+
+    @_abc_1.abstractmethod
+    def Why(
+        self,
+        request: _raylet_pb2.WhyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.WhyReply, _abc.Awaitable[_raylet_pb2.WhyReply]]:
+        """read only, of the whole cluster"""
 
     @_abc_1.abstractmethod
     def ListLogs(
@@ -140,6 +208,22 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_raylet_pb2.ShutdownNodeReply, _abc.Awaitable[_raylet_pb2.ShutdownNodeReply]]:
         """idempotent"""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _raylet_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.DrainReply, _abc.Awaitable[_raylet_pb2.DrainReply]]:
+        """idempotent: a later one replaces it"""
+
+    @_abc_1.abstractmethod
+    def MoveGcs(
+        self,
+        request: _raylet_pb2.MoveGcsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.MoveGcsReply, _abc.Awaitable[_raylet_pb2.MoveGcsReply]]:
+        """idempotent by gcs_life"""
 
     @_abc_1.abstractmethod
     def Borrow(
