@@ -11,11 +11,8 @@ import click
 from skate_cluster.addresses import chosen_address, find_cluster
 from skate_cluster.exit_codes import NOT_FOUND, CommandError
 from skate_cluster.failed_calls import explained
+from skate_cluster.first_node import ask_first_node
 from skate_cluster.shared_options import how_shown, which_cluster
-from skate_rpc.clients import GcsClient, RayletClient
-from skate_rpc.errors import RpcError
-from skate_rpc.gen.skate.v1 import gcs_pb2
-from skate_rpc.grpc_channel import open_channel
 from skate_rpc.wait_report import TIMEOUT_S, Explanation
 
 SCHEMA = "skate.why/1"
@@ -61,21 +58,6 @@ async def ask_why(
     gcs_endpoint: str, token: str, prefix: str, timeout_s: float
 ) -> list[Explanation]:
     """Ask the first live node that answers. Raises ``RpcError`` when none does."""
-    channel = open_channel(gcs_endpoint, token)
-    try:
-        nodes = await GcsClient(channel, gcs_endpoint).nodes.list(timeout_s=timeout_s)
-    finally:
-        await channel.close()
-    alive = [row for row in nodes if row.state == gcs_pb2.NodeInfo.STATE_ALIVE]
-    failure: RpcError | None = None
-    for row in sorted(alive, key=lambda row: not row.is_head):
-        line = open_channel(row.raylet_endpoint, token)
-        try:
-            return await RayletClient(line, row.raylet_endpoint).why(prefix, timeout_s=timeout_s)
-        except RpcError as error:
-            failure = error
-        finally:
-            await line.close()
-    if failure is not None:
-        raise failure
-    return []
+    return await ask_first_node(
+        gcs_endpoint, token, timeout_s, lambda raylet: raylet.why(prefix, timeout_s=timeout_s)
+    )
