@@ -87,6 +87,7 @@ def damage_files(session_root: Path) -> None:
                 file.write(b"\xa5" * 64)
 
 
+@pytest.mark.invariant("I2")
 def test_damaged_file_is_a_lost_copy_and_the_task_runs_again(
     cluster: Cluster, session_root: Path
 ) -> None:
@@ -99,6 +100,7 @@ def test_damaged_file_is_a_lost_copy_and_the_task_runs_again(
     assert skate.get(ref, timeout=WAIT_S)[0] == 7
 
 
+@pytest.mark.invariant("I2")
 def test_damaged_file_of_a_put_is_an_error_that_names_it_here_and_from_elsewhere(
     cluster: Cluster, session_root: Path
 ) -> None:
@@ -114,6 +116,7 @@ def test_damaged_file_of_a_put_is_an_error_that_names_it_here_and_from_elsewhere
         skate.get(reader.first.remote([refs[1]]), timeout=WAIT_S)
 
 
+@pytest.mark.invariant("I2")
 def test_damaged_file_does_no_harm_where_another_node_has_a_copy(
     cluster: Cluster, session_root: Path
 ) -> None:

@@ -22,14 +22,20 @@ from skate_node.session import find_node
     "--address", metavar="HOST:PORT", help="The cluster.  [default: $SKATE_ADDRESS, auto]"
 )
 @click.option("--temp-dir", type=click.Path(), help="Where session folders are.")
+@click.option("--as-ray", is_flag=True, help="In SCRIPT, ray is another name of skate.")
 @click.argument("script", type=click.Path())
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(
-    address: str | None, temp_dir: str | None, script: str, arguments: tuple[str, ...]
+    address: str | None,
+    temp_dir: str | None,
+    as_ray: bool,
+    script: str,
+    arguments: tuple[str, ...],
 ) -> None:
     """Run SCRIPT with its ARGUMENTS; skate.init() in it connects to the cluster.
 
     The script takes this process over: signals reach it, and its exit status is the command's.
+    With --as-ray a program written for Ray runs as it stands, in its workers too.
     """
     if not os.path.isfile(script):
         raise CommandError(f"There is no script {script}; check the path.", NOT_FOUND)
@@ -42,4 +48,5 @@ def command(
         environment["SKATE_TMPDIR"] = os.path.abspath(temp_dir)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, script, *arguments], environment)
+    how = ["-m", "skate.as_ray"] if as_ray else []
+    os.execve(sys.executable, [sys.executable, *how, script, *arguments], environment)

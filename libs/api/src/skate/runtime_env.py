@@ -12,6 +12,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
+from skate_worker.setup_hook import SETUP_VARIABLE
+
 EnvVars = tuple[tuple[str, str], ...]
 
 INHERITED_VARIABLE: Final = "SKATE_RUNTIME_ENV"
@@ -75,5 +77,6 @@ def inherited() -> EnvVars:
 
 def as_runtime_env(env_vars: EnvVars) -> dict[str, Any]:
     """The option as a user would write it; empty when nothing was asked for."""
-    plain = {name: value for name, value in env_vars if name != INHERITED_VARIABLE}
+    own = (INHERITED_VARIABLE, SETUP_VARIABLE)
+    plain = {name: value for name, value in env_vars if name not in own}
     return {"env_vars": plain} if plain else {}

@@ -14,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from skate.context import SessionContext
+from skate.import_alias import setup_vars
 from skate.runtime_env import EnvVars, inherited, merge
 from skate.uninterrupted import note_exit, run_whole
 from skate_worker.current import current_core, set_current_core
@@ -33,7 +34,7 @@ class _Session:
 
     def __init__(self, options: InitOptions) -> None:
         self._options = options
-        self.env_vars: EnvVars = merge((), options.env_vars)
+        self.env_vars: EnvVars = merge(merge((), setup_vars()), options.env_vars)
         self.core: CoreWorker | None = None
         self.node: RunningNode | None = None
         self.context: SessionContext | None = None

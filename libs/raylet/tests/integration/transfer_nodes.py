@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,20 @@ class Node:
         for other in others:
             self.transfers.node_seen(other.node_id, other.endpoint)
 
-    def ask(self, object_id: bytes, size_bytes: int, *sources: Node, priority: int = 0) -> int:
-        self.knows(*sources)
+    def ask(
+        self,
+        object_id: bytes,
+        size_bytes: int,
+        *sources: Node,
+        priority: int = 0,
+        arriving_at: Sequence[Node] = (),
+    ) -> int:
+        self.knows(*sources, *arriving_at)
         pull_id = next(self.pull_ids)
         self.asked[pull_id] = asyncio.get_running_loop().create_future()
         names = [source.node_id for source in sources]
-        message = node.PullObject(pull_id, object_id, size_bytes, b"owner", names, priority)
+        relays = [relay.node_id for relay in arriving_at]
+        message = node.PullObject(pull_id, object_id, size_bytes, b"owner", names, priority, relays)
         self.transfers.pull(PROCESS, message)
         return pull_id
 

@@ -222,6 +222,7 @@ class World:
             self.random.choice(OWNERS),
             sources,
             self.random.randrange(3),
+            tuple(self.random.sample(NODES, self.random.choice([0, 0, 0, 1, 2]))),
         )
         self.tell(request)
         if self.random.random() < 0.1 and (process_id, pull_id) in self.open:

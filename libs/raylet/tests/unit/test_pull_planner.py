@@ -107,6 +107,26 @@ def test_bytes_under_way_stay_within_the_bound_but_one_larger_object_comes() -> 
     assert said == [on.EndPull(b"p", 1), on.MakeRoom(b"x", 60, OWNER)]
 
 
+def test_node_to_which_it_is_on_its_way_is_asked_and_the_others_stand_in_for_it() -> None:
+    desk = Desk(split_bytes=100, piece_bytes=50)
+    desk.tell(on.PullRequested(b"p", 1, b"x", 100, OWNER, (b"b", b"c"), GET, (b"a",)))
+    # Of one piece: the others, which serve somebody already, are left alone.
+    assert desk.tell(on.RoomMade(b"x")) == [
+        on.FetchRange(b"x", 1, b"a", 0, 100, 100, is_arriving=True)
+    ]
+    assert desk.tell(on.RangeFailed(b"x", 1, 70, "it has stopped")) == []
+    assert desk.sleep() == [on.FetchRange(b"x", 2, b"a", 70, 30, 100, is_arriving=True)]
+    said = desk.tell(on.RangeFailed(b"x", 2, 0, "it does not have it", is_absent=True))
+    assert said == [on.FetchRange(b"x", 3, b"b", 70, 30, 100)]
+
+
+def test_node_to_which_it_was_on_its_way_is_one_with_a_copy_when_it_is_named_as_that() -> None:
+    desk = Desk()
+    desk.tell(on.PullRequested(b"p", 1, b"x", 10, OWNER, (b"b",), GET, (b"a",)))
+    desk.ask(b"x", b"a", process=b"q")
+    assert desk.tell(on.RoomMade(b"x")) == [on.FetchRange(b"x", 1, b"a", 0, 10, 10)]
+
+
 def test_get_goes_before_wait_before_arguments_and_each_in_order() -> None:
     desk = Desk(transfers_max=1)
     desk.ask(b"first", b"a")

@@ -169,6 +169,7 @@ class PullObject(NodeMessage, tag=15):
     owner_id: bytes  # the copy's tag in the store: it goes when the owner does
     node_ids: list[bytes]
     priority: int = 0  # PULL_FOR_GET, PULL_FOR_WAIT or PULL_FOR_ARGUMENT
+    arriving_at: list[bytes] = []  # nodes to ask before those, to which a copy is on its way
 
 
 class CancelPull(NodeMessage, tag=16):

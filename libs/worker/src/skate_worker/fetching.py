@@ -157,7 +157,11 @@ class Fetching:
             outcome = Outcome(VALUE, message.data, message.is_error)
             self._perform(self._fetches.ended(object_id, outcome))
         else:
-            self._perform(self._fetches.sources(object_id, message.node_ids, message.size_bytes))
+            self._perform(
+                self._fetches.sources(
+                    object_id, message.node_ids, message.size_bytes, message.arriving_at
+                )
+            )
         return True
 
     def on_pull_ended(self, message: node.PullEnded) -> None:
@@ -209,10 +213,16 @@ class Fetching:
                     self._commands.extend(
                         self._fetches.owner_died(lambda o: o.worker_id == owner.worker_id)
                     )
-            case StartPull(pull_id, object_id, size_bytes, owner, node_ids, priority):
+            case StartPull(pull_id, object_id, size_bytes, owner, node_ids, priority, arriving_at):
                 self._post_to_raylet(
                     node.PullObject(
-                        pull_id, object_id, size_bytes, owner.worker_id, list(node_ids), priority
+                        pull_id,
+                        object_id,
+                        size_bytes,
+                        owner.worker_id,
+                        list(node_ids),
+                        priority,
+                        list(arriving_at),
                     )
                 )
             case StopPull(pull_id):

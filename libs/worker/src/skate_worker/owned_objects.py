@@ -6,11 +6,11 @@ has lost objects made again, and the raylet, which deletes copies on other nodes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from skate_rpc import node_protocol as node
-from skate_worker.machine.object_directory import ObjectDirectory
+from skate_worker.machine.object_directory import ObjectDirectory, Route
 from skate_worker.machine.references import FAILED, PENDING, STORED, Entry
 from skate_worker.task_protocol import AskCopy, CopyMade, CopySources
 
@@ -65,7 +65,7 @@ class OwnedObjects:
         self._have_kept()
         if message.why_lost:
             self._recovery.note_loss(object_id, message.why_lost)
-        self._answer(entry, worker_id, message.node_id)
+        self._answer(entry, worker_id, message.node_id, message.lost_at)
         self._advance(object_id)
 
     def copy_made(self, worker_id: bytes, message: CopyMade) -> None:
@@ -95,15 +95,19 @@ class OwnedObjects:
             self._directory.stopped(object_id, worker_id)
         self._advance(object_id)
 
-    def _answer(self, entry: Entry, worker_id: bytes, node_id: bytes) -> None:
+    def _answer(
+        self, entry: Entry, worker_id: bytes, node_id: bytes, avoid: Sequence[bytes] = ()
+    ) -> None:
         object_id = entry.object_id
         while True:
-            sources: list[bytes] | None = None
+            route: Route | None = None
             with self._ownership.lock:
                 state = entry.state
                 data = None if entry.is_released else entry.data
                 if state == STORED and not entry.is_released:
-                    sources = self._directory.ask(object_id, entry.node_id, worker_id, node_id)
+                    route = self._directory.ask(
+                        object_id, entry.node_id, worker_id, node_id, entry.size_bytes, avoid
+                    )
             if state == PENDING:
                 self._say(worker_id, CopySources(object_id))
                 if self._ownership.watch(entry, lambda e: self._answer(e, worker_id, node_id)):
@@ -114,8 +118,11 @@ class OwnedObjects:
             elif entry.is_released:
                 self._say(worker_id, CopySources(object_id, failure="freed"))
                 return
-            elif sources is None or sources:
-                self._say(worker_id, CopySources(object_id, sources or [], entry.size_bytes))
+            elif route is None:
+                self._say(worker_id, CopySources(object_id))
+                return
+            elif route.node_ids:
+                self._say(worker_id, _sources(entry, route))
                 return
             else:
                 self._recovery.recover(entry)
@@ -131,7 +138,7 @@ class OwnedObjects:
         if entry is None:
             return
         for turn in turns:
-            self._say(turn.worker_id, CopySources(object_id, turn.node_ids, entry.size_bytes))
+            self._say(turn.worker_id, _sources(entry, turn.route))
         for worker_id, node_id in orphans.items():
             self._answer(entry, worker_id, node_id)
 
@@ -218,3 +225,9 @@ class OwnedObjects:
             self._ownership.store.delete(here)
         if copies:
             self._post_to_raylet(node.DeleteCopies(copies))
+
+
+def _sources(entry: Entry, route: Route) -> CopySources:
+    return CopySources(
+        entry.object_id, route.node_ids, entry.size_bytes, arriving_at=list(route.arriving_at)
+    )

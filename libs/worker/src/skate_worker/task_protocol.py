@@ -177,6 +177,7 @@ class CopySources(TaskMessage, tag=65):
     data: bytes = b""  # the object is small, or an error, and this is it
     is_error: bool = False
     failure: str = ""  # "freed": the owner no longer has it
+    arriving_at: list[bytes] = []  # a copy is on its way to these: ask them, the others stand in
 
 
 class CopyMade(TaskMessage, tag=66):

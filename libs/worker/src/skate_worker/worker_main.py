@@ -17,6 +17,7 @@ from skate_rpc.process_endpoints import LOOPBACK
 from skate_worker import actor_host  # noqa: F401 - imported before the fork, so that workers share it
 from skate_worker.core import CoreWorker
 from skate_worker.current import set_current_core
+from skate_worker.setup_hook import run_setup_hook
 
 _log = logging.getLogger(__name__)
 EXIT_RAYLET_LOST = 3
@@ -50,6 +51,7 @@ def run_worker(config: WorkerConfig) -> int:
         if path not in sys.path:
             sys.path.insert(0, path)
     set_current_core(core)
+    run_setup_hook()
     try:
         code = core.run()
     except SystemExit as request:

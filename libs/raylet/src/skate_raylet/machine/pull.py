@@ -38,6 +38,7 @@ class Source:
     problem: str = ""
     is_lost: bool = False  # not asked again
     is_absent: bool = False  # it said itself that it does not have the object
+    is_arriving: bool = False  # it is under way there; while such a one is left, others are spared
 
 
 @dataclass(slots=True)
@@ -77,17 +78,27 @@ class Pull:
         """That of the most urgent who waits."""
         return min(self.waiters.values())
 
-    def add_sources(self, node_ids: tuple[bytes, ...], now_s: float) -> None:
+    def add_sources(
+        self, node_ids: tuple[bytes, ...], now_s: float, *, are_arriving: bool = False
+    ) -> None:
         """Sources that are known keep what is known of them."""
         for node_id in node_ids:
-            if node_id not in self.sources:
-                self.sources[node_id] = Source(now_s)
+            source = self.sources.get(node_id)
+            if source is None:
+                self.sources[node_id] = Source(now_s, is_arriving=are_arriving)
+            elif not are_arriving:
+                source.is_arriving = False  # it has it by now
+
+    def asked_sources(self) -> list[tuple[bytes, Source]]:
+        """Those that are not lost, but where some are to be asked first, only these."""
+        left = [(node_id, one) for node_id, one in self.sources.items() if not one.is_lost]
+        return [(node_id, one) for node_id, one in left if one.is_arriving] or left
 
     def forgive_sources(self, now_s: float) -> None:
         """Those that were lost get another chance: somebody named the object anew."""
         for node_id, source in self.sources.items():
             if source.is_lost:
-                self.sources[node_id] = Source(now_s)
+                self.sources[node_id] = Source(now_s, is_arriving=source.is_arriving)
 
     def lose_source(self, node_id: bytes, problem: str) -> None:
         """Do not ask this node again."""

@@ -34,6 +34,7 @@ class PullRequested(msgspec.Struct, frozen=True):
     owner_id: bytes
     node_ids: tuple[bytes, ...]  # who holds it, best first
     priority: int  # 0 first
+    arriving_at: tuple[bytes, ...] = ()  # to be asked before them: a copy is on its way there
 
 
 class PullCancelled(msgspec.Struct, frozen=True):
@@ -167,6 +168,7 @@ class FetchRange(msgspec.Struct, frozen=True):
     offset: int
     length: int
     size_bytes: int  # of the whole object, which the source must agree to
+    is_arriving: bool = False  # the source may not have it yet, and sends it as it comes
 
 
 class StopRange(msgspec.Struct, frozen=True):

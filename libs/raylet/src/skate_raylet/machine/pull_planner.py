@@ -9,7 +9,8 @@ after: the shell, which reserves room in the store, moves bytes, and reports.
 - A transfer that finds the store full steps aside, so that it holds nothing that a more urgent one
   needs, and tries again until ``room_wait_s`` is over: nothing waits for ever.
 - A large object is fetched in pieces from up to two sources at a time. What a source did not send
-  the next one does, from that byte on.
+  the next one does, from that byte on. Where the owner names a node to which a copy is on its way,
+  that one alone is asked, and the others stand in for it.
 - A source is given up when it says that it lacks the object, when it fails twice in a row, when it
   is silent for ``stall_s``, and when its node dies.
 
@@ -155,6 +156,7 @@ class PullPlanner:
         pull.waiters[waiter] = event.priority
         self._of_waiter[waiter] = pull
         self._of_process.setdefault(event.process_id, {})[event.pull_id] = None
+        pull.add_sources(event.arriving_at, now_s, are_arriving=True)
         pull.add_sources(event.node_ids, now_s)
         self._sources.lose_dead(pull)
         if pull.stage is Stage.QUEUED:
@@ -300,8 +302,11 @@ class PullPlanner:
             self._next_range_id += 1
             pull.ranges[range_id] = Range(node_id, offset, length, now_s)
             self._sources.begin(node_id)
+            is_arriving = pull.sources[node_id].is_arriving
             out.append(
-                FetchRange(pull.object_id, range_id, node_id, offset, length, pull.size_bytes)
+                FetchRange(
+                    pull.object_id, range_id, node_id, offset, length, pull.size_bytes, is_arriving
+                )
             )
         if pull.ranges:
             return

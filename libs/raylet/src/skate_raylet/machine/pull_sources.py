@@ -44,8 +44,8 @@ class PullSources:
     def holders(self, pull: Pull) -> int:
         """Sources of the object that can be asked, now or later."""
         return sum(
-            node_id in self._alive and not source.is_lost and node_id != self._node_id
-            for node_id, source in pull.sources.items()
+            node_id in self._alive and node_id != self._node_id
+            for node_id, _ in pull.asked_sources()
         )
 
     def lose_dead(self, pull: Pull) -> None:
@@ -66,7 +66,7 @@ class PullSources:
         """The source to ask next: the least busy, then the most reliable, then the first named."""
         usable = [
             (self.loads[node_id], source.failures, place, node_id)
-            for place, (node_id, source) in enumerate(pull.sources.items())
+            for place, (node_id, source) in enumerate(pull.asked_sources())
             if self._usable_at_s(pull, node_id, source) <= now_s
         ]
         return min(usable)[3] if usable else None
@@ -77,7 +77,7 @@ class PullSources:
         Of a pull that could use one more source; so whatever is usable already has been used.
         """
         return min(
-            (self._usable_at_s(pull, node_id, source) for node_id, source in pull.sources.items()),
+            (self._usable_at_s(pull, node_id, source) for node_id, source in pull.asked_sources()),
             default=math.inf,
         )
 

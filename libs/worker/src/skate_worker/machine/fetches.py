@@ -79,6 +79,7 @@ class StartPull:
     owner: Owner
     node_ids: tuple[bytes, ...]
     priority: int
+    arriving_at: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ Command = AskOwner | StartPull | StopPull | TellOwner | WakeWaiters
 
 class _Fetch:
     __slots__ = (
+        "arriving_at",
         "asked_at_s",
         "is_owner_busy",
         "lingers_until_s",
@@ -133,6 +135,7 @@ class _Fetch:
         self.stage = ASKING
         self.pull_id = 0
         self.sources: tuple[bytes, ...] = ()
+        self.arriving_at: tuple[bytes, ...] = ()
         self.lost_at: tuple[bytes, ...] = ()
         self.why_lost = ""
         self.waiters: list[Waiter] = []
@@ -212,9 +215,16 @@ class Fetches:
     # ---- what the owner says ----
 
     def sources(
-        self, object_id: bytes, node_ids: Iterable[bytes], size_bytes: int
+        self,
+        object_id: bytes,
+        node_ids: Iterable[bytes],
+        size_bytes: int,
+        arriving_at: Iterable[bytes] = (),
     ) -> list[Command]:
-        """Copies are on these nodes; none: the owner works on it and will say more."""
+        """Copies are on these nodes; none: the owner works on it and will say more.
+
+        ``arriving_at``: nodes to be asked before them, to which a copy is on its way.
+        """
         fetch = self._fetches.get(object_id)
         if fetch is None or fetch.stage != ASKING:
             return []
@@ -223,6 +233,7 @@ class Fetches:
             fetch.is_owner_busy = True
             return []
         fetch.size_bytes = size_bytes
+        fetch.arriving_at = tuple(arriving_at)
         return [self._pull(fetch)]
 
     def ended(self, object_id: bytes, outcome: Outcome) -> list[Command]:
@@ -264,7 +275,7 @@ class Fetches:
                 WakeWaiters(tuple(fetch.waiters), Outcome(FULL, fullness, message=message)),
             ]
         was_lost = fetch.lost_at
-        fetch.lost_at = tuple(lost_at) or fetch.sources
+        fetch.lost_at = tuple(lost_at) or (*fetch.arriving_at, *fetch.sources)
         fetch.why_lost = message
         if fetch.lost_at == was_lost:
             fetch.stage = PAUSING
@@ -342,6 +353,7 @@ class Fetches:
             fetch.owner,
             fetch.sources,
             fetch.priority,
+            fetch.arriving_at,
         )
 
     def _abandon(self, fetch: _Fetch) -> list[Command]:

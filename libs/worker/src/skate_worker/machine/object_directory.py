@@ -5,15 +5,19 @@ primary copy, and it stands in the object's entry; this table holds what is know
 further copies, pulls under way, who waits for a source, nodes that died. An object that no other
 node asks for costs nothing here.
 
-At most ``PULLS_PER_COPY`` pulls run from one copy at a time. Who asks while all are taken waits for
-a slot or for a new copy, so a broadcast to n nodes fans out as a tree. A slot is free again when
-the puller reports, when its process or node dies, or when the copy's node does. Two pulls of the
-same object to the same node are one transfer and take one slot.
+At most ``PULLS_PER_COPY`` pulls run from one copy at a time. Who asks while all are taken is sent
+to a node to which a copy is on its way, and gets each byte as soon as it is there; so a broadcast
+to n nodes fans out as a tree, whose nodes all receive and send at the same time. Of small objects,
+for which that is not worth it, and when no such node has a slot left, who asks waits for a slot or
+for a new copy. A slot is free again when the puller reports, when its process or node dies, or when
+the source's node does. Two pulls of the same object to the same node are one transfer and take one
+slot.
 
 Invariants, for each object::
 
-    load of a copy == pulls whose source it is, <= PULLS_PER_COPY
+    load of a copy, or of a node under way == pulls whose source it is, <= PULLS_PER_COPY
     somebody waits  =>  every copy has load PULLS_PER_COPY
+    a source that is under way gets its own bytes, by however many others, from a copy
 
 Before it: the questions of pullers (``owned_objects``). After it: the raylets, which move the
 bytes. All methods are O(copies + pulls of the object), but for deaths: O(objects in the table).
@@ -22,20 +26,29 @@ bytes. All methods are O(copies + pulls of the object), but for deaths: O(object
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 PULLS_PER_COPY: Final = 2
 SOURCES_MAX: Final = 4  # named to a puller; the first is charged, the others stand in for it
+RELAY_MIN_BYTES: Final = 8 << 20  # objects from this size on are passed on while they arrive
 STRIKES_MAX: Final = 3  # reports that a copy on a live node can not be had, before it is believed
 DEAD_NODES_KEPT_MAX: Final = 10_000
 
 
+class Route(NamedTuple):
+    """From where to pull. No ``node_ids``: no copy is left."""
+
+    node_ids: list[bytes]  # they have a copy; best first
+    arriving_at: tuple[bytes, ...] = ()  # a copy is on its way there: the others stand in for these
+
+
 class Sources(NamedTuple):
-    """Who may pull now, and from where: best first."""
+    """Who may pull now, and from where."""
 
     object_id: bytes
     worker_id: bytes
-    node_ids: list[bytes]
+    route: Route
 
 
 class _Pull:
@@ -47,10 +60,13 @@ class _Pull:
 
 
 class _Record:
-    __slots__ = ("copies", "pulls", "strikes", "waiting")
+    __slots__ = ("charged", "copies", "is_relayed", "pulls", "relays", "strikes", "waiting")
 
     def __init__(self) -> None:
         self.copies: dict[bytes, int] = {}  # node -> pulls that are charged to it
+        self.relays: dict[bytes, int] = {}  # the same of nodes without a copy that pull one
+        self.charged: dict[bytes, int] = {}  # node -> pulls that ever were
+        self.is_relayed = False
         self.pulls: dict[bytes, _Pull] = {}  # by the process that asked
         self.waiting: dict[bytes, bytes] = {}  # process -> its node, in the order of asking
         self.strikes: dict[bytes, int] = {}
@@ -66,39 +82,55 @@ class ObjectDirectory:
     # ---- what pullers say; take `turns` after each, and then look at `is_orphan` ----
 
     def ask(
-        self, object_id: bytes, primary: bytes, worker_id: bytes, node_id: bytes
-    ) -> list[bytes] | None:
-        """Sources for a process on ``node_id``; empty: no copy is left. None: it waits for one.
+        self,
+        object_id: bytes,
+        primary: bytes,
+        worker_id: bytes,
+        node_id: bytes,
+        size_bytes: int = 0,
+        avoid: Sequence[bytes] = (),
+    ) -> Route | None:
+        """Sources for a process on ``node_id``. None: it waits for one.
 
         ``primary`` is believed for an object that is not in the table; empty: there is none. A
-        repeated question replaces the earlier one.
+        repeated question replaces the earlier one. ``avoid``: nodes on the way to which the asker
+        found no copy.
         """
         record = self._records.get(object_id)
         if record is None:
             record = self._records[object_id] = _Record()
             if primary and primary not in self._dead_nodes:
                 record.copies[primary] = 0
+        fed = [pull for pull in record.pulls.values() if pull.source == node_id]
         self._end_pull(record, worker_id)
         record.waiting.pop(worker_id, None)
+        record.is_relayed = size_bytes >= RELAY_MIN_BYTES
         if node_id in record.copies:
-            return [node_id]
+            return Route([node_id])
         if not record.copies and not record.pulls:
-            return []
-        sources = self._take_slot(record, worker_id, node_id)
-        if not sources:
+            return Route([])
+        route = self._take_slot(record, worker_id, node_id, avoid)
+        if route is None:
             record.waiting[worker_id] = node_id
-            return None
-        return sources
+        elif node_id in record.relays:
+            # It asks again and goes on from another source, and who pulls from it with it.
+            for pull in fed:
+                if not pull.source:
+                    pull.source = node_id
+                    record.relays[node_id] += 1
+        return route
 
     def added(self, object_id: bytes, worker_id: bytes, node_id: bytes) -> bool:
         """A pull succeeded: a copy is on ``node_id``. False: the object is not in the table."""
         record = self._records.get(object_id)
         if record is None:
             return False
-        self._end_pull(record, worker_id)
         if node_id not in self._dead_nodes:
-            record.copies.setdefault(node_id, 0)
+            # Who pulls from it while it arrives goes on with the copy.
+            load = record.relays.pop(node_id, 0)
+            record.copies.setdefault(node_id, load)
             record.strikes.pop(node_id, None)
+        self._end_pull(record, worker_id)
         return True
 
     def stopped(self, object_id: bytes, worker_id: bytes) -> None:
@@ -133,14 +165,12 @@ class ObjectDirectory:
         if record is None or not record.waiting or not record.copies:
             return turns
         for worker_id, node_id in list(record.waiting.items()):
-            if node_id in record.copies:
-                sources = [node_id]
-            else:
-                sources = self._take_slot(record, worker_id, node_id)
-                if not sources:
-                    continue
-            del record.waiting[worker_id]
-            turns.append(Sources(object_id, worker_id, sources))
+            route: Route | None = Route([node_id])
+            if node_id not in record.copies:
+                route = self._take_slot(record, worker_id, node_id, ())
+            if route is not None:
+                del record.waiting[worker_id]
+                turns.append(Sources(object_id, worker_id, route))
         return turns
 
     def is_orphan(self, object_id: bytes) -> bool:
@@ -215,12 +245,15 @@ class ObjectDirectory:
     def check_invariants(self) -> None:
         """Raise ``AssertionError`` when an invariant of the module's docstring is broken."""
         for record in self._records.values():
-            loads = dict.fromkeys(record.copies, 0)
+            loads = dict.fromkeys([*record.copies, *record.relays], 0)
             for pull in record.pulls.values():
-                if pull.source in loads:
+                assert not pull.source or pull.source in loads
+                if pull.source:
                     loads[pull.source] += 1
-            assert loads == record.copies
-            assert all(load <= PULLS_PER_COPY for load in record.copies.values())
+            assert loads == record.copies | record.relays
+            assert all(load <= PULLS_PER_COPY for load in loads.values())
+            assert not set(record.copies) & set(record.relays)
+            assert set(record.relays) <= {pull.node_id for pull in record.pulls.values()}
             assert not set(record.copies) & set(self._dead_nodes)
             assert not set(record.waiting) & set(record.pulls)
             if record.waiting:  # once `turns` was taken
@@ -228,36 +261,72 @@ class ObjectDirectory:
 
     # ---- slots ----
 
-    def _take_slot(self, record: _Record, worker_id: bytes, node_id: bytes) -> list[bytes]:
-        loads = record.copies
-        ranked = sorted(loads, key=lambda source: loads[source])
+    def _take_slot(
+        self, record: _Record, worker_id: bytes, node_id: bytes, avoid: Sequence[bytes]
+    ) -> Route | None:
+        loads, charged = record.copies, record.charged
+        # Those that served least come first: the tree grows from its leaves.
+        ranked = sorted(loads, key=lambda source: (loads[source], charged.get(source, 0)))
         if not ranked:
-            return []
+            return None
+        copies = ranked[:SOURCES_MAX]
         if any(pull.node_id == node_id for pull in record.pulls.values()):
             record.pulls[worker_id] = _Pull(node_id, b"")  # the raylet joins it to that one
-            return ranked[:SOURCES_MAX]
-        best = ranked[0]
-        if loads[best] >= PULLS_PER_COPY:
-            return []
-        loads[best] += 1
-        record.pulls[worker_id] = _Pull(node_id, best)
-        return ranked[:SOURCES_MAX]
+            return Route(copies)
+        source = ranked[0]
+        arriving_at: tuple[bytes, ...] = ()
+        if loads[source] >= PULLS_PER_COPY:
+            loads = record.relays
+            relay = self._best_relay(record, avoid) if record.is_relayed else None
+            if relay is None:
+                return None
+            source, arriving_at = relay, (relay,)
+        loads[source] += 1
+        charged[source] = charged.get(source, 0) + 1
+        record.relays.setdefault(node_id, 0)
+        record.pulls[worker_id] = _Pull(node_id, source)
+        return Route(copies, arriving_at)
+
+    def _best_relay(self, record: _Record, avoid: Sequence[bytes]) -> bytes | None:
+        """A node under way with a slot whose bytes come from a copy in the end: close to it, and
+        idle.
+        """
+        feeds = {pull.node_id: pull.source for pull in record.pulls.values() if pull.source}
+        best, best_rank = None, 0
+        for relay, load in record.relays.items():
+            if load >= PULLS_PER_COPY or relay in avoid:
+                continue
+            source, steps = relay, 0
+            while source not in record.copies and source in feeds and steps <= len(feeds):
+                source, steps = feeds[source], steps + 1
+            if source in record.copies and (best is None or steps + load < best_rank):
+                best, best_rank = relay, steps + load
+        return best
 
     def _end_pull(self, record: _Record, worker_id: bytes) -> None:
         pull = record.pulls.pop(worker_id, None)
-        if pull is None or not pull.source:
+        if pull is None:
             return
         for other in record.pulls.values():
             if other.node_id == pull.node_id:
-                other.source = pull.source  # the transfer goes on for this one
+                other.source = other.source or pull.source  # the transfer goes on for this one
                 return
         if pull.source in record.copies:
             record.copies[pull.source] -= 1
+        elif pull.source in record.relays:
+            record.relays[pull.source] -= 1
+        if record.relays.pop(pull.node_id, None) is not None:
+            _lose_source(record, pull.node_id)
 
     def _drop_copy(self, record: _Record, node_id: bytes) -> None:
         if record.copies.pop(node_id, None) is None:
             return
         record.strikes.pop(node_id, None)
-        for pull in record.pulls.values():
-            if pull.source == node_id:
-                pull.source = b""
+        record.charged.pop(node_id, None)
+        _lose_source(record, node_id)
+
+
+def _lose_source(record: _Record, node_id: bytes) -> None:
+    for pull in record.pulls.values():
+        if pull.source == node_id:
+            pull.source = b""

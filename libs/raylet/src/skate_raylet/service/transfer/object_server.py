@@ -12,8 +12,11 @@ import threading
 import time
 
 from skate_object_store import SpilledObjectLostError, StoreError
+from skate_raylet.service.transfer.arrivals import Arrival, ArrivalEndedError, Arrivals
 from skate_raylet.service.transfer.daemon_threads import DaemonThreads
 from skate_raylet.service.transfer.sockets import (
+    PeerClosedError,
+    PeerSilentError,
     prepare,
     receive_exactly,
     send_all,
@@ -24,6 +27,7 @@ from skate_raylet.service.transfer.wire import (
     Deletion,
     KeepRequest,
     MalformedError,
+    Request,
     Status,
     pack_ids,
     pack_reply,
@@ -39,6 +43,10 @@ IDLE_S = 60.0
 """A connection without a request for this long is closed; the peer gives up idle ones earlier."""
 SILENT_S = 15.0
 """A peer that takes nothing for this long has stopped; its object is unpinned."""
+ARRIVAL_S = 1.0
+"""How long news that an object is on its way to this node are waited for."""
+FIRST_BYTES_S = 5.0
+"""And how long for the first bytes of it that a peer wants."""
 PATIENCE_TICK_S = 1.0
 """A peer whose object is still on its way from this node's disk is told so this often."""
 
@@ -85,8 +93,9 @@ class _Peer:
 class ObjectServer:
     """Thread-safe. :meth:`serve` is called for each authenticated connection."""
 
-    def __init__(self, store: StoreAccess) -> None:
+    def __init__(self, store: StoreAccess, arrivals: Arrivals) -> None:
         self._store = store
+        self._arrivals = arrivals
         self._threads = DaemonThreads("skate-object-server", PEERS_MAX)
         self._soothers = DaemonThreads("skate-object-patience", 1)
         self._lock = threading.Lock()
@@ -141,7 +150,7 @@ class ObjectServer:
                     self._keep(peer, unpack_ids(peer.receive(request.length, SILENT_S)))
                     continue
                 object_id = peer.receive(request.id_bytes, SILENT_S)
-                self._answer(peer, object_id, request.offset, request.length)
+                self._answer(peer, object_id, request)
         except ConnectionError as error:
             _log.debug("event=object_peer_left why=%r", str(error))
         except (OSError, MalformedError) as error:
@@ -169,31 +178,85 @@ class ObjectServer:
             status = Status.FAILED
         send_all(peer.sock, pack_reply(status, len(kept)) + kept, SILENT_S)
 
-    def _answer(self, peer: _Peer, object_id: bytes, offset: int, length: int) -> None:
+    def _answer(self, peer: _Peer, object_id: bytes, request: Request) -> None:
         self._start_soothing()
         peer.set_looking(time.monotonic())
+        try:
+            status, view = self._look_up(object_id)
+            if status is Status.ABSENT and request.waits:
+                if self._pass_on(peer, object_id, request):
+                    return
+                status, view = self._look_up(object_id)  # it may have come meanwhile
+        finally:
+            peer.set_looking(float("inf"))
+        end = request.offset + request.length
+        size_bytes = 0 if view is None else len(view)
+        if view is not None and end > size_bytes:
+            status = Status.OUT_OF_RANGE
+        send_all(peer.sock, pack_reply(status, size_bytes), SILENT_S)
+        if view is not None and status is Status.OK:
+            send_all(peer.sock, view[request.offset : end], SILENT_S)
+            self._count(request.length)
+
+    def _look_up(self, object_id: bytes) -> tuple[Status, memoryview | None]:
         try:
             # An object that lies on this node's disk is brought back first.
             view = self._store.client().get([object_id], 0)[0]
         except SpilledObjectLostError as error:
             # For the puller that is as if it had never been here: another copy, or lineage.
             _log.warning("event=object_damaged id=%s error=%s", object_id.hex(), error)
-            status, view = Status.ABSENT, None
+            return Status.ABSENT, None
         except StoreError as error:
             _log.warning("event=object_unreadable id=%s error=%s", object_id.hex(), error)
-            status, view = Status.FAILED, None
-        else:
-            status = Status.ABSENT if view is None else Status.OK
-        finally:
+            return Status.FAILED, None
+        return (Status.ABSENT if view is None else Status.OK), view
+
+    # ---- copies under way ----
+
+    def _pass_on(self, peer: _Peer, object_id: bytes, request: Request) -> bool:
+        """Send what arrives, as it does. False: nothing came, and nothing was said."""
+        arrival = self._arrivals.find(object_id, time.monotonic() + ARRIVAL_S)
+        if arrival is None:
+            return False
+        try:
+            # The peer is asked for patience until the first bytes are here, but not for ever: the
+            # two nodes may be waiting for each other.
+            end = request.offset + request.length
+            part = arrival.next_part(request.offset, end, time.monotonic() + FIRST_BYTES_S)
+            size_bytes = arrival.size_bytes
+            if part is None or size_bytes is None or end > size_bytes:
+                return False
             peer.set_looking(float("inf"))
-        size_bytes = 0 if view is None else len(view)
-        if view is not None and offset + length > size_bytes:
-            status = Status.OUT_OF_RANGE
-        send_all(peer.sock, pack_reply(status, size_bytes), SILENT_S)
-        if view is not None and status is Status.OK:
-            send_all(peer.sock, view[offset : offset + length], SILENT_S)
-            with self._lock:
-                self.served_bytes_total += length
+            send_all(peer.sock, pack_reply(Status.OK, size_bytes), SILENT_S)
+            self._send_parts(peer, arrival, part, request.offset, end)
+        except ArrivalEndedError:
+            return False
+        finally:
+            arrival.leave()
+        return True
+
+    def _send_parts(
+        self, peer: _Peer, arrival: Arrival, part: memoryview, offset: int, end: int
+    ) -> None:
+        """A copy that does not come to its end ends the connection."""
+        while True:
+            with part:
+                offset += len(part)
+                send_all(peer.sock, part, SILENT_S)
+                self._count(len(part))
+            if offset == end:
+                return
+            try:
+                following = arrival.next_part(offset, end, time.monotonic() + SILENT_S)
+            except ArrivalEndedError as error:
+                raise PeerClosedError(f"the object it was sent does not come: {error}") from None
+            if following is None:
+                raise PeerSilentError(f"nothing of the object came for {SILENT_S:g} s")
+            part = following
+
+    def _count(self, count: int) -> None:
+        with self._lock:
+            self.served_bytes_total += count
 
     # ---- signs of life ----
 

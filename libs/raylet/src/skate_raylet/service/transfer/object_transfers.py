@@ -23,6 +23,7 @@ from skate_object_store.protocol import pack_fullness
 from skate_raylet.machine import pull_events as on
 from skate_raylet.machine.pull_config import PullConfig, PullStatistics
 from skate_raylet.machine.pull_planner import PullPlanner
+from skate_raylet.service.transfer.arrivals import Arrivals
 from skate_raylet.service.transfer.copy_deletions import CopyDeletions
 from skate_raylet.service.transfer.copy_keeping import CopyKeeping
 from skate_raylet.service.transfer.daemon_threads import DaemonThreads
@@ -80,7 +81,8 @@ class ObjectTransfers:
         self._store = StoreAccess(store_endpoint, token)
         self._store_threads = DaemonThreads("skate-pull-store", STORE_THREADS)
         self._fetch_threads = DaemonThreads("skate-pull", FETCH_THREADS)
-        self._server = ObjectServer(self._store)
+        self._arrivals = Arrivals()
+        self._server = ObjectServer(self._store, self._arrivals)
         self._connections = PeerConnections(token)
         self._order_threads = DaemonThreads("skate-orders", ORDER_THREADS)
         parts = (self._store, self._connections, self._order_threads)
@@ -113,6 +115,7 @@ class ObjectTransfers:
         """End everything; pulls are not answered any more."""
         self._is_closed = True
         self.stop_serving()
+        self._arrivals.close()
         for timer in (self._timer, self._sweep):
             if timer is not None:
                 timer.cancel()
@@ -140,6 +143,7 @@ class ObjectTransfers:
                 message.owner_id,
                 tuple(message.node_ids),
                 message.priority,
+                tuple(message.arriving_at),
             )
         )
 
@@ -223,16 +227,19 @@ class ObjectTransfers:
 
     def _perform(self, command: on.PullCommand) -> None:
         match command:
-            case on.MakeRoom():
+            case on.MakeRoom(object_id):
+                self._arrivals.begin(object_id)
                 self._store_threads.run(partial(self._make_room, command))
             case on.FetchRange():
                 self._start_fetch(command)
             case on.StopRange(_, range_id):
                 self._fetches[range_id].stop()
             case on.SealCopy(object_id):
+                self._arrivals.end(object_id, is_whole=True)
                 self._copies.pop(object_id).release()
                 self._store_threads.run(partial(self._seal, object_id))
             case on.DropCopy(object_id):
+                self._arrivals.end(object_id, is_whole=False)
                 self._copies.pop(object_id).release()
                 self._store_threads.run(partial(self._drop, object_id))
             case on.EndPull(process_id, pull_id, kind, message, lost_at, fullness):
@@ -268,10 +275,13 @@ class ObjectTransfers:
         else:
             self._call_soon(partial(self._room_made, object_id, view))
             return
+        self._arrivals.end(object_id, is_whole=False)
         self._tell_soon(on.RoomRefused(object_id, refusal, message, fullness))
 
     def _room_made(self, object_id: bytes, view: memoryview) -> None:
         self._copies[object_id] = view
+        if not self._is_closed:
+            self._arrivals.has_room(object_id, view[:])
         self._tell(on.RoomMade(object_id))
 
     def _seal(self, object_id: bytes) -> None:
@@ -301,6 +311,8 @@ class ObjectTransfers:
             command.offset,
             self._copies[object_id][command.offset : end],
             partial(self._tell_soon, on.RangeProgressed(object_id, range_id)),
+            partial(self._arrivals.received, object_id),
+            is_arriving=command.is_arriving,
         )
         self._fetches[range_id] = fetch
         endpoint = self._endpoints[command.node_id]

@@ -55,13 +55,20 @@ class RangeFetch:
         offset: int,
         target: memoryview,
         on_progress: Callable[[], None],
+        on_bytes: Callable[[int, int], None],
+        *,
+        is_arriving: bool = False,
     ) -> None:
-        """``target``: where the range goes, as long as it."""
+        """``target``: where the range goes, as long as it. ``on_bytes(start, end)``: of the object,
+        what has come of the range by now. ``is_arriving``: the source may not have it yet.
+        """
         self._object_id = object_id
         self._size_bytes = size_bytes
         self._offset = offset
         self._target = target
         self._on_progress = on_progress
+        self._on_bytes = on_bytes
+        self._is_arriving = is_arriving
         self._lock = threading.Lock()
         self._sock: socket.socket | None = None
         self._is_stopped = False
@@ -128,7 +135,8 @@ class RangeFetch:
 
     def _fetch(self, sock: socket.socket) -> None:
         length = len(self._target)
-        send_all(sock, pack_request(self._object_id, self._offset, length), REQUEST_TIMEOUT_S)
+        request = pack_request(self._object_id, self._offset, length, waits=self._is_arriving)
+        send_all(sock, request, REQUEST_TIMEOUT_S)
         self._await_start(sock)
         while self._received_bytes < length:
             end = min(length, self._received_bytes + CHUNK_BYTES)
@@ -136,6 +144,7 @@ class RangeFetch:
                 count = receive_some(sock, chunk)
             self._received_bytes += count
             if count:
+                self._on_bytes(self._offset, self._offset + self._received_bytes)
                 self._tell_progress()
             elif self._is_stopped:
                 raise PeerClosedError("stopped")

@@ -3,7 +3,7 @@
 A connection carries requests one after the other; the handshake of the stream
 (``skate_rpc.handshake``) comes before the first. Numbers are in network order::
 
-    request   kind 1 | id length 1 | 0 2 | offset 8 | length 8 | id
+    request   kind 1 | id length 1 | waits 1 | 0 1 | offset 8 | length 8 | id
     reply     status 1 | 0 7 | size of the object 8 | the bytes asked for, if status is OK
 
 A deletion names objects that their owner has released: its kind is 2, the length that of what
@@ -11,7 +11,9 @@ follows, the id length and the offset are 0, and each id is preceded by a byte w
 reply is OK, with a size of 0. A keeping names copies that are to be primary, in the same way; its
 kind is 3. The reply is OK, with the length of what follows: the ids of those that are primary now.
 
-``WAIT`` says that the source is bringing the object back from its disk; another reply follows.
+``WAIT`` says that the source is bringing the object back from its disk, or still gets it itself;
+another reply follows. ``waits`` is 1 if the object is expected to be on its way to the source: then
+it sends the bytes as they come.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
-_REQUEST = struct.Struct("!BBxxQQ")
+_REQUEST = struct.Struct("!BBBxQQ")
 _REPLY = struct.Struct("!B7xQ")
 _FETCH = 1
 _DELETE = 2
@@ -69,25 +71,26 @@ class Request(NamedTuple):
     id_bytes: int
     offset: int
     length: int
+    waits: bool = False
 
 
-def pack_request(object_id: bytes, offset: int, length: int) -> bytes:
+def pack_request(object_id: bytes, offset: int, length: int, *, waits: bool = False) -> bytes:
     """A whole request. Raises ``ValueError`` for an id that is empty or too long."""
     if not 0 < len(object_id) <= ID_BYTES_MAX:
         raise ValueError(f"an object id has 1 to {ID_BYTES_MAX} bytes, got {len(object_id)}")
-    return _REQUEST.pack(_FETCH, len(object_id), offset, length) + object_id
+    return _REQUEST.pack(_FETCH, len(object_id), waits, offset, length) + object_id
 
 
 def pack_deletion(object_ids: Iterable[bytes]) -> bytes:
     """A whole request. Raises ``ValueError`` for more than ``DELETION_BYTES_MAX`` of ids."""
     body = pack_ids(object_ids)
-    return _REQUEST.pack(_DELETE, 0, 0, len(body)) + body
+    return _REQUEST.pack(_DELETE, 0, 0, 0, len(body)) + body
 
 
 def pack_keeping(object_ids: Iterable[bytes]) -> bytes:
     """A whole request. Raises ``ValueError`` for more than ``DELETION_BYTES_MAX`` of ids."""
     body = pack_ids(object_ids)
-    return _REQUEST.pack(_KEEP, 0, 0, len(body)) + body
+    return _REQUEST.pack(_KEEP, 0, 0, 0, len(body)) + body
 
 
 def pack_ids(object_ids: Iterable[bytes]) -> bytes:
@@ -113,7 +116,7 @@ def unpack_ids(body: bytes) -> list[bytes]:
 
 def unpack_request(data: bytes) -> Request | Deletion | KeepRequest:
     """The fixed part. Raises :class:`MalformedError`."""
-    kind, id_bytes, offset, length = _REQUEST.unpack(data)
+    kind, id_bytes, waits, offset, length = _REQUEST.unpack(data)
     if kind == _DELETE and not id_bytes and length <= DELETION_BYTES_MAX:
         return Deletion(length)
     if kind == _KEEP and not id_bytes and length <= DELETION_BYTES_MAX:
@@ -124,7 +127,7 @@ def unpack_request(data: bytes) -> Request | Deletion | KeepRequest:
         raise MalformedError("an empty object id")
     if offset > OBJECT_BYTES_MAX or length > OBJECT_BYTES_MAX:
         raise MalformedError(f"a range of {length} bytes at {offset}")
-    return Request(id_bytes, offset, length)
+    return Request(id_bytes, offset, length, bool(waits))
 
 
 def pack_reply(status: Status, size_bytes: int = 0) -> bytes:
