@@ -39,7 +39,9 @@ MULTINODE = (
     "test_cluster_utils.py",
     "test_generators_nodes.py",
     "test_object_calls_between_nodes.py",
+    "test_copies_that_can_not_be_had.py",
     "test_object_plane.py",
+    "test_object_plane_four_nodes.py",
     "test_spillback.py",
     "test_tcp_nodes.py",
     "test_transfer.py",
@@ -196,12 +198,11 @@ def joblib(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def sim(session: nox.Session) -> None:
-    """More seeds of the worker's simulation, and every planted bug:
-    ``nox -s sim -- --seeds 200000``.
-    """
-    member = MEMBERS["worker"]
-    install(session, closure(member, MEMBERS), *TESTING, tested=[member])
-    run_pytest(session, "libs/worker/tests/sim", "-k", "random_sessions or planted")
+    """More seeds of the simulations, and every planted bug: ``nox -s sim -- --seeds 200000``."""
+    member = MEMBERS["sim"]
+    install(session, closure(member, MEMBERS), *TESTING, tested=[member, MEMBERS["worker"]])
+    which = "random_sessions or under_faults or planted"
+    run_pytest(session, "libs/worker/tests/sim", "libs/sim/tests/sim", "-k", which)
 
 
 @nox.session(default=False)

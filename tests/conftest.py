@@ -23,9 +23,10 @@ RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--faults`` and ``--log-lines`` size tests, ``--chaos-seed`` repeats one."""
+    """``--faults``, ``--log-lines`` and ``--objects`` size tests, ``--chaos-seed`` repeats one."""
     parser.addoption("--faults", type=int, default=50, help="faults that a chaos test injects")
     parser.addoption("--log-lines", type=int, default=3000, help="lines that each worker prints")
+    parser.addoption("--objects", type=int, default=4000, help="objects that exist at once")
     parser.addoption("--chaos-seed", type=int, help="seed of the chaos tests; random if not given")
 
 
@@ -40,6 +41,13 @@ def faults(request: pytest.FixtureRequest) -> int:
 def log_lines(request: pytest.FixtureRequest) -> int:
     """How many lines each worker of the log test prints."""
     count: int = request.config.getoption("--log-lines")
+    return count
+
+
+@pytest.fixture
+def object_count(request: pytest.FixtureRequest) -> int:
+    """How many objects exist at once in the test of many objects."""
+    count: int = request.config.getoption("--objects")
     return count
 
 

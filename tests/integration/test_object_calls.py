@@ -450,6 +450,37 @@ def test_creation_of_every_reference_is_noted_on_request(
     assert re.search(r"^one\(\) from .*:\d+ in make$", task)
 
 
+@pytest.mark.surface("E15")
+def test_error_of_a_dead_owner_names_the_line_its_log_and_the_cause(
+    run_program: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    result = run_program(
+        """
+        import os, signal, time, skate
+        skate.init(num_cpus=1)
+        @skate.remote
+        class Maker:
+            def make(self):
+                self.kept = skate.put("value")
+                return os.getpid(), [self.kept]
+        maker = Maker.remote()
+        pid, (ref,) = skate.get(maker.make.remote())
+        os.kill(pid, signal.SIGKILL)
+        try:
+            skate.get(ref, timeout=20)
+        except skate.exceptions.OwnerDiedError as error:
+            print(error.call_site)
+            print(error)
+        """,
+        SKATE_RECORD_REF_CREATION_SITES="1",
+    )
+    site, text = result.stdout.split("\n", 1)
+    assert re.search(r":\d+ in (Maker\.)?make$", site)
+    assert f"It was created at: {site}" in text
+    assert re.search(r"What it printed is in /\S+/logs/worker-\S+\.err on its node", text)
+    assert "SIGKILL" in text
+
+
 def test_creation_is_noted_of_stored_values_only_by_default() -> None:
     assert skate.put(1).call_site() == ""
     assert re.search(r"test_object_calls\.py:\d+ in test_", skate.put(bytes(200_000)).call_site())

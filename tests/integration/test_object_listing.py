@@ -67,6 +67,37 @@ def boom() -> None:
     raise ValueError("boom")
 
 
+def test_items_of_a_generator_that_nobody_has_taken_are_listed_as_that(tmp_path: Path) -> None:
+    @skate.remote
+    def items(path: str) -> Any:
+        for number in range(3):
+            yield np.full(LARGE, number)
+        while not Path(path).exists():
+            time.sleep(0.005)
+
+    def listed() -> list[ObjectState]:
+        return [row for row in list_objects() if row.reasons.get("UNREAD_GENERATOR_ITEM")]
+
+    stream = items.remote(str(tmp_path / "go"))
+    wait_until(lambda: len(listed()) == 3)
+    for row in listed():
+        assert row.reasons == {"UNREAD_GENERATOR_ITEM": 1}
+        assert row.reference_type == "UNREAD_GENERATOR_ITEM"
+        assert (row.task_name.rpartition(".")[2], row.task_status) == (
+            "items",
+            "SUBMITTED_TO_WORKER",
+        )
+        assert "items()" in row.call_site
+    taken = next(stream)
+    (row,) = rows(taken)
+    assert row.reasons == {"LOCAL_REFERENCE": 1}
+    (tmp_path / "go").touch()
+    wait_until(lambda: {row.task_status for row in listed()} == {"FINISHED"})
+    assert len(listed()) == 2
+    del stream
+    wait_until(lambda: not listed())
+
+
 def test_local_reference_is_listed_with_its_line() -> None:
     ref = skate.put(np.zeros(LARGE))
     (row,) = rows(ref)

@@ -821,6 +821,8 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
         KillActor=raylet_pb2.KillActorOnNodeReply(),
         Status=raylet_pb2.NodeStatusReply(workers_idle=4),
         Shutdown=raylet_pb2.ShutdownNodeReply(),
+        ListLogs=raylet_pb2.ListLogsReply(files=[raylet_pb2.LogFile(name="a.log", size=3)]),
+        ReadLog=raylet_pb2.ReadLogReply(found=True, data=b"abc", size=3),
         Objects=raylet_pb2.NodeObjectsReply(nodes=[msgspec.msgpack.encode(NodeObjects(b"n"))]),
         Borrow=raylet_pb2.LoanNews(),  # tested below: it is no call with one answer
         ForwardLogs=raylet_pb2.LogOrder(),  # as Borrow; tested with the raylet
@@ -837,6 +839,8 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
             assert (await client.status()).workers_idle == 4
             objects = await client.objects(whole_cluster=True, rows_max=7, timeout_s=1.5)
             assert [node.node_id for node in objects] == [b"n"]
+            assert [file.name for file in await client.list_logs()] == ["a.log"]
+            assert (await client.read_log("a.log", -3, 10)).data == b"abc"
             await client.shutdown(5.0, "told to")
             await channel.close()
         assert raylet.requests == [
@@ -844,6 +848,8 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
             raylet_pb2.KillActorOnNodeRequest(actor_id=b"a", incarnation=2, cause=cause),
             raylet_pb2.NodeStatusRequest(),
             raylet_pb2.NodeObjectsRequest(whole_cluster=True, rows_max=7, timeout_s=1.5),
+            raylet_pb2.ListLogsRequest(),
+            raylet_pb2.ReadLogRequest(file="a.log", offset=-3, bytes_max=10),
             raylet_pb2.ShutdownNodeRequest(grace_s=5.0, reason="told to"),
         ]
 

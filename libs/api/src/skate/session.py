@@ -7,6 +7,7 @@ completed, and then the interrupt goes on. Source: SURFACE I2-I8, I10.
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from skate_node import RunningNode
     from skate_worker.core import CoreWorker
 
+JOB_METADATA_VARIABLE: Final = "SKATE_JOB_METADATA"  # of a submitted job, for its entry point
 AUTO_INIT_VARIABLE: Final = "SKATE_ENABLE_AUTO_CONNECT"
 SIGTERM_EXIT_CODE: Final = 15
 LOGS_FLUSH_S: Final = 0.5  # for the last lines of the workers, when the session ends
@@ -34,7 +36,8 @@ class _Session:
 
     def __init__(self, options: InitOptions) -> None:
         self._options = options
-        self.env_vars: EnvVars = merge(merge((), setup_vars()), options.env_vars)
+        # A job's entry point inherits the environment that the job was submitted with.
+        self.env_vars: EnvVars = merge(merge(inherited(), setup_vars()), options.env_vars)
         self.core: CoreWorker | None = None
         self.node: RunningNode | None = None
         self.context: SessionContext | None = None
@@ -52,6 +55,7 @@ class _Session:
                 token=token,
                 namespace=self._options.namespace,
                 entrypoint=" ".join(sys.argv),
+                metadata=_job_metadata(os.environ),
                 sys_path=[os.path.abspath(entry) for entry in sys.path],
                 on_raylet_lost=self._note_lost,
                 ip_address=facts["ip_address"],
@@ -318,6 +322,12 @@ def _in_fork() -> None:
 
 
 # ---- facts ----
+
+
+def _job_metadata(environment: Any) -> dict[str, str]:
+    """What the job was submitted with, if this program is the entry point of one."""
+    text = environment.get(JOB_METADATA_VARIABLE)
+    return {} if not text else {str(key): str(value) for key, value in json.loads(text).items()}
 
 
 def _facts(node: Any) -> dict[str, str]:

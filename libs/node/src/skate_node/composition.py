@@ -29,6 +29,7 @@ from skate_node.endpoints import NodeEndpoints, plan_endpoints, reachable_from_h
 from skate_node.failures import ComponentFailedError, blame
 from skate_node.launch_protocol import Launch, ReadyNode, ReadyWriter
 from skate_node.node_metrics import NodeMetrics
+from skate_node.program_metrics import ProgramMetrics
 from skate_node.resources import ResourceDetector, node_resources, store_capacity_bytes
 from skate_node.session import (
     NodeRecord,
@@ -142,6 +143,7 @@ class NodeService:
         self._started = contextlib.AsyncExitStack()
         self._gcs: GcsServer | None = None
         self._raylet: Raylet | None = None
+        self._programs = ProgramMetrics()
 
     async def start(self) -> ReadyNode:
         """Start every part in order. Raises ``ComponentFailedError`` naming the one that fails.
@@ -168,7 +170,7 @@ class NodeService:
         with self._starting("session"):
             record = self._publish(config, raylet)
         if metrics is not None:
-            metrics.watch(record, self._gcs, raylet, spans)
+            metrics.watch(record, self._gcs, raylet, spans, self._programs)
         return ReadyNode(
             node_id=record.node_id,
             gcs_endpoint=record.gcs_endpoint,
@@ -241,7 +243,12 @@ class NodeService:
         return metrics
 
     async def _start_raylet(self, config: RayletConfig, spans: TaskSpans) -> Raylet:
-        raylet = self._components.raylet(config, task_events=spans.record, zygote=self._zygote)
+        raylet = self._components.raylet(
+            config,
+            task_events=spans.record,
+            user_metrics=self._programs,
+            zygote=self._zygote,
+        )
         await raylet.start()
         self._raylet = raylet
         self._started.push_async_callback(raylet.stop, "the node stops", RAYLET_GRACE_S)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 from skate_gcs import GcsServer
+from skate_node.program_metrics import ProgramMetrics
 from skate_node.session import NodeRecord
 from skate_node.task_spans import TaskSpans
 from skate_raylet import Raylet
@@ -25,7 +26,12 @@ class NodeMetrics:
         self.endpoint = self._server.endpoint
 
     def watch(
-        self, record: NodeRecord, gcs: GcsServer | None, raylet: Raylet, spans: TaskSpans
+        self,
+        record: NodeRecord,
+        gcs: GcsServer | None,
+        raylet: Raylet,
+        spans: TaskSpans,
+        programs: ProgramMetrics,
     ) -> None:
         """Ask these parts at each scrape. On the loop that the GCS and the raylet run on."""
         loop = asyncio.get_running_loop()
@@ -34,6 +40,7 @@ class NodeMetrics:
         add("node", lambda: _node(record))
         add("process", readings.process_readings)
         add("tasks", spans.readings)
+        self._registry.add_undeclared(programs.collect)
         add("raylet", readings.run_on_loop(loop, "node", lambda: _raylet(raylet)))
         if gcs is not None:
             add("gcs", readings.run_on_loop(loop, "gcs", lambda: _gcs(gcs)))

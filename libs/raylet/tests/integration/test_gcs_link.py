@@ -15,8 +15,8 @@ from skate_rpc.gen.skate.v1 import gcs_pb2
 
 def test_gateway_serves_exactly_the_control_methods() -> None:
     gateway = Gateway(None, b"", None, dict)  # type: ignore[arg-type]
-    by_the_reporter = "list_objects"  # the raylet hands it to what explains memory
-    assert sorted([*gateway.methods, by_the_reporter]) == sorted(node.CONTROL_METHODS)
+    by_other_parts = ("list_objects", "list_logs", "read_log")  # of the raylet
+    assert sorted([*gateway.methods, *by_other_parts]) == sorted(node.CONTROL_METHODS)
 
 
 def test_control_calls_reach_the_gcs_and_come_back(play: Any) -> None:

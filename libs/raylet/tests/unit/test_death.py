@@ -62,6 +62,22 @@ def test_intent_names_the_kind_and_the_facts_stay() -> None:
     assert "SIGKILL" in message
 
 
+@pytest.mark.parametrize("oom_kills", [0, 1])
+def test_end_that_nobody_wanted_names_the_log(oom_kills: int) -> None:
+    def message(intent: Intent | None) -> str:
+        return describe_exit(
+            ExitStatus(42, signal.SIGKILL, 7 << 20),
+            intent=intent,
+            oom_kills=oom_kills,
+            log_tail="",
+            what="worker",
+            log_path="/s/logs/worker-1.err",
+        ).message
+
+    assert message(None).endswith("What it printed is in /s/logs/worker-1.err on its node.")
+    assert "worker-1.err" not in message(Intent("killed_by_user", "kill()."))
+
+
 def test_log_tail_is_the_end_of_the_first_file_with_content(tmp_path: Path) -> None:
     err, out = tmp_path / "err", tmp_path / "out"
     err.write_text("\n")

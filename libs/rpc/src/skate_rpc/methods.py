@@ -66,6 +66,8 @@ _TABLE = (
     Method("RayletService", "KillActor", _IDEMPOTENT, "actor_id and incarnation"),
     Method("RayletService", "Objects", _READ, ""),
     Method("RayletService", "Status", _READ, ""),
+    Method("RayletService", "ListLogs", _READ, ""),
+    Method("RayletService", "ReadLog", _READ, ""),
     Method("RayletService", "Shutdown", _IDEMPOTENT, "the node"),
     Method("RayletService", "Borrow", _IDEMPOTENT, "the borrower and its ask_id", deadline_s=None),
     Method("RayletService", "ForwardLogs", _IDEMPOTENT, "file and offset", deadline_s=None),

@@ -154,6 +154,12 @@ class TaskEvents(NodeMessage, tag=12):
     serial: int = 0
 
 
+class UserMetrics(NodeMessage, tag=64):
+    """What a program has measured in this process since its last message; sent only when it has."""
+
+    metrics: list[MetricRows]
+
+
 class SubscribeActor(NodeMessage, tag=13):
     """Send :class:`ActorUpdate` for this actor now (its present state) and at every change."""
 
@@ -439,6 +445,30 @@ class TaskEvent(msgspec.Struct, array_like=True, gc=False):
     attempt: int = 0
 
 
+COUNTER, GAUGE, HISTOGRAM = 0, 1, 2
+METRIC_SERIES_MAX = 200
+"""Combinations of tags that a process keeps apart; the others are counted together."""
+
+
+class MetricRow(msgspec.Struct, array_like=True, gc=False):
+    """One combination of tags."""
+
+    tags: list[str]  # values, in the order of the keys
+    value: float  # counters: the increase; gauges: what it is; histograms: the observations' sum
+    counts: list[int] = []  # histograms: new observations per bucket, one more than boundaries
+
+
+class MetricRows(msgspec.Struct, array_like=True):
+    """A metric of a program, and what is new about it."""
+
+    name: str  # as the program calls it
+    kind: int
+    description: str
+    tag_keys: list[str]
+    boundaries: list[float]  # of a histogram: upper bounds of the buckets but the last
+    rows: list[MetricRow]
+
+
 # ---- bodies of ControlCall; replies are named beside each ----
 
 
@@ -542,6 +572,37 @@ class ListObjects(msgspec.Struct, array_like=True):
     timeout_s: float
 
 
+class ListLogs(msgspec.Struct, array_like=True):
+    """``list_logs`` -> list[LogFile]: the files among a node's logs."""
+
+    node_id: bytes
+
+
+class LogFile(msgspec.Struct, array_like=True):
+    """One file. ``changed_s``: Unix time."""
+
+    name: str
+    size: int
+    changed_s: float
+
+
+class ReadLog(msgspec.Struct, array_like=True):
+    """``read_log`` -> LogPart | None: part of one file; None when there is no such file."""
+
+    node_id: bytes
+    file: str
+    offset: int = 0  # negative: so many bytes before the end
+    bytes_max: int = 1 << 20
+
+
+class LogPart(msgspec.Struct, array_like=True):
+    """Some bytes of a log."""
+
+    data: bytes
+    offset: int
+    size: int  # of the file now
+
+
 CONTROL_METHODS = (
     "kv_put",
     "kv_get",
@@ -555,6 +616,8 @@ CONTROL_METHODS = (
     "list_nodes",
     "list_actors",
     "list_objects",
+    "list_logs",
+    "read_log",
 )
 
 FromProcess = (
@@ -570,6 +633,7 @@ FromProcess = (
     | ActorCreationFailed
     | Exiting
     | TaskEvents
+    | UserMetrics
     | SubscribeActor
     | UnsubscribeActor
     | PullObject

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import grpc.aio
 import msgspec
@@ -76,6 +76,24 @@ class RayletClient:
         """Leases, workers and store of the node at this moment."""
         return await self._caller.unary(
             "RayletService.Status", self._stub.Status, raylet_pb2.NodeStatusRequest(), timeout_s
+        )
+
+    async def list_logs(self, *, timeout_s: float | None = None) -> Sequence[raylet_pb2.LogFile]:
+        """The files among the node's logs, by name."""
+        reply = await self._caller.unary(
+            "RayletService.ListLogs", self._stub.ListLogs, raylet_pb2.ListLogsRequest(), timeout_s
+        )
+        return reply.files
+
+    async def read_log(
+        self, file: str, offset: int, bytes_max: int, *, timeout_s: float | None = None
+    ) -> raylet_pb2.ReadLogReply:
+        """Part of a file of :meth:`list_logs`; a negative offset counts from its end."""
+        return await self._caller.unary(
+            "RayletService.ReadLog",
+            self._stub.ReadLog,
+            raylet_pb2.ReadLogRequest(file=file, offset=offset, bytes_max=bytes_max),
+            timeout_s,
         )
 
     async def objects(

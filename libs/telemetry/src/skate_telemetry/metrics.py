@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from skate_telemetry.errors import MissingExtraError
 from skate_telemetry.families import DROPPED_SERIES, FAMILIES, SOURCE_ERRORS, Family
@@ -17,6 +17,9 @@ from skate_telemetry.readings import Reading, Source
 from skate_telemetry.series_cap import SERIES_MAX, Series, SeriesCap
 
 _log = logging.getLogger(__name__)
+
+
+Collect = Callable[[], list[tuple[Family, Series]]]
 
 
 class MetricsRegistry:
@@ -39,6 +42,7 @@ class MetricsRegistry:
         self._caps[DROPPED_SERIES.name] = SeriesCap(DROPPED_SERIES, len(FAMILIES))
         self._sources: dict[str, Source] = {}
         self._errors: dict[str, int] = {}
+        self._undeclared: Collect | None = None
         self._lock = threading.Lock()  # one exposition at a time
 
     def add_source(self, name: str, source: Source) -> None:
@@ -49,6 +53,14 @@ class MetricsRegistry:
         with self._lock:
             self._sources[name] = source
             self._errors.setdefault(name, 0)
+
+    def add_undeclared(self, collect: Collect) -> None:
+        """Also show these families, which only running programs know, behind the declared ones.
+
+        ``collect`` bounds its series itself.
+        """
+        with self._lock:
+            self._undeclared = collect
 
     def remove_source(self, name: str) -> None:
         """Ask it no more; nothing happens when it is not there."""
@@ -76,7 +88,8 @@ class MetricsRegistry:
                 if cap.family.labels
             )
             collected.append((DROPPED_SERIES, self._caps[DROPPED_SERIES.name].fold(dropped)))
-            return [(family, series) for family, series in collected if series]
+            declared = [(family, series) for family, series in collected if series]
+            return declared + (self._undeclared() if self._undeclared else [])
 
     def render(self) -> bytes:
         """The exposition in the Prometheus text format 0.0.4."""

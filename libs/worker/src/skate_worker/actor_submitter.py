@@ -19,7 +19,7 @@ from skate_worker.errors import (
     ActorUnschedulableError,
     TaskCancelledError,
 )
-from skate_worker.machine.actor_calls import CONNECTED, DEAD, ActorCalls
+from skate_worker.machine.actor_calls import CONNECTED, DEAD, WAITING, ActorCalls
 from skate_worker.node_client import NodeClient
 from skate_worker.ownership import Ownership
 from skate_worker.peers import Peer, Peers
@@ -155,6 +155,8 @@ class ActorSubmitter:
                 # The line to the last incarnation is open still: its node may only be cut off.
                 calls.unknown += calls.disconnected()
             calls.connected(peer.connection, view.incarnation, peer.serials.sent)
+        if calls.unknown:
+            self._fail_unavailable(calls)  # nobody listens to the last incarnation any more
         self._send_waiting(calls)
 
     def _died(self, calls: Calls) -> None:
@@ -182,7 +184,15 @@ class ActorSubmitter:
         elif view is not None and view.state == "RESTARTING":
             self._fail_unavailable(calls)
         else:
-            self._loop.call_later(UNAVAILABLE_S, self._fail_unavailable, calls)
+            self._loop.call_later(UNAVAILABLE_S, self._no_news, calls)
+
+    def _no_news(self, calls: Calls) -> None:
+        """A line broke and nobody said why: only the line may be gone, so it is opened again."""
+        self._fail_unavailable(calls)
+        view = calls.view
+        is_cut = calls.state == WAITING and calls.connection is None
+        if is_cut and view is not None and view.state == "ALIVE":
+            self._connect(calls, view)
 
     def _fail_unavailable(self, calls: Calls) -> None:
         """Calls that were in flight and have no retries are told that nobody knows."""
@@ -260,6 +270,14 @@ class ActorSubmitter:
         self._completion.wake()
 
     # ---- cancelling ----
+
+    def abandon(self) -> None:
+        """The raylet is gone and every unfinished call was failed: no result counts any more."""
+        with self._ownership.lock:
+            for calls in self._actors.values():
+                calls.in_flight.clear()
+                calls.waiting.clear()
+                calls.unknown.clear()
 
     def children_of(self, task_id: bytes) -> list[bytes]:
         """The unfinished calls that this task made."""

@@ -7,6 +7,7 @@ One class in layers, each of which relies only on those before it: ``membership`
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -34,12 +35,20 @@ class CoreWorker(ActorManagement, ObjectControl):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if records_all():
+            self.records_sites = True
             self._note_all_sites()
 
     def list_objects(self, timeout_s: float) -> list[NodeObjects]:
         """What every live node and process says of its objects; who is late, with why."""
         body = node.ListObjects(ROWS_MAX, timeout_s)
         return self.raylet.call("list_objects", body, list[NodeObjects], timeout_s + ANSWER_MORE_S)
+
+    def close(self) -> None:
+        """Send what the program measured last, and leave the cluster. Idempotent."""
+        measured = sys.modules.get("skate_worker.user_metrics")
+        if measured is not None and not self.is_closed and hasattr(self, "raylet"):
+            measured.metrics_recorder().flush(self)
+        super().close()
 
     def _handlers(self) -> dict[type[Any], Callable[[Any], None]]:
         return {**super()._handlers(), node.AskObjects: self._on_ask_objects}

@@ -42,9 +42,15 @@ class Deaths:
         return "" if death is None else _cause(death)
 
     def owner_died(
-        self, object_id: bytes, owner: Owner, reason: str = "its connection is closed"
+        self,
+        object_id: bytes,
+        owner: Owner,
+        reason: str = "its connection is closed",
+        call_site: str = "",
     ) -> OwnerDiedError:
-        """The error of whoever needs an object of this owner. ``reason``: if nobody told more."""
+        """The error of whoever needs an object of this owner. ``reason``: if nobody told more.
+        ``call_site``: the line that made the object, if it is known here.
+        """
         death = self._workers.get(owner.worker_id)
         address = f"worker {owner.worker_id.hex()}"
         if death is not None and death.pid:
@@ -58,7 +64,9 @@ class Deaths:
             cause = f"its node died: {_cause(of_node)}"
         else:
             cause = reason
-        return OwnerDiedError(object_id.hex(), address, detail=f"{OwnerDiedError.REASON}: {cause}")
+        return OwnerDiedError(
+            object_id.hex(), address, call_site, f"{OwnerDiedError.REASON}: {cause}"
+        )
 
 
 def _note(deaths: OrderedDict[bytes, Death], key: bytes, death: Death) -> None:

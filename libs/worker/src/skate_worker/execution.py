@@ -109,6 +109,13 @@ class Executor:
         taken.reverse()
         peer.connection.post(peer.stamp(TasksGivenBack(taken)))
 
+    def caller_lost(self, peer: Peer) -> None:
+        """The connection to an owner is gone: its tasks that have not started may run elsewhere."""
+        for work in list(self._queue):
+            if work[0] is peer and type(work[1]) is PushTask:
+                with contextlib.suppress(ValueError):  # it started this very moment
+                    self._queue.remove(work)
+
     def cancel(self, peer: Peer, task_id: bytes) -> None:
         """Drop the task if it has not started, interrupt it if it runs; else it is over."""
         for work in list(self._queue):

@@ -104,18 +104,22 @@ class Fetching:
     def error_of(self, object_id: bytes, outcome: Outcome, owner: Owner) -> BaseException:
         """What to raise for an outcome that brought nothing."""
         name, text = object_id.hex(), outcome.message
+        of = {
+            "owner_address": f"worker {owner.worker_id.hex()}",
+            "call_site": self._ownership.sites.get(object_id, ""),
+        }
         if outcome.kind == FREED:
-            return ObjectFreedError(name)
+            return ObjectFreedError(name, **of)
         if outcome.kind == FULL:
             if outcome.data:
                 return full_error(object_id, unpack_fullness(outcome.data))
-            return ObjectLostError(name, detail=f"this node could not store it: {text}")
+            return ObjectLostError(name, detail=f"this node could not store it: {text}", **of)
         if outcome.kind == TIMED_OUT:
-            return ObjectFetchTimedOutError(name, detail=f"no copy of it was found: {text}")
+            return ObjectFetchTimedOutError(name, detail=f"no copy of it was found: {text}", **of)
         if outcome.kind == ENDED:
             assert self._ended is not None
             return self._ended
-        return self._deaths.owner_died(object_id, owner)
+        return self._deaths.owner_died(object_id, owner, call_site=of["call_site"])
 
     # ---- on the loop's thread ----
 

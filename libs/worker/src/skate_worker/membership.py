@@ -396,6 +396,8 @@ class Membership(ABC):
             self.tasks.on_peer_lost(peer, reason)
         if peer.actor is not None:
             self.actor_calls.on_peer_lost(peer, reason)
+        if self.executor is not None:
+            self.executor.caller_lost(peer)
         # A closed connection is a dead process: Skate's processes never close one while they live,
         # and a process that only lost this connection could not be told from a dead one by its
         # owner either.
@@ -448,6 +450,8 @@ class Membership(ABC):
         self._lost_reason = f"process {self.pid} lost its raylet: {reason}"
         with self.ownership.lock:
             pending = [e for e in self.ownership.table.entries.values() if e.state == PENDING]
+        self.tasks.abandon()
+        self.actor_calls.abandon()
         self.ownership.fail(pending, LocalRayletDiedError(self._lost_reason))
         self.plane.end(LocalRayletDiedError(self._lost_reason))
         self._on_raylet_lost(reason)

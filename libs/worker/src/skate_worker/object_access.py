@@ -56,6 +56,7 @@ class NotHereError(ObjectLostError):
 class ObjectAccess(Membership):
     """A member that reads and writes objects. Thread-safe."""
 
+    records_sites = False  # which line made each object is noted, and told with its references
     _loaders: ThreadPoolExecutor | None = None
     _warns_blocking = os.environ.get(WARN_BLOCKING_VARIABLE, "1") != "0"
 

@@ -167,7 +167,19 @@ class ObjectRef(Generic[T_co]):
 def _reduce(ref: ObjectRef[Any]) -> tuple[Any, ...]:
     core, entry = ref._core, ref._entry
     owner = entry.owner or core.as_owner
+    if core.records_sites and (site := core.ownership.sites.get(entry.object_id)):
+        args = (entry.object_id, owner.worker_id, owner.endpoint, owner.node_id, site)
+        return _rebuild_with_site, args
     return _rebuild, (entry.object_id, owner.worker_id, owner.endpoint, owner.node_id)
+
+
+def _rebuild_with_site(
+    object_id: bytes, owner_id: bytes, endpoint: str, owner_node: bytes, site: str
+) -> ObjectRef[Any]:
+    """Of a process that notes all lines: then borrowers can say which one made a lost object."""
+    ref = _rebuild(object_id, owner_id, endpoint, owner_node)
+    ref._core.ownership.sites.setdefault(object_id, site)
+    return ref
 
 
 def _rebuild(

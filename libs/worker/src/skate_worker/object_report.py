@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from skate_rpc import object_report as why
 from skate_rpc.node_protocol import AskObjects, ObjectsReport
 from skate_rpc.object_report import ObjectRow
+from skate_worker.machine.lineage import TASK_ID_BYTES
 from skate_worker.machine.references import FAILED, INLINE, PENDING, STORED, Entry
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def make_report(core: CoreWorker, ask: AskObjects) -> ObjectsReport:
     with ownership.lock:
         ownership.table.count_adopted()
         entries = list(ownership.table.entries.values())
+        unread = {entry.object_id for entry in core.streams.unread()}
     captured: Counter[bytes] = Counter()
     for entry in entries:
         for inner in entry.contained or ():
@@ -37,15 +39,20 @@ def make_report(core: CoreWorker, ask: AskObjects) -> ObjectsReport:
     unfinished = [*core.tasks.unfinished(), *core.actor_calls.unfinished()]
     used: Counter[bytes] = Counter()
     maker: dict[bytes, tuple[Submission, str]] = {}
+    generators: dict[bytes, tuple[Submission, str]] = {}  # by task id: their items become more
     for submission, status in unfinished:
         used.update(entry.object_id for entry in submission.pinned)
         for entry in submission.entries:
             maker[entry.object_id] = submission, status
+        if submission.message.num_returns < 0:
+            generators[submission.task_id] = submission, status
     shown = heapq.nlargest(ask.rows_max, entries, key=_size)
     report = ObjectsReport(ask.number, [])
     for entry in shown:
-        row = _row(core, entry, captured[entry.object_id], used[entry.object_id])
-        made = maker.get(entry.object_id)
+        object_id = entry.object_id
+        is_unread = int(object_id in unread)
+        row = _row(core, entry, captured[object_id], used[object_id], is_unread)
+        made = maker.get(object_id) or generators.get(object_id[:TASK_ID_BYTES])
         if made is not None:
             submission, row.task_status = made
             row.task_name = submission.message.name
@@ -57,13 +64,14 @@ def make_report(core: CoreWorker, ask: AskObjects) -> ObjectsReport:
     return report
 
 
-def _row(core: CoreWorker, entry: Entry, captured: int, used: int) -> ObjectRow:
+def _row(core: CoreWorker, entry: Entry, captured: int, used: int, unread: int) -> ObjectRow:
     object_id = entry.object_id
     owner_id = core.ownership.worker_id if entry.owner is None else entry.owner.worker_id
     is_handle = object_id[:8] == object_id[8:16]  # see `keeper_id_of`
     out_of_band = int(object_id in core.out_of_band)
     counts = (
-        (why.ACTOR_HANDLE if is_handle else why.LOCAL_REFERENCE, entry.local),
+        (why.ACTOR_HANDLE if is_handle else why.LOCAL_REFERENCE, entry.local - unread),
+        (why.UNREAD_ITEM, unread),
         (why.CAPTURED_IN_OBJECT, captured),
         (why.USED_BY_PENDING_TASK, used),
         (why.OUT_OF_BAND, out_of_band),

@@ -77,7 +77,7 @@ class OutcomeWriter:
                 is_inline = fits and item.total_bytes <= INLINE_MAX_BYTES
                 if is_inline:
                     inline_bytes += item.total_bytes
-                returns.append(self._written(peer, task_id, index, item, is_inline, name))
+                returns.append(self._written(peer, task_id, index, item, is_inline, f"{name}()"))
         except BaseException:
             self._delete_written(task_id, returns)  # the outcome will be an error
             raise
@@ -98,12 +98,16 @@ class OutcomeWriter:
         return TaskReturned(task_id, returns, run_us, holds_pins=bool(pinned))
 
     def item(
-        self, peer: Peer, task_id: bytes, attempt: int, index: int, value: Serialized
+        self, peer: Peer, task_id: bytes, attempt: int, index: int, value: Serialized, name: str
     ) -> tuple[Returned, bool]:
-        """One return of a task that yields, and whether pins are held for it: under its id."""
+        """One return of a task that yields, and whether pins are held for it: under its id.
+
+        Who sends it is told if the connection has ended by then, and calls :meth:`discard`.
+        """
         pinned: list[Entry] = []
         is_inline = value.total_bytes <= INLINE_MAX_BYTES
-        returned = self._written(peer, task_id, index, value, is_inline, "")
+        note = f"an item of {name}()"
+        returned = self._written(peer, task_id, index, value, is_inline, note)
         if value.contained and (returned.data or returned.node_id):
             returned.contained = self._hold(peer, value, pinned)
         if pinned:
@@ -194,15 +198,14 @@ class OutcomeWriter:
                 self.free(*key)
 
     def _written(
-        self, peer: Peer, task_id: bytes, index: int, value: Serialized, is_inline: bool, name: str
+        self, peer: Peer, task_id: bytes, index: int, value: Serialized, is_inline: bool, note: str
     ) -> Returned:
         if self.kept_returns and index in self.kept_returns.get(task_id, ()):
             return Returned(b"")
         if is_inline:
             return Returned(value.to_bytes())
         object_id = task_id + index.to_bytes(4, "big")
-        note = clipped(f"{name}()") if name else "an item of a generator"
-        self._ownership.put_parts(object_id, value, peer.worker_id, note)
+        self._ownership.put_parts(object_id, value, peer.worker_id, clipped(note))
         return Returned(b"", value.total_bytes, node_id=self._ownership.node_id)
 
     def _delete_written(self, task_id: bytes, returns: list[Returned]) -> None:

@@ -169,6 +169,8 @@ class Ownership:
                         self.on_actor_unheld(actor_id)
             else:
                 self.untold.pop(entry, None)
+                if self.sites:
+                    self.sites.pop(entry.object_id, None)
                 if entry.state == STORED:
                     stored.append(entry)
                 if entry.is_told:
@@ -504,7 +506,8 @@ class Ownership:
         released: list[Entry] = []
         for entry in entries:
             assert entry.owner is not None
-            error = self.deaths.owner_died(entry.object_id, entry.owner)
+            site = self.sites.get(entry.object_id, "")
+            error = self.deaths.owner_died(entry.object_id, entry.owner, call_site=site)
             data = serialize(error, is_error=True).to_bytes()
             with self.lock:
                 if entry.state in (PENDING, STORED):
@@ -571,7 +574,9 @@ class Ownership:
                 self.send(peer, peer.stamp(EndBorrow(unused)))
             return
         if message.failure:
-            self.fail((entry,), ObjectFreedError(message.object_id.hex()))
+            site = self.sites.get(message.object_id, "")
+            address = f"worker {peer.worker_id.hex()}"
+            self.fail((entry,), ObjectFreedError(message.object_id.hex(), address, site))
             return
         if message.contained:
             self.take_contained(entry, message.contained, peer, None)

@@ -67,9 +67,18 @@ class Peers:
         on_messages: Callable[[Peer, list[Any]], None],
         on_lost: Callable[[Peer, str], None],
         ip_address: str = LOOPBACK,
+        *,
+        dial: Callable[..., Any] | None = None,
+        listen_at: Callable[..., Any] | None = None,
     ) -> None:
-        """``endpoint``: the Unix socket; with an ``ip_address`` that others can call, TCP too."""
+        """``endpoint``: the Unix socket; with an ``ip_address`` that others can call, TCP too.
+
+        ``dial`` and ``listen_at``: what makes connections, with the signatures of ``open_stream``
+        and ``StreamListener``, which are the default.
+        """
         self.endpoint = endpoint
+        self._dial = dial or open_stream
+        self._listen_at = listen_at or StreamListener
         self._ip_address = ip_address
         self.node_id = b""  # this process's, once it is registered
         self.on_known: Callable[[Peer], None] = _nobody_asks
@@ -97,7 +106,7 @@ class Peers:
             self.endpoint = with_tcp(self.endpoint, bound)
 
     def _accept_at(self, endpoint: str) -> str:
-        listener = StreamListener(
+        listener: StreamListener = self._listen_at(
             endpoint,
             self._token,
             self._loop,
@@ -115,7 +124,7 @@ class Peers:
             peer = self._peers.get(worker_id)
             if peer is not None and not peer.connection.is_closed:
                 return peer
-            connection: Connection = open_stream(
+            connection: Connection = self._dial(
                 choose_endpoint(endpoint, self._ip_address),
                 self._token,
                 self._loop,

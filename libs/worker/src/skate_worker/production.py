@@ -67,7 +67,7 @@ class _Production:
         serialized = serialize(value, subject=f"item of {message.name}()")
         index = self.produced + FIRST_ITEM
         returned, holds_pins = self._producers.outcomes.item(
-            self.peer, message.task_id, message.attempt, index, serialized
+            self.peer, message.task_id, message.attempt, index, serialized, message.name
         )
         self._send(returned, holds_pins)
         if self.is_cancelled:
@@ -156,7 +156,7 @@ class _Collection:
         serialized = serialize(value, subject=f"item of {message.name}()")
         index = len(self._returns) + 1
         returned, holds_pins = self._producers.outcomes.item(
-            self.peer, message.task_id, message.attempt, index, serialized
+            self.peer, message.task_id, message.attempt, index, serialized, message.name
         )
         self._returns.append(returned)
         if holds_pins:

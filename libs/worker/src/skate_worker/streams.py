@@ -10,6 +10,7 @@ Before it: ``task_submission`` (which begins a stream) and the executor's messag
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ class Streams:
         self._core = core
         self._ownership = ownership
         self._running: dict[bytes, GeneratorStream] = {}
+        self._streams: weakref.WeakSet[GeneratorStream] = weakref.WeakSet()  # also those that ended
 
     def begin(self, submission: Submission, num_returns: int) -> list[Any]:
         """What ``.remote()`` gives for a generator. With the lock, before the task is sent."""
@@ -61,9 +63,14 @@ class Streams:
         if kind == STATIC:
             return refs
         stream = GeneratorStream(table, task_id, count)
+        self._streams.add(stream)
         self._running[task_id] = stream
         submission.entries[0].waiters = [partial(self._completed, submission, stream)]
         return refs if kind == DYNAMIC else [ObjectRefGenerator(core, stream, refs[0])]
+
+    def unread(self) -> list[Entry]:
+        """Every item that came and was not taken. With the lock. O(streams and such items)."""
+        return [entry for stream in self._streams for entry in stream.unread()]
 
     # ---- the consumer; on any thread ----
 

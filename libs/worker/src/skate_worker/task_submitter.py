@@ -63,7 +63,11 @@ class TaskSubmitter:
         peers: Peers,
         raylet: NodeClient,
         loop: IoThread,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``clock``: monotonic seconds."""
+        self._now_s = clock
         self._ownership = ownership
         self._completion = completion
         self._peers = peers
@@ -200,7 +204,7 @@ class TaskSubmitter:
         peer.lease = lease
         self._peers.lives_on(peer, message.node_id)
         with self._ownership.lock:
-            self._pool.granted(queue, lease, time.monotonic())
+            self._pool.granted(queue, lease, self._now_s())
             self._begin(lease, queue)
             self._push(lease)
             first = next(iter(lease.in_flight.values()), None)
@@ -287,7 +291,7 @@ class TaskSubmitter:
         cause = node.Death(
             "exited", f"its connection broke ({reason}), and no cause was reported.", lease.pid
         )
-        self._loop.call_later(DEATH_REPORT_S, self._bury, lease.lease_id, cause)
+        self._loop.call_later(DEATH_REPORT_S, self._give_up, lease.lease_id, cause)
 
     def on_leaving(self, peer: Peer, message: Leaving) -> None:
         """A worker ends on purpose and says what it leaves undone."""
@@ -305,6 +309,12 @@ class TaskSubmitter:
         tasks.sort(key=lambda task: task.task_id != message.running_task)
         cause = node.Death("exited", f"{message.reason}.", lease.pid)
         self._worker_died(lease, tasks, cause, has_started=bool(message.running_task))
+
+    def _give_up(self, lease_id: bytes, cause: node.Death) -> None:
+        # The raylet reported no death: perhaps only the connection broke, and the worker lives.
+        if lease_id in self._pool.leases:
+            self._raylet.post(node.ReturnLease(lease_id, discard=True))
+        self._bury(lease_id, cause)
 
     def _bury(self, lease_id: bytes, cause: node.Death) -> None:
         self._deaths.pop(lease_id, None)
@@ -377,7 +387,7 @@ class TaskSubmitter:
     def on_results(self, peer: Peer, results: list[Any]) -> None:
         """Outcomes from one leased worker, in one batch."""
         lease: Lease[Submission] = peer.lease
-        now_s = time.monotonic()
+        now_s = self._now_s()
         finished: list[tuple[Submission, Any]] = []
         pool = self._pool
         with self._ownership.lock:
@@ -429,11 +439,16 @@ class TaskSubmitter:
         queue = lease.queue
         assert queue is not None
         for submission in retries:
-            submission.is_solo = False
+            # It is known how often it started; with its last start it must stay so.
+            submission.is_solo = submission.attempts_left == 0
         with self._ownership.lock:
             self._pool.requeue(queue, retries)
             self._push(lease)
+            # The lease may be lost by now: then others have to serve.
+            wanted = self._pool.requests_wanted(queue)
+            requests = [self._pool.new_request(queue) for _ in range(wanted)]
         lease.connection.flush()
+        self._request(queue, requests)
 
     # ---- idle leases ----
 
@@ -460,7 +475,7 @@ class TaskSubmitter:
     def _on_short_linger(self) -> None:
         self._is_short_linger_set = False
         self._return_idle()
-        now_s = time.monotonic()
+        now_s = self._now_s()
         if any(
             lease.is_wanted and not lease.in_flight and now_s - lease.idle_since_s < LINGER_S
             for lease in self._pool.leases.values()
@@ -474,13 +489,22 @@ class TaskSubmitter:
             self._watch_idle()
 
     def _return_idle(self) -> None:
+        wanting: list[tuple[KeyQueue[Submission], list[int]]] = []
         with self._ownership.lock:
-            leases = self._pool.returnable(time.monotonic())
+            leases = self._pool.returnable(self._now_s())
+            for lease in leases:
+                # What a lease that was asked back left, others have to run.
+                queue = lease.queue
+                if queue is not None and queue.pending:
+                    wanted = self._pool.requests_wanted(queue)
+                    wanting.append((queue, [self._pool.new_request(queue) for _ in range(wanted)]))
         for lease in leases:
             peer = self._peers.find(lease.worker_id)
             if peer is not None:
                 peer.lease = None
             self._raylet.post(node.ReturnLease(lease.lease_id))
+        for queue, requests in wanting:
+            self._request(queue, requests)
 
     # ---- cancelling ----
 
@@ -520,6 +544,15 @@ class TaskSubmitter:
         except StreamClosedError:
             return True  # its worker is dying: on_lost finds the task cancelled
         return True
+
+    def abandon(self) -> None:
+        """The raylet is gone and every unfinished task was failed: no result counts any more."""
+        self._unresolved.clear()
+        with self._ownership.lock:
+            for queue in self._pool.queues.values():
+                queue.pending.clear()
+            for lease in list(self._pool.leases.values()):
+                self._pool.lost(lease.lease_id)
 
     def children_of(self, task_id: bytes) -> list[bytes]:
         """The unfinished tasks that this task submitted."""

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from mini_raylet import MiniRaylet
 
+from skate_worker import production
 from skate_worker.core import CoreWorker
 from skate_worker.errors import (
     ActorDiedError,
@@ -28,7 +29,7 @@ from skate_worker.errors import (
     UnknownOwnerError,
     WorkerCrashedError,
 )
-from skate_worker.generator_returns import DYNAMIC, STATIC, STREAMING, encode_returns
+from skate_worker.generator_returns import DYNAMIC, ITEMS_MAX, STATIC, STREAMING, encode_returns
 from skate_worker.object_ref_generator import DynamicObjectRefGenerator, ObjectRefGenerator
 from skate_worker.specs import ActorOptions, CallOptions, TaskOptions
 
@@ -278,6 +279,33 @@ def test_item_that_can_not_be_pickled_is_the_error_of_the_stream(core: CoreWorke
     assert value(core, refs[0]) == 1
     with pytest.raises(TypeError, match="item of locks"):
         value(core, refs[1])
+
+
+@pytest.mark.surface("G10")
+def test_stream_with_more_items_than_a_stream_may_have_fails_after_those(core: CoreWorker) -> None:
+    def too_many() -> Iterator[int]:
+        production.ITEMS_MAX = 3  # type: ignore[misc]  of the worker: 1e8 of them would take hours
+        try:
+            yield from range(5)
+        finally:
+            production.ITEMS_MAX = ITEMS_MAX  # type: ignore[misc]
+
+    generator = stream(core, too_many)
+    assert [value(core, next(generator)) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"too_many\(\) yielded more than 3 items"):
+        value(core, next(generator))
+    with pytest.raises(StopIteration):
+        next(generator)
+
+
+@pytest.mark.surface("G10")
+def test_return_in_the_middle_ends_the_stream(core: CoreWorker) -> None:
+    def early() -> Iterator[int]:
+        yield 1
+        return
+        yield 2  # type: ignore[unreachable]
+
+    assert values(core, stream(core, early)) == [1]
 
 
 def test_function_that_returns_a_list_is_no_stream(core: CoreWorker) -> None:

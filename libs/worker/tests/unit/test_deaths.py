@@ -35,5 +35,11 @@ def test_error_of_an_owner_that_went_with_its_node_names_the_nodes_cause() -> No
     assert "its node died: its machine is gone." in str(deaths.owner_died(b"o" * 28, OWNER))
 
 
+def test_error_names_the_line_that_made_the_object_where_it_is_known() -> None:
+    error = Deaths().owner_died(b"o" * 28, OWNER, call_site="train.py:3 in make")
+    assert error.call_site == "train.py:3 in make"
+    assert "created at: train.py:3 in make" in str(error)
+
+
 def test_error_without_news_names_what_was_seen() -> None:
     assert "its connection is closed" in str(Deaths().owner_died(b"o" * 28, OWNER))

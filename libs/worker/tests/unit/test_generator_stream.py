@@ -57,6 +57,25 @@ def test_items_are_taken_in_order_and_then_comes_the_end() -> None:
     assert stream.take() is None
 
 
+def test_unread_items_are_those_that_came_and_were_not_taken() -> None:
+    stream = make()
+    assert stream.unread() == []
+    feed(stream, 0, 1, 3)
+    assert [entry.data for entry in stream.unread()] == [b"0", b"1", b"3"]
+    stream.take()
+    assert [entry.data for entry in stream.unread()] == [b"1", b"3"]
+    feed(stream, 2)
+    stream.announced = 4
+    stream.finish([])
+    assert {entry.data for entry in stream.unread()} == {b"1", b"2", b"3"}
+    drain(stream)
+    assert stream.unread() == []
+    dropped = make()
+    feed(dropped, 0, 1)
+    dropped.drop([])
+    assert dropped.unread() == []
+
+
 def test_item_id_is_the_task_and_the_index_behind_the_completion() -> None:
     stream = make()
     feed(stream, 0)

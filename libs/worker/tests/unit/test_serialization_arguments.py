@@ -23,6 +23,7 @@ from skate_worker.serialization import (
 class Core:
     """What a reference needs of its runtime."""
 
+    records_sites = False
     is_closed = False
 
     class as_owner:  # noqa: N801 - an attribute of the runtime.

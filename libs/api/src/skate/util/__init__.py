@@ -39,6 +39,7 @@ _SUBMODULES = (
     "actor_pool",
     "debug",
     "joblib",
+    "metrics",
     "multiprocessing",
     "queue",
     "scheduling_strategies",

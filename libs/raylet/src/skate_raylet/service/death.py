@@ -55,12 +55,19 @@ class Intent(msgspec.Struct, frozen=True):
 
 
 def describe_exit(
-    exited: ExitStatus, *, intent: Intent | None, oom_kills: int, log_tail: str, what: str
+    exited: ExitStatus,
+    *,
+    intent: Intent | None,
+    oom_kills: int,
+    log_tail: str,
+    what: str,
+    log_path: str = "",
 ) -> Death:
     """The cause of a process's end.
 
     ``intent``: who wanted it; it names the kind. ``oom_kills``: how often the kernel killed for
     want of memory since such a death was last explained. ``what`` names the process ("worker").
+    ``log_path``: where it printed to, on this node; told where nobody wanted the end.
     """
     facts = _facts(exited)
     if intent is not None:
@@ -85,6 +92,8 @@ def describe_exit(
     else:
         kind = "signaled" if exited.signal else "exited"
         message = f"The {what} (pid {exited.pid}) {facts}."
+    if intent is None and log_path:
+        message += f" What it printed is in {log_path} on its node."
     return Death(kind, message, exited.pid, exited.exit_code, exited.signal, log_tail)
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from skate_raylet.config import RayletConfig
 from skate_raylet.machine import events as on
@@ -43,6 +43,16 @@ NEAR_MAX = 8  # nodes that a request may name
 WORKER_ID_BYTES = 28
 
 
+class UserMetricsSink(Protocol):
+    """Where the metrics of programs go."""
+
+    def record(self, worker_id: bytes, metrics: list[node.MetricRows], /) -> None:
+        """Take what a process has measured."""
+
+    def forget(self, worker_id: bytes, /) -> None:
+        """The process is gone: what it said of the present moment holds no more."""
+
+
 class ProcessServer:
     """The stream's side of the raylet. A connection's ``context`` is its :class:`LocalProcess`."""
 
@@ -64,6 +74,7 @@ class ProcessServer:
         logs: LogOffice,
         on_driver_gone: Callable[[LocalProcess, str], None],
         on_task_events: Callable[[list[node.TaskEvent]], None] | None,
+        user_metrics: UserMetricsSink | None,
         on_objects: Callable[[LocalProcess, node.ObjectsReport], None],
     ) -> None:
         self._config = config
@@ -81,6 +92,7 @@ class ProcessServer:
         self._logs = logs
         self._on_driver_gone = on_driver_gone
         self._on_task_events = on_task_events
+        self._user_metrics = user_metrics
         self._loop = asyncio.get_running_loop()
         self._listener: StreamListener | None = None
         self._open: dict[Connection, asyncio.TimerHandle] = {}  # not registered yet
@@ -100,6 +112,7 @@ class ProcessServer:
             node.ActorCreationFailed: self._actors.creation_failed,
             node.Exiting: self._on_exiting,
             node.TaskEvents: self._on_events,
+            node.UserMetrics: self._on_user_metrics,
             node.SubscribeActor: self._on_subscribe,
             node.UnsubscribeActor: self._on_unsubscribe,
             node.ObjectsReport: on_objects,
@@ -177,6 +190,8 @@ class ProcessServer:
         if process is None:
             return
         self._directory.forget(process)
+        if self._user_metrics is not None:
+            self._user_metrics.forget(process.worker_id)
         if process.is_driver:
             if self._processes.remove(process.worker_id) is not None:
                 self._on_driver_gone(process, reason)
@@ -356,6 +371,10 @@ class ProcessServer:
     def _on_events(self, process: LocalProcess, message: node.TaskEvents) -> None:
         if self._on_task_events is not None:
             self._on_task_events(message.events)
+
+    def _on_user_metrics(self, process: LocalProcess, message: node.UserMetrics) -> None:
+        if self._user_metrics is not None:
+            self._user_metrics.record(process.worker_id, message.metrics)
 
     def _on_subscribe(self, process: LocalProcess, message: node.SubscribeActor) -> None:
         self._directory.subscribe(process, message.actor_id)

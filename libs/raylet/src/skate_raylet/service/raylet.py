@@ -47,10 +47,11 @@ from skate_raylet.service.job_forks import JobForks
 from skate_raylet.service.loan_office import LoanOffice
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
 from skate_raylet.service.logs.log_office import LogOffice
+from skate_raylet.service.logs.log_reader import LogReader
 from skate_raylet.service.node_runner import NodeRunner
 from skate_raylet.service.object_reporter import ObjectReporter
 from skate_raylet.service.owner_book import OwnerBook
-from skate_raylet.service.process_server import ProcessServer
+from skate_raylet.service.process_server import ProcessServer, UserMetricsSink
 from skate_raylet.service.reaper import Reaper
 from skate_raylet.service.servicer import RayletServicer
 from skate_raylet.service.transfer.object_transfers import ObjectTransfers, TransferStatistics
@@ -101,11 +102,13 @@ class Raylet:
         config: RayletConfig,
         *,
         task_events: Callable[[list[node.TaskEvent]], None] | None = None,
+        user_metrics: UserMetricsSink | None = None,
         zygote: ZygoteProcess | None = None,
     ) -> None:
         """``zygote``: one spawned ahead, by the same command and for the same node id."""
         self._config = config
         self._task_events = task_events
+        self._user_metrics = user_metrics
         self._early_zygote = zygote
         self.on_driver_gone: Callable[[bytes], None] | None = None
         self.on_ready_step: Callable[[str], None] | None = None
@@ -181,6 +184,14 @@ class Raylet:
             client.nodes.list,
         )
         self._gateway.serve("list_objects", node.ListObjects, self._objects.list_objects)
+        log_reader = LogReader(
+            config.node_id,
+            os.path.join(config.session_dir, "logs"),
+            config.token,
+            self._logs.endpoint_of,
+        )
+        self._gateway.serve("list_logs", node.ListLogs, log_reader.list_logs)
+        self._gateway.serve("read_log", node.ReadLog, log_reader.read_log)
         self._actors = ActorHost(
             config.node_id, self._machine.total, self._link, self._processes, self._runner.tell
         )
@@ -208,6 +219,7 @@ class Raylet:
             logs=self._logs,
             on_driver_gone=self._driver_gone,
             on_task_events=self._task_events,
+            user_metrics=self._user_metrics,
             on_objects=self._objects.on_report,
         )
         self._server.store_endpoint = self._store.endpoint
@@ -221,6 +233,7 @@ class Raylet:
             self._begin_stop,
             self._loans.serve,
             self._logs.serve,
+            log_reader,
             self._objects,
         )
         self._grpc.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, servicer)

@@ -15,6 +15,7 @@ from skate_raylet.machine.node_machine import NodeMachine
 from skate_raylet.service.actor_host import ActorHost
 from skate_raylet.service.convert import death_from_proto, resources_to_proto
 from skate_raylet.service.local_process import LocalProcesses
+from skate_raylet.service.logs.log_reader import LogReader
 from skate_raylet.service.object_reporter import ObjectReporter
 from skate_rpc.gen.skate.v1 import raylet_pb2, raylet_pb2_grpc
 
@@ -38,6 +39,7 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         serve_forwarder: Callable[
             [AsyncIterator[raylet_pb2.LogForward]], AsyncGenerator[raylet_pb2.LogOrder, None]
         ],
+        log_reader: LogReader,
         objects: ObjectReporter,
     ) -> None:
         self._machine = machine
@@ -48,6 +50,7 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         self._shut_down = shut_down
         self._serve_borrower = serve_borrower
         self._serve_forwarder = serve_forwarder
+        self._log_reader = log_reader
         self._objects = objects
 
     async def StartActor(  # noqa: N802  gRPC's name
@@ -104,6 +107,30 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         else:
             nodes = [await self._objects.node(request.rows_max, request.timeout_s)]
         return raylet_pb2.NodeObjectsReply(nodes=map(msgspec.msgpack.encode, nodes))
+
+    async def ListLogs(  # noqa: N802
+        self, request: raylet_pb2.ListLogsRequest, context: Context
+    ) -> raylet_pb2.ListLogsReply:
+        """The files among this node's logs."""
+        files = await self._log_reader.list_here()
+        return raylet_pb2.ListLogsReply(
+            files=[
+                raylet_pb2.LogFile(name=file.name, size=file.size, changed_s=file.changed_s)
+                for file in files
+            ]
+        )
+
+    async def ReadLog(  # noqa: N802
+        self, request: raylet_pb2.ReadLogRequest, context: Context
+    ) -> raylet_pb2.ReadLogReply:
+        """Part of one of them."""
+        reader = self._log_reader
+        part = await reader.read_here(request.file, request.offset, request.bytes_max)
+        if part is None:
+            return raylet_pb2.ReadLogReply(found=False)
+        return raylet_pb2.ReadLogReply(
+            found=True, data=part.data, offset=part.offset, size=part.size
+        )
 
     async def Shutdown(  # noqa: N802
         self, request: raylet_pb2.ShutdownNodeRequest, context: Context

@@ -201,7 +201,12 @@ class WorkerProcesses:
         is_quiet = intent is not None and intent.kind in QUIET_KINDS
         tail = "" if is_quiet else read_log_tail(list(process.log_paths))
         death = describe_exit(
-            exited, intent=intent, oom_kills=oom_kills, log_tail=tail, what="worker"
+            exited,
+            intent=intent,
+            oom_kills=oom_kills,
+            log_tail=tail,
+            what="worker",
+            log_path=process.log_paths[0],
         )
         _log.info(
             "event=worker_ended pid=%d kind=%s exit_code=%d signal=%d",

@@ -46,6 +46,7 @@ class GeneratorStream:
     """
 
     __slots__ = (
+        "__weakref__",
         "_table",
         "_told",
         "_unread",
@@ -116,6 +117,11 @@ class GeneratorStream:
             entry = self._unread[index] = self._new_entry(index)
         self._table.entries[entry.object_id] = entry
         return entry
+
+    def unread(self) -> list[Entry]:
+        """The items that are here and were not taken; each is held by this stream once."""
+        head = [self.head] if self.is_ready and not self.is_dropped else []
+        return [*head, *self._unread.values()]
 
     def take(self) -> Entry | None:
         """The next item's entry, with the stream's hold on it. None: not here, or the end."""

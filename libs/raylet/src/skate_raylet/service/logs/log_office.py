@@ -51,7 +51,7 @@ class LogOffice:
                 node_id=self._node_id, job_id=job_id, driver_node_id=job.driver_node_id
             )
             self._forwarders[job_id] = LogForwarder(
-                hello, self._token, self._tailer, lambda id_: self._nodes.get(id_, ("", ""))[0]
+                hello, self._token, self._tailer, self.endpoint_of
             )
 
     def worker_ended(self, startup_id: int) -> None:
@@ -100,6 +100,10 @@ class LogOffice:
             task = asyncio.create_task(forwarder.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    def endpoint_of(self, node_id: bytes) -> str:
+        """Where another node's raylet listens; empty when it is not known to live."""
+        return self._nodes.get(node_id, ("", ""))[0]
 
     # ---- lines of other nodes ----
 

@@ -54,6 +54,16 @@ class RayletServiceStub:
                 request_serializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.FromString,
                 _registered_method=True)
+        self.ListLogs = channel.unary_unary(
+                '/skate.v1.RayletService/ListLogs',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.ListLogsRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.ListLogsReply.FromString,
+                _registered_method=True)
+        self.ReadLog = channel.unary_unary(
+                '/skate.v1.RayletService/ReadLog',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.ReadLogRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.ReadLogReply.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/skate.v1.RayletService/Shutdown',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.SerializeToString,
@@ -96,6 +106,20 @@ class RayletServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Objects(self, request, context):
+        """read only
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLogs(self, request, context):
+        """read only
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadLog(self, request, context):
         """read only
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -149,6 +173,16 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     servicer.Objects,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.SerializeToString,
+            ),
+            'ListLogs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLogs,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.ListLogsRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.ListLogsReply.SerializeToString,
+            ),
+            'ReadLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadLog,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.ReadLogRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.ReadLogReply.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -274,6 +308,60 @@ class RayletService:
             '/skate.v1.RayletService/Objects',
             skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.SerializeToString,
             skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/ListLogs',
+            skate_dot_v1_dot_raylet__pb2.ListLogsRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.ListLogsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/ReadLog',
+            skate_dot_v1_dot_raylet__pb2.ReadLogRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.ReadLogReply.FromString,
             options,
             channel_credentials,
             insecure,

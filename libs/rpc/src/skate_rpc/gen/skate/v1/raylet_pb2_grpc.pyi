@@ -39,6 +39,10 @@ class RayletServiceStub:
     """read only"""
     Objects: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]
     """read only"""
+    ListLogs: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ListLogsRequest, _raylet_pb2.ListLogsReply]
+    """read only"""
+    ReadLog: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ReadLogRequest, _raylet_pb2.ReadLogReply]
+    """read only"""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]
     """idempotent"""
     Borrow: _grpc.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]
@@ -62,6 +66,10 @@ class RayletServiceAsyncStub(RayletServiceStub):
     Status: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeStatusRequest, _raylet_pb2.NodeStatusReply]  # type: ignore[assignment]
     """read only"""
     Objects: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]  # type: ignore[assignment]
+    """read only"""
+    ListLogs: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ListLogsRequest, _raylet_pb2.ListLogsReply]  # type: ignore[assignment]
+    """read only"""
+    ReadLog: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ReadLogRequest, _raylet_pb2.ReadLogReply]  # type: ignore[assignment]
     """read only"""
     Shutdown: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]  # type: ignore[assignment]
     """idempotent"""
@@ -107,6 +115,22 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _raylet_pb2.NodeObjectsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_raylet_pb2.NodeObjectsReply, _abc.Awaitable[_raylet_pb2.NodeObjectsReply]]:
+        """read only"""
+
+    @_abc_1.abstractmethod
+    def ListLogs(
+        self,
+        request: _raylet_pb2.ListLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.ListLogsReply, _abc.Awaitable[_raylet_pb2.ListLogsReply]]:
+        """read only"""
+
+    @_abc_1.abstractmethod
+    def ReadLog(
+        self,
+        request: _raylet_pb2.ReadLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.ReadLogReply, _abc.Awaitable[_raylet_pb2.ReadLogReply]]:
         """read only"""
 
     @_abc_1.abstractmethod

@@ -1,0 +1,1 @@
+"""The decisions: no clock, no I/O."""
