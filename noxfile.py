@@ -33,11 +33,13 @@ REPORTS = ROOT / "build" / "reports"
 SUPPORTED_PYTHONS = ("3.11", "3.12", "3.13")
 TESTING = ("pytest", "pytest-timeout")
 # What the tests across libraries need beyond what a user of Skate has installed.
-INTEGRATION = ("numpy", "opentelemetry-proto")
+INTEGRATION = ("numpy", "opentelemetry-proto", "redis")
 # Of those, the ones in which objects, calls and tasks cross nodes.
 MULTINODE = (
     "test_cluster_utils.py",
+    "test_gcs_restart.py",
     "test_generators_nodes.py",
+    "test_node_ends.py",
     "test_object_calls_between_nodes.py",
     "test_copies_that_can_not_be_had.py",
     "test_object_plane.py",
@@ -161,9 +163,8 @@ def types(session: nox.Session) -> None:
     checkers = ("mypy", "nox", "types-grpcio", "types-protobuf", "types-psutil")
     install(session, everything, *TESTING, *checkers, tested=everything)
     sources = [str(member.folder.relative_to(ROOT) / "src") for member in everything]
-    session.run(
-        "mypy", *sources, "benchmarks", "tools", "dev.py", "noxfile.py", "examples/word_count.py"
-    )
+    scripts = ("dev.py", "noxfile.py", "examples/word_count.py", "tests/typing/api_types.py")
+    session.run("mypy", *sources, "benchmarks", "tools", *scripts)
 
 
 @nox.session
@@ -229,7 +230,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def bench_smoke(session: nox.Session) -> None:
     """Run each benchmark once, small and on Skate alone, so that none of them rots."""
-    install(session, MEMBERS.values(), *TESTING, "numpy", "psutil")
+    install(session, MEMBERS.values(), *TESTING, "numpy", "psutil", "redis")
     run_pytest(session, "benchmarks/tests")
 
 

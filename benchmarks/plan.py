@@ -39,6 +39,7 @@ class Sizes:
     fetched_objects: int = 10_000
     list_length: int = 10_000  # Elements of each argument, return value and fetched object.
     placement_groups: int = 100
+    many_placement_groups: int = 1000
     actors_created: int = 8
     live_actors: int = 41
 
@@ -110,6 +111,7 @@ def quick_plan(cpus: int) -> Plan:
         fetched_objects=200,
         list_length=100,
         placement_groups=5,
+        many_placement_groups=20,
         actors_created=2,
         live_actors=4,
     )

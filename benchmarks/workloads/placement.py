@@ -19,6 +19,16 @@ def placement_groups(peer: Peer, sizes: Sizes) -> Iterator[Loop]:
     yield Loop(run, sizes.placement_groups)
 
 
+def many_placement_groups(peer: Peer, sizes: Sizes) -> Iterator[Loop]:
+    """The same in a larger batch, in which calls that many groups share pay."""
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            peer.placement_groups(sizes.many_placement_groups)
+
+    yield Loop(run, sizes.many_placement_groups, is_single=True)
+
+
 def register(registry: Registry) -> None:
     """Add the workloads of this module."""
     registry.shared(
@@ -29,3 +39,10 @@ def register(registry: Registry) -> None:
         {Capability.PLACEMENT_GROUPS},
         source="ray_perf.py",
     )(placement_groups)
+    registry.shared(
+        "placement_groups_1000",
+        "1,000 placement groups create and remove",
+        "groups/s",
+        "1,000 such groups at once",
+        {Capability.PLACEMENT_GROUPS},
+    )(many_placement_groups)

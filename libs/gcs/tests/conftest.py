@@ -14,17 +14,22 @@ from skate_gcs.machine.answers import (
     Accepted,
     ActorAssigned,
     Answer,
+    GroupRegistered,
     JobAssigned,
     Refused,
+    Reported,
 )
 from skate_gcs.machine.commands import (
     Command,
+    CommitBundlesOnNode,
     ForgetNode,
     KillActorOnNode,
     Persist,
+    PrepareBundlesOnNode,
     ProbeNode,
     Publish,
     Reply,
+    ReturnBundlesOnNode,
     StartActorOnNode,
     Table,
 )
@@ -32,9 +37,14 @@ from skate_gcs.machine.events import (
     ActorFailed,
     ActorRegistered,
     ActorStarted,
+    BundlesCommitted,
+    BundlesPrepared,
     Event,
     GetActor,
+    GetGroup,
     GetNamedActor,
+    GroupCreated,
+    GroupRemoved,
     JobAdded,
     ListNodes,
     NodeRegistered,
@@ -49,10 +59,15 @@ from skate_gcs.machine.records import (
     ActorState,
     Address,
     Announced,
+    BundleRef,
+    BundleSpec,
     DeathCause,
     DeathKind,
     JobRecord,
     NodeRecord,
+    PlacementGroupRecord,
+    PlacementGroupSpec,
+    PlacementGroupState,
 )
 from skate_gcs.service.rows import encode_row, load_state
 from skate_gcs.storage import MemoryStorage, Write
@@ -73,6 +88,9 @@ class World:
         self.starts: list[StartActorOnNode] = []
         self.kills: list[KillActorOnNode] = []
         self.probes: list[ProbeNode] = []
+        self.prepares: list[PrepareBundlesOnNode] = []
+        self.commits_asked: list[CommitBundlesOnNode] = []
+        self.returns: list[ReturnBundlesOnNode] = []
         self.forgotten: list[bytes] = []
         self.commits = 0
         self.beats: dict[bytes, int] = {}  # nodes that report while time passes, with the version
@@ -150,6 +168,12 @@ class World:
                     self.starts.append(command)
                 case KillActorOnNode():
                     self.kills.append(command)
+                case PrepareBundlesOnNode():
+                    self.prepares.append(command)
+                case CommitBundlesOnNode():
+                    self.commits_asked.append(command)
+                case ReturnBundlesOnNode():
+                    self.returns.append(command)
                 case ProbeNode():
                     self.probes.append(command)
                 case ForgetNode(node_id):
@@ -187,8 +211,22 @@ class World:
         if node_id in self.beats:
             self.beats[node_id] = max(self.beats[node_id], version)
         answer = self.handle(ResourcesReported(node_id, version, available or {}, total or {}))
-        assert isinstance(answer, Accepted)
+        assert isinstance(answer, Reported)
+        assert answer.stale_bundles == ()
         return answer.value
+
+    def report_bundles(
+        self, node_id: bytes, bundles: Iterable[BundleRef], available: dict[str, int] | None = None
+    ) -> tuple[BundleRef, ...]:
+        """A heartbeat that lists what the node holds; what it must give back."""
+        self.beats[node_id] = self.beats.get(node_id, 0) + 1
+        (node,) = [n for n in self.handle(ListNodes()).records if n.node_id == node_id]
+        free = node.available if available is None else available
+        event = ResourcesReported(node_id, self.beats[node_id], free, node.total, tuple(bundles))
+        answer = self.handle(event)
+        assert isinstance(answer, Reported)
+        assert answer.value
+        return answer.stale_bundles
 
     def add_job(self, node_id: bytes = b"", worker_id: bytes | None = None) -> bytes:
         driver = Address(node_id, worker_id or self.id(28), "unix:/driver")
@@ -267,6 +305,63 @@ class World:
 
     def assert_no_unclaimed_orders(self) -> None:
         assert (self.starts, self.kills, self.forgotten) == ([], [], [])
+        assert (self.prepares, self.commits_asked, self.returns) == ([], [], [])
+
+    # ---- placement groups ----
+
+    def group_spec(self, *cpus: float, strategy: str = "PACK", **fields) -> PlacementGroupSpec:
+        bundles = tuple(BundleSpec({"CPU": int(10_000 * amount)}) for amount in cpus)
+        defaults = {
+            "group_id": self.id(18),
+            "job_id": b"\0\0\0\1",
+            "owner": Address(b"", self.id(28)),
+            "bundles": bundles,
+        }
+        return PlacementGroupSpec(strategy=strategy, **(defaults | fields))
+
+    def create_group(self, *cpus: float, strategy: str = "PACK", **fields) -> bytes:
+        answer = self.handle(GroupCreated(self.group_spec(*cpus, strategy=strategy, **fields)))
+        assert isinstance(answer, GroupRegistered), answer
+        return answer.record.spec.group_id
+
+    def remove_group(self, group_id: bytes) -> None:
+        self.handle(GroupRemoved(group_id, ""))
+
+    def group(self, group_id: bytes) -> PlacementGroupRecord:
+        record = self.machine.handle(GetGroup(group_id), self.now)[0].answer.record
+        assert record is not None
+        return record
+
+    def group_state(self, group_id: bytes) -> PlacementGroupState:
+        return self.group(group_id).state
+
+    def answer_prepare(self, problem: str = "") -> PrepareBundlesOnNode:
+        """The oldest order to set bundles aside is answered."""
+        order = self.prepares.pop(0)
+        self.handle(BundlesPrepared(order.node_id, order.group_id, order.attempt, problem))
+        return order
+
+    def answer_commit(self, is_done: bool = True, is_lost: bool = False) -> CommitBundlesOnNode:
+        """The oldest order to open bundles is answered."""
+        order = self.commits_asked.pop(0)
+        ref = order.ref
+        self.handle(BundlesCommitted(order.node_id, ref.group_id, ref.attempt, is_done, is_lost))
+        return order
+
+    def finish_groups(self) -> None:
+        """All nodes do what they are told."""
+        while self.prepares or self.commits_asked:
+            if self.prepares:
+                self.answer_prepare()
+            else:
+                self.answer_commit()
+
+    def run_group(self, *cpus: float, strategy: str = "PACK", **fields) -> bytes:
+        """A created group."""
+        group_id = self.create_group(*cpus, strategy=strategy, **fields)
+        self.finish_groups()
+        assert self.group_state(group_id) is PlacementGroupState.CREATED
+        return group_id
 
 
 @pytest.fixture

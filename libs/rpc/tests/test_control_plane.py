@@ -17,7 +17,7 @@ import grpc.aio
 import msgspec
 import pytest
 
-from skate_rpc.calls import RetryPolicy
+from skate_rpc.calls import Caller, RetryPolicy
 from skate_rpc.clients import GcsClient, RayletClient
 from skate_rpc.errors import (
     BindError,
@@ -37,6 +37,8 @@ from skate_rpc.grpc_channel import open_channel
 from skate_rpc.grpc_limits import KV_VALUE_BYTES_MAX
 from skate_rpc.grpc_server import SecureServer
 from skate_rpc.handshake import AuthenticationError
+from skate_rpc.methods import METHODS
+from skate_rpc.movable_channel import MovableChannel
 from skate_rpc.object_report import NodeObjects
 from skate_telemetry.context import TraceContext, current_trace, use_trace
 
@@ -731,14 +733,23 @@ def test_gcs_client_methods_send_their_arguments_and_return_plain_values(
         Register=gcs_pb2.RegisterNodeReply(cluster_id="c"),
         Unregister=gcs_pb2.UnregisterNodeReply(),
         List=gcs_pb2.ListNodesReply(nodes=[gcs_pb2.NodeInfo(pid=5)]),
+        Drain=gcs_pb2.DrainNodeReply(rejection="busy"),
         ReportResources=gcs_pb2.ReportResourcesReply(known=True),
     )
+    drain = gcs_pb2.DrainInfo(message="spot")
     jobs = Echo(
         Add=gcs_pb2.AddJobReply(job_id=b"j"),
         Finish=gcs_pb2.FinishJobReply(),
         List=gcs_pb2.ListJobsReply(jobs=[gcs_pb2.JobInfo(driver_pid=6)]),
     )
     actors = Echo(Kill=gcs_pb2.KillActorReply(found=True), **OTHER_ACTOR_REPLIES)
+    registered = gcs_pb2.RegisteredPlacementGroup(refusal="no")
+    groups = Echo(
+        Register=gcs_pb2.RegisterPlacementGroupsReply(groups=[registered]),
+        Remove=gcs_pb2.RemovePlacementGroupsReply(),
+        Get=gcs_pb2.GetPlacementGroupReply(found=False),
+        List=gcs_pb2.ListPlacementGroupsReply(groups=[gcs_pb2.PlacementGroupInfo(attempts=3)]),
+    )
     workers = Echo(
         ReportDeath=gcs_pb2.ReportWorkerDeathReply(),
         ListDead=gcs_pb2.ListWorkersReply(workers=[gcs_pb2.WorkerInfo(pid=8)]),
@@ -749,19 +760,22 @@ def test_gcs_client_methods_send_their_arguments_and_return_plain_values(
             (gcs_pb2_grpc.add_NodeServiceServicer_to_server, nodes),
             (gcs_pb2_grpc.add_JobServiceServicer_to_server, jobs),
             (gcs_pb2_grpc.add_ActorServiceServicer_to_server, actors),
+            (gcs_pb2_grpc.add_PlacementGroupServiceServicer_to_server, groups),
             (gcs_pb2_grpc.add_WorkerServiceServicer_to_server, workers),
         )
         async with serving(unix_endpoint, *parts), gcs_at(unix_endpoint) as gcs:
             node = gcs_pb2.NodeInfo(node_id=b"n")
-            assert await gcs.nodes.register(node) == "c"
+            assert (await gcs.nodes.register(node)).cluster_id == "c"
             await gcs.nodes.unregister(b"n", cause)
             assert [row.pid for row in await gcs.nodes.list()] == [5]
             report = gcs_pb2.ReportResourcesRequest(node_id=b"n", version=2)
-            assert await gcs.nodes.report_resources(report)
+            assert (await gcs.nodes.drain(b"n", drain)).rejection == "busy"
+            assert (await gcs.nodes.report_resources(report)).known
             assert nodes.requests == [
                 gcs_pb2.RegisterNodeRequest(node=node),
                 gcs_pb2.UnregisterNodeRequest(node_id=b"n", cause=cause),
                 gcs_pb2.ListNodesRequest(),
+                gcs_pb2.DrainNodeRequest(node_id=b"n", drain=drain),
                 report,
             ]
 
@@ -801,6 +815,20 @@ def test_gcs_client_methods_send_their_arguments_and_return_plain_values(
                 ),
             ]
 
+            group = gcs_pb2.PlacementGroupSpec(group_id=b"g")
+            assert list(await gcs.groups.register([group])) == [registered]
+            await gcs.groups.remove([b"g", b"h"], "why")
+            assert await gcs.groups.get(b"g") is None
+            assert await gcs.groups.get_named("name", "space") is None
+            assert [row.attempts for row in await gcs.groups.list()] == [3]
+            assert groups.requests == [
+                gcs_pb2.RegisterPlacementGroupsRequest(specs=[group]),
+                gcs_pb2.RemovePlacementGroupsRequest(group_ids=[b"g", b"h"], reason="why"),
+                gcs_pb2.GetPlacementGroupRequest(group_id=b"g"),
+                gcs_pb2.GetPlacementGroupRequest(name="name", namespace="space"),
+                gcs_pb2.ListPlacementGroupsRequest(),
+            ]
+
             worker = gcs_pb2.WorkerInfo(worker_id=b"w")
             await gcs.workers.report_death(worker)
             assert [row.pid for row in await gcs.workers.list_dead()] == [8]
@@ -820,7 +848,12 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
         StartActor=raylet_pb2.StartActorReply(accepted=True),
         KillActor=raylet_pb2.KillActorOnNodeReply(),
         Status=raylet_pb2.NodeStatusReply(workers_idle=4),
+        Drain=raylet_pb2.DrainReply(accepted=True),
+        MoveGcs=raylet_pb2.MoveGcsReply(accepted=True),
         Shutdown=raylet_pb2.ShutdownNodeReply(),
+        PrepareBundles=raylet_pb2.PrepareBundlesReply(refusals=["", "full"]),
+        CommitBundles=raylet_pb2.CommitBundlesReply(refusals=["gone"]),
+        ReturnBundles=raylet_pb2.ReturnBundlesReply(),
         ListLogs=raylet_pb2.ListLogsReply(files=[raylet_pb2.LogFile(name="a.log", size=3)]),
         ReadLog=raylet_pb2.ReadLogReply(found=True, data=b"abc", size=3),
         Objects=raylet_pb2.NodeObjectsReply(nodes=[msgspec.msgpack.encode(NodeObjects(b"n"))]),
@@ -836,9 +869,15 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
             spec = gcs_pb2.ActorSpec(actor_id=b"a")
             assert (await client.start_actor(spec, 2)).accepted
             await client.kill_actor(b"a", 2, cause)
+            prepare, ref = raylet_pb2.PrepareBundles(attempt=4), gcs_pb2.BundleRef(attempt=5)
+            assert await client.prepare_bundles([prepare, prepare]) == ["", "full"]
+            assert await client.commit_bundles([ref]) == ["gone"]
+            await client.return_bundles([ref])
             assert (await client.status()).workers_idle == 4
             objects = await client.objects(whole_cluster=True, rows_max=7, timeout_s=1.5)
             assert [node.node_id for node in objects] == [b"n"]
+            assert (await client.drain(gcs_pb2.DrainInfo(message="spot"))).accepted
+            assert await client.move_gcs("a:1", "c", 3)
             assert [file.name for file in await client.list_logs()] == ["a.log"]
             assert (await client.read_log("a.log", -3, 10)).data == b"abc"
             await client.shutdown(5.0, "told to")
@@ -846,8 +885,13 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
         assert raylet.requests == [
             raylet_pb2.StartActorRequest(spec=spec, incarnation=2),
             raylet_pb2.KillActorOnNodeRequest(actor_id=b"a", incarnation=2, cause=cause),
+            raylet_pb2.PrepareBundlesRequest(orders=[prepare, prepare]),
+            raylet_pb2.CommitBundlesRequest(orders=[ref]),
+            raylet_pb2.ReturnBundlesRequest(orders=[ref]),
             raylet_pb2.NodeStatusRequest(),
             raylet_pb2.NodeObjectsRequest(whole_cluster=True, rows_max=7, timeout_s=1.5),
+            raylet_pb2.DrainRequest(drain=gcs_pb2.DrainInfo(message="spot")),
+            raylet_pb2.MoveGcsRequest(endpoint="a:1", cluster_id="c", gcs_life=3),
             raylet_pb2.ListLogsRequest(),
             raylet_pb2.ReadLogRequest(file="a.log", offset=-3, bytes_max=10),
             raylet_pb2.ShutdownNodeRequest(grace_s=5.0, reason="told to"),
@@ -940,6 +984,50 @@ def test_borrow_line_of_a_dead_lender_raises_unavailable(unix_endpoint: str) -> 
         await server.stop(0)
         with pytest.raises(RpcUnavailableError):
             await collect(news)
+        await channel.close()
+
+    run(test)
+
+
+# ---- a channel whose other end moves ----
+
+
+def test_calls_go_to_where_the_channel_points_also_when_they_are_repeated(tmp_path: Path) -> None:
+    first, second = Kv(), Kv()
+    here, there = f"unix:{tmp_path}/here.sock", f"unix:{tmp_path}/there.sock"
+
+    async def test() -> None:
+        channel = MovableChannel(here, TOKEN)
+        client = GcsClient(channel, here, FAST_RETRY)
+        async with serving(here, kv_part(first)):
+            await client.kv.get("fun", b"a")
+        waiting = asyncio.create_task(client.kv.get("fun", b"b"))  # nobody listens there any more
+        async with serving(there, kv_part(second)):
+            await asyncio.sleep(0)
+            channel.move(there)
+            await waiting
+            await client.kv.get("fun", b"c")
+        await channel.close()
+        assert channel.target == there
+
+    run(test)
+    assert (len(first.traces), len(second.traces)) == (1, 2)
+
+
+def test_patience_stands_for_the_default_deadline_and_for_no_other(
+    unix_endpoint: str,
+) -> None:
+    async def test() -> None:
+        channel = open_channel(unix_endpoint, TOKEN)
+        client = GcsClient(channel, unix_endpoint, FAST_RETRY, patience_s=99.0)
+        with pytest.raises(RpcUnavailableError, match=r"in 0\.1 s"):
+            await client.kv.get("fun", b"a", timeout_s=0.1)
+        method = METHODS["JobService.List"]
+        for patience_s, expected_s in ((10.0, 10.0), (1.0, 1.0), (99.0, 99.0)):
+            caller = Caller(channel, patience_s=patience_s)
+            assert caller.deadline_s(method, None) == expected_s
+            assert caller.deadline_s(method, 0.5) == 0.5
+            assert caller.deadline_s(METHODS["KvService.Get"], None) == 50.0  # not the default
         await channel.close()
 
     run(test)

@@ -139,6 +139,9 @@ def every_reading() -> Iterator[Reading]:
         jobs={"RUNNING": 1},
         kv_entries=4,
         kv_bytes=512,
+        placement_groups={"CREATED": 7, "PENDING": 0},
+        group_creations=9,
+        group_creation_s=0.5,
     )
     yield from readings.rpc_readings("gcs", calls=100, refused=3)
     yield from readings.span_readings(recorded=9, exported=8, failed=1, rejected=2)
@@ -163,6 +166,10 @@ def test_exposition_of_every_family_reads_back_with_its_values() -> None:
     assert value(samples, "skate_worker_deaths_total", reason="signaled") == 1
     assert value(samples, "skate_object_store_used_bytes") == 400
     assert value(samples, "skate_actors", state="pending_creation") == 0
+    assert value(samples, "skate_placement_groups", state="created") == 7
+    assert value(samples, "skate_placement_groups", state="pending") == 0
+    assert value(samples, "skate_placement_group_creations_total") == 9
+    assert value(samples, "skate_placement_group_creation_seconds_total") == 0.5
     assert value(samples, "skate_nodes", state="alive") == 2
     assert value(samples, "skate_rpc_refused_calls_total", server="gcs") == 3
     assert value(samples, "skate_trace_spans_total", outcome="rejected") == 2

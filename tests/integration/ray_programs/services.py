@@ -5,11 +5,17 @@ import pickle
 import ray
 import ray.util
 import ray.util.queue as ray_queue
-from ray.experimental import get_object_locations
+from ray.experimental import get_object_locations, tqdm_ray
+from ray.experimental.tqdm_ray import tqdm
 from ray.util import ActorPool, as_completed, inspect_serializability, map_unordered
+from ray.util.metrics import Counter
 from ray.util.multiprocessing import Pool
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.queue import Empty, Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 from ray.util.state import list_objects
 
 ray.init(num_cpus=2)
@@ -58,10 +64,20 @@ with Pool(2) as processes:
 
 here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 assert ray.get(double.options(scheduling_strategy=here).remote(4)) == 8
+
+group = placement_group([{"CPU": 1}], strategy="PACK")
+ray.get(group.ready())
+inside = PlacementGroupSchedulingStrategy(group)
+assert ray.get(double.options(num_cpus=1, scheduling_strategy=inside).remote(5)) == 10
+remove_placement_group(group)
+
+requests = Counter("requests", "Requests.", tag_keys=("route",))
+requests.inc(tags={"route": "/"})
 kept = ray.put(bytes(200_000))
 assert list(get_object_locations([kept])) == [kept]
 assert kept.hex() in {row.object_id for row in list_objects()}
 assert inspect_serializability([1])[0]
 assert b"skate" in pickle.dumps(Empty)
 assert b"ray" not in pickle.dumps(Empty).replace(b"array", b"")
+assert tqdm_ray.tqdm is tqdm
 print("services", ray.util.get_node_ip_address())

@@ -24,6 +24,7 @@ _COMMANDS = {
     "start": _Entry("skate_cluster.start_command", "Start a node: a head, or one that joins."),
     "stop": _Entry("skate_cluster.stop_command", "Stop the nodes that run on this machine."),
     "status": _Entry("skate_cluster.status_command", "Show nodes, resources and what waits."),
+    "drain-node": _Entry("skate_cluster.drain_command", "Have a node take no work and leave."),
     "memory": _Entry("skate_cluster.memory_command", "Explain what the object stores hold."),
     "run": _Entry("skate_cluster.run_command", "Run a Python script on the cluster."),
 }

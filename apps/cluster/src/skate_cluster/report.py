@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from skate_scheduler.resources import from_units
 
 SCHEMA = "skate.status/1"
 _CALLS_MAX = 64
+_STATE_PREFIX = "PLACEMENT_GROUP_STATE_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,22 @@ class PendingLease:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacementGroup:
+    """A placement group that is not removed. Amounts are whole resources, not units."""
+
+    group_id: str
+    name: str
+    state: str
+    strategy: str
+    bundles: list[dict[str, float]]
+    node_ids: list[str]
+    """One for each bundle; empty where it is not reserved."""
+    reason: str
+    """Why it is not created; empty otherwise."""
+    waiting_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """One row of the node table and, when it answered, what it says of itself."""
 
@@ -52,6 +70,12 @@ class Node:
     available: dict[str, float]
     labels: dict[str, str]
     metrics_endpoint: str
+    is_suspect: bool = False
+    """Silent for some seconds, and not yet held for dead."""
+    drain: str = ""
+    """Why it is to leave, or left; empty: it is not."""
+    drain_deadline_s: float = 0.0
+    """Unix time at which it leaves whatever runs there; 0: when it is idle."""
     problem: str = ""
     """Why the node itself did not answer; empty when it did."""
     workers_idle: int = 0
@@ -69,6 +93,7 @@ class Report:
 
     address: str
     nodes: list[Node]
+    placement_groups: list[PlacementGroup] = field(default_factory=list)
 
     @property
     def live_nodes(self) -> list[Node]:
@@ -94,6 +119,7 @@ class Report:
                 for name, (used, total) in self.resources().items()
             },
             "nodes": [asdict(node) for node in self.nodes],
+            "placement_groups": [asdict(group) for group in self.placement_groups],
         }
 
 
@@ -105,12 +131,33 @@ async def collect_report(gcs_endpoint: str, token: str, timeout_s: float) -> Rep
     """
     gcs_channel = open_channel(gcs_endpoint, token)
     try:
-        rows = await GcsClient(gcs_channel, gcs_endpoint).nodes.list(timeout_s=timeout_s)
+        client = GcsClient(gcs_channel, gcs_endpoint)
+        rows, groups = await asyncio.gather(
+            client.nodes.list(timeout_s=timeout_s), client.groups.list(timeout_s=timeout_s)
+        )
     finally:
         await gcs_channel.close()
     slots = asyncio.Semaphore(_CALLS_MAX)
     nodes = await asyncio.gather(*(_describe(row, token, timeout_s, slots) for row in rows))
-    return Report(gcs_endpoint, sorted(nodes, key=lambda node: (not node.is_head, node.node_id)))
+    nodes.sort(key=lambda node: (not node.is_head, node.node_id))
+    return Report(gcs_endpoint, nodes, _groups(groups, time.time()))
+
+
+def _groups(infos: Iterable[gcs_pb2.PlacementGroupInfo], now_s: float) -> list[PlacementGroup]:
+    return [
+        PlacementGroup(
+            group_id=info.spec.group_id.hex(),
+            name=info.spec.name,
+            state=gcs_pb2.PlacementGroupState.Name(info.state).removeprefix(_STATE_PREFIX),
+            strategy=info.spec.strategy,
+            bundles=[_amounts(bundle.resources.amounts) for bundle in info.spec.bundles],
+            node_ids=[node_id.hex() for node_id in info.node_ids],
+            reason=info.pending_reason,
+            waiting_s=max(0.0, now_s - info.pending_since_s) if info.pending_since_s else 0.0,
+        )
+        for info in infos
+        if info.state != gcs_pb2.PLACEMENT_GROUP_STATE_REMOVED
+    ]
 
 
 async def _describe(
@@ -143,6 +190,9 @@ def _node(row: gcs_pb2.NodeInfo, status: raylet_pb2.NodeStatusReply | None, prob
         available=_amounts(available.amounts),
         labels=dict(row.labels),
         metrics_endpoint=row.metrics_endpoint,
+        is_suspect=row.suspect,
+        drain=_drain(row),
+        drain_deadline_s=row.drain.deadline_s,
         problem=problem,
         workers_idle=status_or_empty.workers_idle,
         workers_total=status_or_empty.workers_total,
@@ -164,6 +214,14 @@ def _node(row: gcs_pb2.NodeInfo, status: raylet_pb2.NodeStatusReply | None, prob
             for item in status_or_empty.pending
         ],
     )
+
+
+def _drain(row: gcs_pb2.NodeInfo) -> str:
+    if not row.HasField("drain"):
+        return ""
+    is_idle = row.drain.reason == gcs_pb2.DrainInfo.REASON_IDLE_TERMINATION
+    name = "idle termination" if is_idle else "preemption"
+    return f"{name}: {row.drain.message}" if row.drain.message else name
 
 
 def _amounts(units: Mapping[str, int]) -> dict[str, float]:

@@ -12,6 +12,7 @@ _BYTE_RESOURCES = ("memory", "object_store_memory")
 _HIDDEN_PREFIX = "node:"
 _PENDING_ROWS_MAX = 20
 _LEASE_ROWS_MAX = 100
+_BUNDLES_MAX = 4
 
 
 def format_report(report: Report, *, is_verbose: bool) -> str:
@@ -25,6 +26,8 @@ def format_report(report: Report, *, is_verbose: bool) -> str:
     lines += ["", "Resources (used / total)", *_resources(report)]
     lines += ["", "Leases", *_leases(report, is_verbose)]
     lines += ["", "Pending", *_pending(report)]
+    if report.placement_groups:
+        lines += ["", "Placement groups", *_placement_groups(report, is_verbose)]
     return "\n".join(lines)
 
 
@@ -62,7 +65,11 @@ def _store(node: Node) -> str:
 def _state(node: Node) -> str:
     if not node.is_alive:
         return f"dead ({node.death})" if node.death else "dead"
-    return f"no answer ({node.problem})" if node.problem else "alive"
+    if node.is_suspect:
+        return "suspect (it has not been heard for some seconds)"
+    if node.problem:
+        return f"no answer ({node.problem})"
+    return f"draining ({node.drain})" if node.drain else "alive"
 
 
 def _resources(report: Report) -> list[str]:
@@ -115,6 +122,30 @@ def _pending(report: Report) -> list[str]:
     ]
     lines = columns([("count", "resources", "longest", "why"), *rows])
     return lines + _left_out(len(counts), _PENDING_ROWS_MAX)
+
+
+def _placement_groups(report: Report, is_verbose: bool) -> list[str]:
+    """How many are in each state; those that wait with the reason, when verbose all others too."""
+    groups = report.placement_groups
+    counts = Counter(group.state for group in groups)
+    lines = ["  " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))]
+    shown = [group for group in groups if is_verbose or group.state != "CREATED"]
+    if not shown:
+        return lines
+    rows = [
+        (
+            group.name or group.group_id[:12],
+            group.state,
+            group.strategy,
+            " + ".join(_shape(bundle) for bundle in group.bundles[:_BUNDLES_MAX])
+            + (" + ..." if len(group.bundles) > _BUNDLES_MAX else ""),
+            f"{group.waiting_s:.0f} s" if group.reason else "",
+            group.reason,
+        )
+        for group in shown[:_PENDING_ROWS_MAX]
+    ]
+    lines += columns([("group", "state", "strategy", "bundles", "since", "why"), *rows])
+    return lines + _left_out(len(shown), _PENDING_ROWS_MAX)
 
 
 def _left_out(count: int, shown_max: int) -> list[str]:

@@ -28,6 +28,7 @@ from skate_telemetry.tracing import TracingConfig
 
 DEFAULT_PORT = 6379
 DEFAULT_HOST = "127.0.0.1"
+STORAGE_VARIABLE = "SKATE_STORAGE"
 _WILDCARDS = ("0.0.0.0", "::")
 _POLL_S = 0.1
 _OPEN_SPELLINGS = (
@@ -76,7 +77,18 @@ def _refuse_open(_context: click.Context, parameter: click.Parameter, value: obj
 @click.option("--labels", metavar="JSON|K=V,...", help="Labels of the node.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, show_default="any free")
 @click.option(
-    "--storage", metavar="URL", help="memory, or sqlite:/path.  [default: in the session]"
+    "--storage",
+    metavar="URL",
+    help="memory, sqlite:/path or redis://host:port/db.  [default: $SKATE_STORAGE, else in the"
+    " session]",
+)
+@click.option(
+    "--gcs-reconnect-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="The node ends when the control service has not answered for so long.",
 )
 @click.option("--temp-dir", type=click.Path(), help="Where session folders go.")
 @click.option("--node-name", default="", help="Name of the node, for people.")
@@ -107,6 +119,7 @@ def command(
     labels: str | None,
     metrics_port: int,
     storage: str | None,
+    gcs_reconnect_timeout: float,
     temp_dir: str | None,
     node_name: str,
     block: bool,
@@ -137,7 +150,8 @@ def command(
             host=host or (DEFAULT_HOST if head else None),
             port=port,
             metrics_port=metrics_port,
-            storage=storage,
+            storage=storage or (os.environ.get(STORAGE_VARIABLE) if head else None),
+            gcs_reconnect_s=gcs_reconnect_timeout,
             temp_dir=os.path.abspath(temp_dir) if temp_dir else None,
             node_name=node_name,
             is_tracing=TracingConfig.from_environment().is_enabled,

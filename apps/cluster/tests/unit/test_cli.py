@@ -51,7 +51,7 @@ def test_start_host_that_names_no_address_is_refused(host: str) -> None:
         ["--head", "--labels", "zone"],
         ["--head", "--port", "70000"],
         ["--head", "--object-store-memory", "1"],
-        ["--head", "--storage", "redis://x"],
+        ["--head", "--storage", "etcd://x"],
         ["--address", "127.0.0.1:1", "--port", "5"],
         ["--address", "127.0.0.1:1"],
     ],

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from skate_cluster.report import Lease, Node, PendingLease, Report
+import pytest
+
+from skate_cluster.report import Lease, Node, PendingLease, PlacementGroup, Report
 from skate_cluster.report_text import format_bytes, format_report
 
 GIB = float(1 << 30)
@@ -83,3 +85,21 @@ def test_format_bytes_has_binary_units() -> None:
         "1.5 KiB",
         "5.0 TiB",
     ]
+
+
+@pytest.mark.surface("P16")
+def test_report_placement_groups_are_counted_and_waiting_ones_say_why() -> None:
+    def group(name: str, state: str, reason: str = "") -> PlacementGroup:
+        return PlacementGroup("ab" * 18, name, state, "PACK", [{"CPU": 2.0}], [""], reason, 7.0)
+
+    groups = [
+        group("a", "CREATED"),
+        group("b", "CREATED"),
+        group("c", "PENDING", "It needs CPU 2."),
+    ]
+    text = format_report(Report("x", [node()], groups), is_verbose=False)
+    assert "2 CREATED, 1 PENDING" in text
+    assert "c      PENDING  PACK      CPU 2    7 s    It needs CPU 2." in text
+    assert "  a " not in text
+    assert "  a " in format_report(Report("x", [node()], groups), is_verbose=True)
+    assert "Placement groups" not in format_report(Report("x", [node()]), is_verbose=True)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from skate.actor import kill as kill
     from skate.cluster import available_resources as available_resources
     from skate.cluster import cluster_resources as cluster_resources
+    from skate.cluster import drain_node as drain_node
     from skate.cluster import nodes as nodes
     from skate.decorators import method as method
     from skate.decorators import remote as remote
@@ -65,6 +66,7 @@ _MODULE_OF = {
     "available_resources": "skate.cluster",
     "cancel": "skate.objects",
     "cluster_resources": "skate.cluster",
+    "drain_node": "skate.cluster",
     "get": "skate.objects",
     "get_actor": "skate.actor",
     "get_runtime_context": "skate.runtime_context",

@@ -18,8 +18,8 @@ from skate.options import (
     asks_for_resources,
     check_actor_combination,
     check_actor_options,
+    placement_of,
     resources_of,
-    strategy_of,
 )
 from skate.runtime_env import check_runtime_env, merge
 from skate.session import base_env_vars, require_session
@@ -64,7 +64,7 @@ class ActorClass(Generic[T]):
         exported = self._exported
         exported.signature.check(exported.cls.__name__, args, kwargs)
         core = require_session()
-        if core.worker_id is not self._session:
+        if core.binding is not self._session:
             self._bind(core)
         options = self._actor_options
         actor_id, _, keeper = core.create_actor(self._class_id, args, kwargs, options)
@@ -121,8 +121,8 @@ class ActorClass(Generic[T]):
 
     def _bind(self, core: CoreWorker) -> None:
         self._class_id = self._exported.id_in(core)
-        self._actor_options = _actor_options(self._exported.cls, self._options)
-        self._session = core.worker_id
+        self._actor_options = _actor_options(self._exported.cls, self._options, core)
+        self._session = core.binding
 
 
 class _Exported:
@@ -155,7 +155,7 @@ def _blank() -> ActorClass[Any]:
     return ActorClass.__new__(ActorClass)
 
 
-def _actor_options(cls: type, options: Options) -> ActorOptions:
+def _actor_options(cls: type, options: Options, core: CoreWorker) -> ActorOptions:
     is_async = is_async_class(cls)
     placement = resources_of(options, default_cpus=1)
     return ActorOptions(
@@ -176,5 +176,5 @@ def _actor_options(cls: type, options: Options) -> ActorOptions:
         running_resources=placement if asks_for_resources(options) else (),
         env_vars=merge(base_env_vars(), check_runtime_env(options.get("runtime_env"))),
         handle_state=encode_state(describe_class(cls, options)),
-        strategy=strategy_of(options),
+        strategy=placement_of(options, core, placement, f"The actor {cls.__name__}"),
     )

@@ -37,6 +37,8 @@ _FIELDS: Final = {
     "node_name": "node_name",
     "node_ip_address": "host",
     "metrics_export_port": "metrics_port",
+    "gcs_reconnect_s": "gcs_reconnect_s",
+    "storage": "storage",
 }
 
 
@@ -99,7 +101,7 @@ class Cluster:
             env_vars: Added to the environment of the node and of its workers.
             **node_args: ``num_cpus``, ``num_gpus``, ``memory``, ``object_store_memory``,
                 ``resources``, ``labels``, ``node_name``, ``node_ip_address``,
-                ``metrics_export_port``.
+                ``metrics_export_port``, ``gcs_reconnect_s``, ``storage`` (of the head).
 
         Raises:
             TypeError: an argument that does not exist.

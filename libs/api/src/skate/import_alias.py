@@ -23,8 +23,7 @@ TARGET: Final = "skate"
 # Modules of Ray whose contents stand elsewhere in Skate.
 _ELSEWHERE: Final = {
     "ray._common.test_utils": "skate.test_utils",
-    "ray.util.check_serialize": "skate.util.check_serialize",
-    "ray.util.helpers": "skate.util.helpers",
+    "ray.experimental.tqdm_ray": "skate.experimental.tqdm_skate",
 }
 # Packages of Ray that only hold what is in the table above.
 _SHELLS: Final = {"ray._common": "skate._private"}

@@ -7,6 +7,7 @@ version can not honour is refused, unless its value asks for nothing.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,7 @@ from skate_worker.generator_returns import (
 )
 
 if TYPE_CHECKING:
+    from skate_worker.core import CoreWorker
     from skate_worker.specs import Strategy
 
 Options = dict[str, Any]
@@ -164,6 +166,26 @@ def _fallback_strategy(name: str, value: Any) -> None:
     parse_fallbacks(name, value)
 
 
+def _placement_group(name: str, value: Any) -> None:
+    """Deprecated: a group, None for none, or "default" for the one of the running task."""
+    from skate.util.placement_group import PlacementGroup  # noqa: PLC0415 - see `_strategy`
+
+    if value is not None and value != "default" and not isinstance(value, PlacementGroup):
+        raise TypeError(f"{name} must be a PlacementGroup or None, got {type(value).__name__}.")
+    if value != "default":
+        warnings.warn(
+            f"The option {name} is deprecated: give"
+            " scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=...).",
+            DeprecationWarning,
+            stacklevel=5,
+        )
+
+
+def _bundle_index(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}.")
+
+
 def _not_for_tasks(name: str, _value: Any) -> None:
     raise ValueError(f"{name} can not be requested for a task; use memory for its heap.")
 
@@ -178,9 +200,9 @@ _SHARED: Final[dict[str, Check]] = {
     "num_cpus": _quantity(CPU),
     "num_gpus": _quantity(GPU),
     "object_store_memory": _not_for_tasks,
-    "placement_group": _only("default"),
-    "placement_group_bundle_index": _only(-1),
-    "placement_group_capture_child_tasks": _only(False),
+    "placement_group": _placement_group,
+    "placement_group_bundle_index": _bundle_index,
+    "placement_group_capture_child_tasks": _flag,
     "resources": _resources,
     "runtime_env": _runtime_env,
     "scheduling_strategy": _strategy,
@@ -219,7 +241,9 @@ METHOD_OPTIONS: Final[dict[str, Check]] = {
 CALL_OPTIONS: Final[dict[str, Check]] = METHOD_OPTIONS | {"name": _text}
 
 # An empty string is an error here, although None means that the option was left out.
-_NONE_IS_UNSET: Final = frozenset({*TASK_OPTIONS, *ACTOR_OPTIONS, *CALL_OPTIONS})
+_NONE_IS_UNSET: Final = frozenset({*TASK_OPTIONS, *ACTOR_OPTIONS, *CALL_OPTIONS}) - {
+    "placement_group"  # None: outside of any group
+}
 
 
 # ---- checks of whole sets ----
@@ -297,6 +321,47 @@ def strategy_of(options: Options) -> Strategy | None:
     from skate.util.scheduling_strategies import to_runtime  # noqa: PLC0415 - see `_strategy`
 
     return to_runtime(value, selector or {}, fallbacks or [])
+
+
+def placement_of(
+    options: Options, core: CoreWorker, needs: Amounts, subject: str
+) -> Strategy | None:
+    """As :func:`strategy_of`, and inside which placement group.
+
+    ``needs``: what must fit a bundle then; ``subject``: its name. What says nothing about where to
+    run goes into the group of the running task, if that captures (SURFACE P8).
+
+    Raises:
+        ValueError: a combination without a meaning, or a bundle that could never hold it.
+    """
+    value, group = options.get("scheduling_strategy"), options.get("placement_group", "default")
+    if value is not None and group != "default":
+        raise ValueError(
+            "scheduling_strategy and placement_group both say where to run; give one of them."
+        )
+    is_captured = (
+        bool(core.captured_group)
+        and group == "default"
+        and value is None
+        and not options.get("label_selector")
+    )
+    if is_captured or group not in (None, "default") or not isinstance(value, str | None):
+        # Late: few programs use placement groups.
+        from skate.util.scheduling_strategies import group_strategy, inside_group  # noqa: PLC0415
+
+        inside = group_strategy(options, is_captured=is_captured)
+        if inside is not None:
+            return inside_group(inside, core, needs, subject)
+    _check_no_index(options)
+    return strategy_of(options)
+
+
+def _check_no_index(options: Options) -> None:
+    index = options.get("placement_group_bundle_index", -1)
+    if index != -1:
+        raise ValueError(
+            f"placement_group_bundle_index={index} was given without a placement group."
+        )
 
 
 def resources_of(options: Options, default_cpus: float) -> Amounts:

@@ -17,10 +17,10 @@ from skate.options import (
     Options,
     check_task_options,
     is_single,
+    placement_of,
     resources_of,
     retry_rule,
     returns_of,
-    strategy_of,
 )
 from skate.runtime_env import check_runtime_env, merge
 from skate.session import base_env_vars, require_session
@@ -84,7 +84,7 @@ class RemoteFunction(Generic[P, R]):
             TypeError: the arguments do not fit the function, or can not be pickled.
         """
         core = current_core()
-        if core is None or core.worker_id is not self._session:
+        if core is None or core.binding is not self._session:
             core = self._bind()
         if kwargs or not self._quick_min <= len(args) <= self._quick_max:
             self._check_arguments(args, kwargs)
@@ -142,9 +142,9 @@ class RemoteFunction(Generic[P, R]):
             self._quick_min = self._signature.quick_min
             self._quick_max = self._signature.quick_max
         self._function_id = exported.id_in(core)
-        self._task_options = _task_options(exported, self._options)
+        self._task_options = _task_options(exported, self._options, core)
         self._is_single = is_single(self._task_options.num_returns)
-        self._session = core.worker_id
+        self._session = core.binding
         return core
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -195,17 +195,18 @@ def _returns_of(function: Callable[..., Any], options: Options) -> int:
     )
 
 
-def _task_options(exported: _Exported, options: Options) -> TaskOptions:
+def _task_options(exported: _Exported, options: Options, core: CoreWorker) -> TaskOptions:
     max_calls = options.get("max_calls")
     if max_calls is None:
         max_calls = 1 if options.get("num_gpus") else 0
+    resources = resources_of(options, default_cpus=1)
     return TaskOptions(
         name=options.get("name", exported.name),
         num_returns=_returns_of(exported.function, options),
-        resources=resources_of(options, default_cpus=1),
+        resources=resources,
         max_retries=options.get("max_retries", DEFAULT_TASK_RETRIES),
         retry_exceptions=retry_rule(options),
         env_vars=merge(base_env_vars(), check_runtime_env(options.get("runtime_env"))),
         max_calls=max_calls,
-        strategy=strategy_of(options),
+        strategy=placement_of(options, core, resources, f"The task {exported.name}"),
     )

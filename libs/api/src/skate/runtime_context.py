@@ -59,6 +59,15 @@ class RuntimeContext:
         held = self._core.current.resources
         return {name: from_units(amount) for name, amount in held.items()}
 
+    def get_placement_group_id(self) -> str | None:
+        """The placement group that the running task or actor is in; None outside of one."""
+        return self._core.group_id.hex() or None
+
+    @property
+    def should_capture_child_tasks_in_placement_group(self) -> bool:
+        """Whether what the running code starts goes into its placement group."""
+        return bool(self._core.captured_group)
+
     def get_runtime_env_string(self) -> str:
         """The runtime environment as JSON."""
         import json  # noqa: PLC0415 - rarely asked for

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from skate.init_options import InitOptions
     from skate_node import RunningNode
     from skate_worker.core import CoreWorker
+    from skate_worker.log_printer import ProgressView
 
 JOB_METADATA_VARIABLE: Final = "SKATE_JOB_METADATA"  # of a submitted job, for its entry point
 AUTO_INIT_VARIABLE: Final = "SKATE_ENABLE_AUTO_CONNECT"
@@ -62,6 +63,7 @@ class _Session:
                 shows_logs=self._options.shows_logs,
                 # '' stands for the folder that this process is in, which a worker may not be.
             )
+            self.core.log_printer.make_progress_view = _progress_view
             self.context = _make_context(self.core, facts)
             if self._is_closed:
                 raise InterruptedError("init() was interrupted.")
@@ -106,6 +108,12 @@ class _Session:
             return record.stream_endpoint, token, _facts(record)
         self.node = start_node(options.node, meanwhile=_import_runtime)
         return self.node.stream_endpoint, self.node.token, _facts(self.node)
+
+
+def _progress_view() -> ProgressView:
+    from skate.experimental.tqdm_skate import display  # noqa: PLC0415 - few programs have bars
+
+    return display()
 
 
 def _import_runtime() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from skate_core_ids import ActorID, JobID, NodeID, WorkerID
 from skate_worker.context import TaskContext
 from skate_worker.generator_returns import references_of
+from skate_worker.log_printer import LogPrinter
 
 
 class RecordingCore:
@@ -24,12 +25,17 @@ class RecordingCore:
         self.is_driver = True
         self.is_closed = False
         self.was_restarted = False
+        self.binding: object = self.worker_id
+        self.group_id = b""
+        self.captured_group = b""
+        self.placement_groups = RecordingGroups(self)
         self.actor_name = ""
         self.current = TaskContext()
         self.calls: list[tuple[Any, ...]] = []
         self.exports: list[Any] = []
         self.rows: list[Any] = []
         self.node_rows: list[Any] = []
+        self.log_printer = LogPrinter(lambda taken: None)
 
     def flush_logs(self, timeout_s: float) -> bool:
         self.calls.append(("flush_logs", timeout_s))
@@ -70,6 +76,36 @@ class RecordingCore:
 
     def close(self) -> None:
         self.is_closed = True
+
+
+class RecordingGroups:
+    """The placement groups of a recording core: registered at once, and never placed."""
+
+    def __init__(self, core: RecordingCore) -> None:
+        self._core = core
+        self.views_by_name: dict[str, Any] = {}
+
+    def create(self, creation: Any) -> None:
+        self._core.calls.append(("create_group", creation))
+
+    def remove(self, group_id: bytes, *, waits: bool) -> None:
+        self._core.calls.append(("remove_group", group_id, waits))
+
+    def await_registered(self, group_id: bytes) -> None:
+        self._core.calls.append(("await_registered", group_id))
+
+    def ready(self, group_id: bytes, handle: Any) -> str:
+        self._core.calls.append(("ready", group_id, handle))
+        return "ready-ref"
+
+    def view(self, group_id: bytes) -> Any:
+        return next((v for v in self.views() if v.group_id == group_id), None)
+
+    def named(self, name: str) -> Any:
+        return self.views_by_name.get(name)
+
+    def views(self) -> list[Any]:
+        return list(self.views_by_name.values())
 
 
 def actor_row(handle_state: bytes, **more: Any) -> SimpleNamespace:

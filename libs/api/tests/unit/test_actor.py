@@ -478,6 +478,8 @@ def test_nodes_and_resources_are_sums_of_live_nodes(core: RecordingCore) -> None
             available=available,
             labels={"zone": "a"},
             death=None,
+            is_suspect=False,
+            drain_reason="",
         )
 
     core.node_rows = [

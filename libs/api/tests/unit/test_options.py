@@ -65,7 +65,7 @@ WRONG_FOR_BOTH: list[tuple[str, Any, type[Exception]]] = [
     ("scheduling_strategy", "spread", ValueError),
     ("scheduling_strategy", 3, TypeError),
     ("scheduling_strategy", ["SPREAD"], TypeError),
-    ("placement_group", object(), ValueError),
+    ("placement_group", object(), TypeError),
     ("label_selector", "zone=a", TypeError),
     ("label_selector", {"a": "b c"}, ValueError),
     ("label_selector", {"a": 1}, ValueError),

@@ -21,9 +21,16 @@ class GcsConfig:
     """``memory`` (gone with the process), ``sqlite:/path`` (survives it), or a ``redis://`` URL
     (survives its machine; see ``skate_gcs.storage.redis_url``)."""
 
+    advertised_host: str = ""
+    """The address by which other machines call it; empty: as it is bound. Nodes that knew it
+    elsewhere are told."""
+
     holder: str = ""
     """This GCS's name to others that may use the same ``redis`` storage. One of the same name is
     taken for dead and superseded at once; empty: a name that nobody else has."""
+
+    storage_wait_s: float = 60.0
+    """How long a ``redis`` server may be away when the GCS starts. Later it is 60 s."""
 
     cluster_id: str = ""
     """Empty: the stored one, or a fresh one for an empty storage. Otherwise it must be the stored

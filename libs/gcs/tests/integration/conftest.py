@@ -31,6 +31,9 @@ class FakeRaylet(raylet_pb2_grpc.RayletServiceServicer):
         self.reports = True
         self.starts = []
         self.kills = []
+        self.drains = []
+        self.drain_rejection = ""
+        self.moves = []
         self.server = SecureServer(TOKEN)
         self.server.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, self)
         self.tasks = set()
@@ -65,6 +68,16 @@ class FakeRaylet(raylet_pb2_grpc.RayletServiceServicer):
         return await self.client.actors.report_started(
             request.spec.actor_id, request.incarnation, address, 42
         )
+
+    async def Drain(self, request, context):  # noqa: N802  the protocol's name
+        self.drains.append(request.drain)
+        return raylet_pb2.DrainReply(
+            accepted=not self.drain_rejection, rejection=self.drain_rejection
+        )
+
+    async def MoveGcs(self, request, context):  # noqa: N802  the protocol's name
+        self.moves.append(request)
+        return raylet_pb2.MoveGcsReply(accepted=True)
 
     async def KillActor(self, request, context):  # noqa: N802  the protocol's name
         self.kills.append(request)

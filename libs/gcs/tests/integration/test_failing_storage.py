@@ -57,7 +57,7 @@ def test_full_disk_refuses_writes_answers_reads_and_heals(folder, harness, run, 
             assert await gcs.client.actors.get_named("a", "") is None
             assert not (await gcs.client.jobs.list())[0].finished
             report = gcs_pb2.ReportResourcesRequest(node_id=raylet.node_id, version=1)
-            assert await gcs.client.nodes.report_resources(report)
+            assert (await gcs.client.nodes.report_resources(report)).known
             assert raylet.starts == []  # nothing that is not stored has had an effect
             patient = asyncio.create_task(gcs.client.kv.put("n", b"patient", b"1"))
             await gcs.until(lambda: _failures_above(gcs, 5))

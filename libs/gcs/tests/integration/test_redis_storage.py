@@ -153,7 +153,7 @@ def test_server_that_stays_away_is_named_and_nothing_is_acknowledged_any_more(re
 def test_server_that_was_never_there_is_named(socket_folder):
     address = parse_redis_url(f"redis+unix://{socket_folder}/absent.sock")
     with pytest.raises(StorageFailedError, match=r"absent\.sock"):
-        RedisStorage(address, TABLES, holder="h", reconnect_s=0.2)
+        RedisStorage(address, TABLES, holder="h", open_s=0.2)
 
 
 @pytest.mark.invariant("I17")
@@ -256,7 +256,7 @@ def test_tls_is_spoken_and_an_unknown_authority_is_refused(socket_folder):
     url = f"rediss://localhost:{port}/0"
     open_storage(f"{url}?ca_file={socket_folder}/cert.pem", TABLES, "h").close()
     with pytest.raises(StorageFailedError, match="certificate"):
-        RedisStorage(parse_redis_url(url), TABLES, holder="h", reconnect_s=0.3)
+        RedisStorage(parse_redis_url(url), TABLES, holder="h", open_s=0.3)
     server.kill()
 
 

@@ -137,7 +137,7 @@ def test_silent_node_dies_and_is_fenced(harness, run):
             info = await gcs.until_actor(spec.actor_id, DEAD)
             assert info.death_cause.kind == common_pb2.DeathCause.KIND_NODE_DIED
             report = gcs_pb2.ReportResourcesRequest(node_id=raylet.node_id, version=1)
-            assert not await gcs.client.nodes.report_resources(report)
+            assert not (await gcs.client.nodes.report_resources(report)).known
             (node,) = await gcs.client.nodes.list()
             assert node.state == gcs_pb2.NodeInfo.STATE_DEAD
             with pytest.raises(RpcError) as refusal:
@@ -303,7 +303,7 @@ def test_cluster_id_stays_with_the_storage(folder, harness, run):
         async with harness(storage=storage) as gcs:
             first = gcs.server.cluster_id
             node = gcs_pb2.NodeInfo(node_id=os.urandom(28))
-            assert await gcs.client.nodes.register(node) == first
+            assert (await gcs.client.nodes.register(node)).cluster_id == first
             await gcs.restart()
             assert gcs.server.cluster_id == first
         wrong = GcsServer(GcsConfig(f"unix:{folder}/x", "5c" * 32, storage, cluster_id="other"))
@@ -326,7 +326,7 @@ def test_clients_and_actors_survive_a_restart_of_the_gcs(folder, harness, run):
             after = await gcs.client.actors.get_named("n", "")
             assert after == before
             report = gcs_pb2.ReportResourcesRequest(node_id=raylet.node_id, version=1)
-            assert await gcs.client.nodes.report_resources(report)
+            assert (await gcs.client.nodes.report_resources(report)).known
             cause = common_pb2.DeathCause(kind=common_pb2.DeathCause.KIND_SIGNALED)
             await gcs.client.actors.report_failed(spec.actor_id, 0, cause)
             info = await gcs.until_actor(spec.actor_id, ALIVE)
@@ -360,7 +360,7 @@ def test_statistics_count_what_happened(harness, run):
             tables = statistics.tables
             assert (tables.nodes_alive, tables.jobs_running) == (1, 1)
             assert (tables.kv_entries, tables.kv_bytes) == (1, 2)
-            assert statistics.storage.commits == 4  # the cluster's id and three changes
+            assert statistics.storage.commits == 5  # who and where the GCS is, and three changes
             assert statistics.events_handled == statistics.rpc_calls == 3
 
     run(main())
@@ -372,6 +372,7 @@ REPEATED = {
     "NodeService.Register": lambda c, x: c.nodes.register(x["node"]),
     "NodeService.Unregister": lambda c, x: c.nodes.unregister(x["node_id"]),
     "NodeService.List": lambda c, x: c.nodes.list(),
+    "NodeService.Drain": lambda c, x: c.nodes.drain(x["node_id"], x["drain"]),
     "NodeService.ReportResources": lambda c, x: c.nodes.report_resources(
         gcs_pb2.ReportResourcesRequest(node_id=x["node_id"], version=1)
     ),
@@ -390,6 +391,10 @@ REPEATED = {
     "ActorService.ReportFailed": lambda c, x: c.actors.report_failed(
         x["alive"], 0, common_pb2.DeathCause(kind=common_pb2.DeathCause.KIND_SIGNALED)
     ),
+    "PlacementGroupService.Register": lambda c, x: c.groups.register([x["group"]]),
+    "PlacementGroupService.Remove": lambda c, x: c.groups.remove([x["group"].group_id]),
+    "PlacementGroupService.Get": lambda c, x: c.groups.get(x["group"].group_id),
+    "PlacementGroupService.List": lambda c, x: c.groups.list(),
     "WorkerService.ReportDeath": lambda c, x: c.workers.report_death(
         gcs_pb2.WorkerInfo(worker_id=b"w" * 28)
     ),
@@ -402,7 +407,7 @@ REPEATED = {
 
 
 async def stored(gcs):
-    tables = ("nodes", "jobs", "actor_specs", "kv")
+    tables = ("nodes", "jobs", "actor_specs", "placement_groups", "kv")
     incarnations = [info.incarnation for info in await gcs.client.actors.list()]
     return [gcs.server._storage.scan(table) for table in tables], incarnations
 
@@ -434,6 +439,12 @@ def test_repeated_call_has_no_second_effect(harness, run, name):
                 "spec": gcs.spec(name="new", placement_resources=_GPU),
                 "alive": alive.actor_id,
                 "address": info.address,
+                "drain": _PREEMPTION,
+                "group": gcs_pb2.PlacementGroupSpec(
+                    group_id=b"g" * 18,
+                    strategy="PACK",
+                    bundles=[gcs_pb2.Bundle(resources=_GPU)],
+                ),
             }
             first = await REPEATED[name](gcs.client, known)
             before = await stored(gcs)
@@ -445,4 +456,5 @@ def test_repeated_call_has_no_second_effect(harness, run, name):
     run(main())
 
 
+_PREEMPTION = gcs_pb2.DrainInfo(reason=gcs_pb2.DrainInfo.REASON_PREEMPTION, deadline_s=9e9)
 _GPU = common_pb2.ResourceSet(amounts={"GPU": 10_000})

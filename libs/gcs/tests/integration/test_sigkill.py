@@ -63,6 +63,7 @@ class Load:
         self.actors = {}
         self.names = {}
         self.nodes = set()
+        self.groups = {}  # id -> whether it was removed; None: its fate was not told
         self.is_over = False
 
     async def run(self):
@@ -72,6 +73,7 @@ class Load:
             self.add_jobs(),
             self.add_actors(),
             self.add_nodes(),
+            self.change_groups(),
         )
 
     async def attempt(self, call):
@@ -125,6 +127,30 @@ class Load:
                 self.nodes.add(node_id)
             await asyncio.sleep(0.02)
 
+    async def change_groups(self):
+        while not self.is_over:
+            spec = gcs_pb2.PlacementGroupSpec(group_id=os.urandom(18), strategy="PACK")
+            spec.bundles.add().resources.amounts["GPU"] = 10_000  # which nobody has: it waits
+            replies = await self.attempt(self.client.groups.register([spec], timeout_s=0.3))
+            if replies is None:
+                continue
+            assert not replies[0].refusal
+            self.groups[spec.group_id] = False
+            if self.random.random() < 0.5:
+                self.groups[spec.group_id] = None
+                call = self.client.groups.remove([spec.group_id], timeout_s=0.3)
+                if await self.was_answered(call):
+                    self.groups[spec.group_id] = True
+
+    async def was_answered(self, call):
+        try:
+            await call
+        except RpcError as error:
+            if error.code not in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
+                raise
+            return False
+        return True
+
     async def check(self):
         for key, value in self.kv.items():
             found = await self.client.kv.get("n", key)
@@ -140,6 +166,13 @@ class Load:
             assert actors[actor_id].state == gcs_pb2.ACTOR_STATE_PENDING_CREATION
         nodes = {node.node_id for node in await self.client.nodes.list()}
         assert self.nodes <= nodes
+        groups = {info.spec.group_id: info.state for info in await self.client.groups.list()}
+        states = {
+            True: {gcs_pb2.PLACEMENT_GROUP_STATE_REMOVED},
+            False: {gcs_pb2.PLACEMENT_GROUP_STATE_PENDING},
+        }
+        for group_id, is_removed in self.groups.items():
+            assert is_removed is None or groups[group_id] in states[is_removed]
 
 
 @pytest.fixture(params=["sqlite", "redis"])

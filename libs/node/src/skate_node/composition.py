@@ -27,6 +27,7 @@ from skate_core_ids import NodeID
 from skate_gcs import GcsConfig, GcsServer
 from skate_node.endpoints import NodeEndpoints, plan_endpoints, reachable_from_here
 from skate_node.failures import ComponentFailedError, blame
+from skate_node.gcs_process import GcsProcess
 from skate_node.launch_protocol import Launch, ReadyNode, ReadyWriter
 from skate_node.node_metrics import NodeMetrics
 from skate_node.program_metrics import ProgramMetrics
@@ -65,6 +66,7 @@ class Components:
     """How each part is made."""
 
     gcs: Callable[[GcsConfig], GcsServer] = GcsServer
+    gcs_process: Callable[[GcsConfig, str], GcsProcess] = GcsProcess
     raylet: Callable[..., Raylet] = Raylet
     metrics: Callable[..., NodeMetrics] = NodeMetrics
 
@@ -141,7 +143,7 @@ class NodeService:
         self._node_id = NodeID(zygote.node_id)
         self._zygote = zygote
         self._started = contextlib.AsyncExitStack()
-        self._gcs: GcsServer | None = None
+        self._gcs: GcsServer | GcsProcess | None = None
         self._raylet: Raylet | None = None
         self._programs = ProgramMetrics()
 
@@ -228,7 +230,17 @@ class NodeService:
         if storage is None:
             path = os.path.join(self._launch.session_dir, "gcs.sqlite")
             storage = "memory" if self._launch.starter_pid else f"sqlite:{path}"
-        gcs = self._components.gcs(GcsConfig(endpoint=plan.gcs, token=token, storage=storage))
+        config = GcsConfig(
+            endpoint=plan.gcs,
+            token=token,
+            storage=storage,
+            advertised_host="" if plan.gcs.startswith("unix:") else plan.ip_address,
+        )
+        gcs: GcsServer | GcsProcess
+        if storage == "memory":
+            gcs = self._components.gcs(config)
+        else:
+            gcs = self._components.gcs_process(config, self._launch.session_dir)
         bound = await gcs.start()
         self._gcs = gcs
         self._started.push_async_callback(gcs.stop, GCS_GRACE_S)
@@ -292,6 +304,7 @@ class NodeService:
             is_tracing=is_tracing,
             zygote_command=self._zygote.command,
             worker_umask=self._launch.umask,
+            gcs_reconnect_s=options.gcs_reconnect_s,
         )
         if options.workers_max is None:
             return config
@@ -318,6 +331,9 @@ class NodeService:
         write_record(record)
         if config.is_head and not is_owned:
             set_current(record)
+        raylet.on_gcs_moved = lambda endpoint: write_record(
+            dataclasses.replace(record, gcs_endpoint=endpoint)
+        )
         return record
 
 

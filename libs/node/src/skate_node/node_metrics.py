@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from skate_gcs import GcsServer
+from skate_gcs import GcsServer, GcsStatistics
+from skate_node.gcs_process import GcsProcess
 from skate_node.program_metrics import ProgramMetrics
 from skate_node.session import NodeRecord
 from skate_node.task_spans import TaskSpans
@@ -28,7 +29,7 @@ class NodeMetrics:
     def watch(
         self,
         record: NodeRecord,
-        gcs: GcsServer | None,
+        gcs: GcsServer | GcsProcess | None,
         raylet: Raylet,
         spans: TaskSpans,
         programs: ProgramMetrics,
@@ -42,8 +43,15 @@ class NodeMetrics:
         add("tasks", spans.readings)
         self._registry.add_undeclared(programs.collect)
         add("raylet", readings.run_on_loop(loop, "node", lambda: _raylet(raylet)))
-        if gcs is not None:
-            add("gcs", readings.run_on_loop(loop, "gcs", lambda: _gcs(gcs)))
+        if isinstance(gcs, GcsServer):
+            add("gcs", readings.run_on_loop(loop, "gcs", lambda: _gcs(gcs.statistics())))
+        elif gcs is not None:
+
+            def ask() -> GcsStatistics:
+                asked = asyncio.run_coroutine_threadsafe(gcs.statistics(), loop)
+                return asked.result(readings.LOOP_TIMEOUT_S)
+
+            add("gcs", lambda: _gcs(ask()))
 
     def close(self) -> None:
         """Stop serving."""
@@ -108,8 +116,7 @@ def _raylet(raylet: Raylet) -> Iterator[Reading]:
     )
 
 
-def _gcs(gcs: GcsServer) -> Iterator[Reading]:
-    counts = gcs.statistics()
+def _gcs(counts: GcsStatistics) -> Iterator[Reading]:
     tables = counts.tables
     yield from readings.gcs_readings(
         nodes={"alive": tables.nodes_alive, "dead": tables.nodes_dead},
@@ -117,5 +124,8 @@ def _gcs(gcs: GcsServer) -> Iterator[Reading]:
         jobs={"running": tables.jobs_running, "finished": tables.jobs_finished},
         kv_entries=tables.kv_entries,
         kv_bytes=tables.kv_bytes,
+        placement_groups={state.name: n for state, n in tables.placement_groups.items()},
+        group_creations=tables.group_creations,
+        group_creation_s=tables.group_creation_s,
     )
     yield from readings.rpc_readings("gcs", calls=counts.rpc_calls, refused=counts.rpc_refused)

@@ -77,6 +77,8 @@ class NodeOptions:
     """Leave ``logs/`` behind at a stop, for people; a later start deletes the oldest."""
     workers_max: int | None = None
     """Hard limit of worker processes on the node. None: the raylet's default."""
+    gcs_reconnect_s: float = 60.0
+    """A GCS that has not answered for this long is given up, and the node ends."""
 
     def __post_init__(self) -> None:
         for name in ("num_cpus", "num_gpus"):
@@ -89,6 +91,10 @@ class NodeOptions:
             raise ValueError(
                 f"object_store_memory must be at least {MINIMUM_OBJECT_STORE_BYTES} bytes (75 MiB),"
                 f" got {self.object_store_memory}."
+            )
+        if not 0 < self.gcs_reconnect_s < math.inf:
+            raise ValueError(
+                f"gcs_reconnect_s must be positive and finite, got {self.gcs_reconnect_s}."
             )
         for resource, quantity in self.resources.items():
             _check_resource(resource, quantity)

@@ -1,7 +1,7 @@
 """What this machine, or the part of it that a container leaves us, has to offer.
 
 The amounts that the user gave win; the rest is read from affinity, cgroups (v1 and v2),
-``/proc/meminfo`` and the NVIDIA driver's ``/proc`` folder. The result is in the scheduler's units
+``/proc/meminfo`` and the NVIDIA driver. The result is in the scheduler's units
 (1e-4, exact).
 """
 
@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
+from skate_node.gpus import Gpus, detect_gpus
 from skate_node.options import MINIMUM_OBJECT_STORE_BYTES, NodeOptions
 
 OBJECT_STORE_SHARE = 0.3
 MEMORY_SHARE = 0.7
 HEAD_RESOURCE = "node:__internal_head__"
+ACCELERATOR_PREFIX = "accelerator_type:"  # SURFACE T9
 OVERRIDE_VARIABLE = "SKATE_OVERRIDE_RESOURCES"
 _NO_LIMIT_BYTES = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63.
 
@@ -34,19 +37,17 @@ class ResourceDetector:
             return self._affinity
         return max(1, min(self._affinity, int(quota)))
 
-    def gpu_count(self, environment: Mapping[str, str]) -> int:
-        """NVIDIA GPUs that the driver shows, limited to those of ``CUDA_VISIBLE_DEVICES``."""
+    def gpus(self, environment: Mapping[str, str]) -> Gpus:
+        """The NVIDIA GPUs that this process may use. NVML knows this machine alone."""
+        if self._filesystem != "/":
+            return detect_gpus(environment, self._gpus_in_proc, _no_library)
+        return detect_gpus(environment, self._gpus_in_proc)
+
+    def _gpus_in_proc(self) -> int:
         try:
-            present = len(os.listdir(self._path("proc/driver/nvidia/gpus")))
+            return len(os.listdir(self._path("proc/driver/nvidia/gpus")))
         except OSError:
-            present = 0
-        visible = environment.get("CUDA_VISIBLE_DEVICES")
-        if visible is None or present == 0:
-            return present
-        names = [name.strip() for name in visible.split(",") if name.strip()]
-        if any(name in ("-1", "NoDevFiles") for name in names):
-            names = names[: next(i for i, n in enumerate(names) if n in ("-1", "NoDevFiles"))]
-        return min(present, len(names))
+            return 0
 
     def available_bytes(self) -> int:
         """Memory that can be taken without swapping, on the machine and in this cgroup."""
@@ -122,6 +123,10 @@ class ResourceDetector:
         return os.path.join(self._filesystem, path)
 
 
+def _no_library() -> Any:
+    raise ModuleNotFoundError("pynvml")
+
+
 def store_capacity_bytes(options: NodeOptions, available_bytes: int) -> int:
     """Bytes of the object store: as asked, else 30 % of what is available, at least 75 MiB."""
     if options.object_store_memory is not None:
@@ -145,13 +150,15 @@ def node_resources(
     out.
     """
     cpus = detector.cpu_count() if options.num_cpus is None else options.num_cpus
-    gpus = detector.gpu_count(environment) if options.num_gpus is None else options.num_gpus
+    found = detector.gpus(environment) if options.num_gpus is None else Gpus(0)
+    gpus = found.count if options.num_gpus is None else options.num_gpus
     memory = int(available_bytes * MEMORY_SHARE) if options.memory is None else options.memory
     totals: dict[str, float] = {
         "CPU": cpus,
         "GPU": gpus,
         "memory": memory,
         "object_store_memory": capacity_bytes,
+        **({f"{ACCELERATOR_PREFIX}{found.kind}": 1.0} if found.kind else {}),
         **options.resources,
         **_override(environment),
         f"node:{ip_address}": 1.0,

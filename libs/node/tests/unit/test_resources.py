@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from skate_node.gpus import Gpus
 from skate_node.options import MINIMUM_OBJECT_STORE_BYTES, NodeOptions
 from skate_node.resources import ResourceDetector, node_resources, store_capacity_bytes
 
@@ -87,7 +88,7 @@ def test_gpu_count_follows_visible_devices(tmp_path: Path, visible: str | None, 
         {f"proc/driver/nvidia/gpus/{bus}/information": "" for bus in ("0000:01", "0000:02")},
     )
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    assert detector.gpu_count(environment) == gpus
+    assert detector.gpus(environment) == Gpus(gpus)
 
 
 def test_store_capacity_default_is_a_share_with_a_floor() -> None:
@@ -117,6 +118,13 @@ def test_node_resources_detected_and_given_amounts_combine() -> None:
         "node:10.0.0.5": 1.0,
         "node:__internal_head__": 1.0,
     }
+
+
+def test_node_resources_kind_of_gpu_is_a_resource(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ResourceDetector, "gpus", lambda self, environment: Gpus(2, "H100"))
+    assert totals(NodeOptions(), {})["accelerator_type:H100"] == 1.0
+    assert totals(NodeOptions(), {})["GPU"] == 2
+    assert "accelerator_type:H100" not in totals(NodeOptions(num_gpus=1), {})
 
 
 def test_node_resources_zero_cpus_leaves_the_resource_out() -> None:

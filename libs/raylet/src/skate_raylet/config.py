@@ -15,6 +15,8 @@ PULL_BYTES_MAX_DEFAULT = 2 << 30
 PULL_SHARE_OF_STORE = 0.3
 WORKERS_MAX_DEFAULT = 1024
 STARTS_MIN = 4
+GCS_RECONNECT_S = 60.0  # SURFACE 3.3
+GCS_CALL_SHARE = 0.9  # of that: who asked hears of it before the node ends
 STARTS_PER_CPU = 2
 
 
@@ -50,6 +52,8 @@ class RayletConfig:
     starts_max: int | None = None
     # A task that this node can never hold fails after this; None: it waits for ever.
     infeasible_grace_s: float | None = 10.0
+    # A GCS that has not answered for this long is given up, and the node ends.
+    gcs_reconnect_s: float = GCS_RECONNECT_S
     # Where the object store spills to when memory is short; the default: nowhere.
     spill: SpillConfig = field(default_factory=SpillConfig)
     # Where other nodes fetch objects: "unix:/path" or "tcp:ip:port"; empty: by the node's address.

@@ -69,12 +69,21 @@ class ScriptedGcs(
         self.accepts_started = True
         self.queues: list[asyncio.Queue[Any]] = []
         self.server: SecureServer | None = None
+        self.elsewhere: list[SecureServer] = []
 
     async def start(self) -> None:
-        self.server = SecureServer(TOKEN)
+        self.server = await self._serve(self.endpoint)
+
+    async def serve_also(self, endpoint: str) -> None:
+        """Answer at another place too, until the end of the test."""
+        self.elsewhere.append(await self._serve(endpoint))
+
+    async def _serve(self, endpoint: str) -> SecureServer:
+        server = SecureServer(TOKEN)
         for name in ("Node", "Job", "Actor", "Worker", "Kv", "Event"):
-            self.server.add(getattr(gcs_pb2_grpc, f"add_{name}ServiceServicer_to_server"), self)
-        await self.server.start(self.endpoint)
+            server.add(getattr(gcs_pb2_grpc, f"add_{name}ServiceServicer_to_server"), self)
+        await server.start(endpoint)
+        return server
 
     async def stop(self) -> None:
         assert self.server is not None
@@ -293,6 +302,8 @@ async def start_cluster(
         await raylet.stop("the test is over", 1.0)
         await channel.close()
         await gcs.stop()
+        for server in gcs.elsewhere:
+            await server.stop(0.0)
         await asyncio.sleep(0.01)
     assert cluster.session_pids() == [], "processes of the node are left"
 

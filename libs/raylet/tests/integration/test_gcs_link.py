@@ -9,12 +9,14 @@ from typing import Any
 import msgspec
 
 from skate_raylet.service.gateway import Gateway
+from skate_raylet.service.group_desk import GroupDesk
 from skate_rpc import node_protocol as node
 from skate_rpc.gen.skate.v1 import gcs_pb2
 
 
 def test_gateway_serves_exactly_the_control_methods() -> None:
     gateway = Gateway(None, b"", None, dict)  # type: ignore[arg-type]
+    GroupDesk(None, b"", None, list).serve_by(gateway)  # type: ignore[arg-type]
     by_other_parts = ("list_objects", "list_logs", "read_log")  # of the raylet
     assert sorted([*gateway.methods, *by_other_parts]) == sorted(node.CONTROL_METHODS)
 
@@ -164,3 +166,41 @@ def test_stopped_raylet_unregisters_its_node(play: Any) -> None:
 
     play(test)
     assert seen[0].unregistered == [seen[1]]
+
+
+def test_node_ends_when_the_gcs_stays_away_and_says_so(play: Any) -> None:
+    async def test(cluster: Any) -> None:
+        driver = await cluster.driver()
+        await cluster.gcs.stop()
+        reply = await driver.call("kv_keys", node.KvGet("app", b"k"))
+        assert reply.error_kind == "unavailable"  # before the node ends
+        reason = await cluster.raylet.wait_stopped()
+        assert "The GCS has not answered for 1.5 s" in reason
+
+    play(test, gcs_reconnect_s=1.5)
+
+
+def test_node_follows_a_gcs_that_moved_but_not_an_older_or_another_one(
+    play: Any, wait_until: Any
+) -> None:
+    async def test(cluster: Any) -> None:
+        raylet = cluster.raylet
+        cluster_id = raylet._cluster_id
+        here = cluster.gcs.endpoint
+        assert not raylet._follow_gcs("unix:/other", cluster_id + "x", 99)
+        assert not raylet._follow_gcs("unix:/older", cluster_id, 0)
+        subscriptions = len(cluster.gcs.queues)
+        moved: list[str] = []
+        raylet.on_gcs_moved = moved.append
+        there = here.replace("gcs", "moved")
+        await cluster.gcs.serve_also(there)
+        assert raylet._follow_gcs(there, cluster_id, 1)
+        assert raylet._follow_gcs(there, cluster_id, 1)  # said twice
+        assert moved == [there]
+        await wait_until(lambda: len(cluster.gcs.queues) > subscriptions)
+        await cluster.gcs.stop()  # at the old place
+        driver = await cluster.driver()
+        reply = await driver.call("kv_put", node.KvPut("app", b"k", b"v"))
+        assert not reply.error
+
+    play(test)

@@ -115,6 +115,7 @@ class Station:
             ),
             on_driver_gone=nothing,
             on_task_events=self.note("task events"),
+            user_metrics=self.stub(record=self.note("user metrics")),
             on_objects=self.reporter.on_report,
         )
         self.line.context = self.process
@@ -266,6 +267,7 @@ SCENES: dict[type, Play] = {
     node.ActorCreationFailed: creation_failed,
     node.Exiting: exiting,
     node.TaskEvents: lambda station: Scene(node.TaskEvents([])),
+    node.UserMetrics: lambda station: Scene(node.UserMetrics([])),
     node.SubscribeActor: lambda station: Scene(
         node.SubscribeActor(ACTOR), lambda: station.say(node.UnsubscribeActor(ACTOR))
     ),

@@ -60,12 +60,25 @@ class Caller:
     """Makes calls over one channel for the clients of all its services."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, target: str = "", retry: RetryPolicy | None = None
+        self,
+        channel: grpc.aio.Channel,
+        target: str = "",
+        retry: RetryPolicy | None = None,
+        patience_s: float = DEFAULT_DEADLINE_S,
     ) -> None:
-        """``target`` is named in errors."""
+        """``target`` is named in errors; ``patience_s`` stands for the table's default deadline."""
+        self._patience_s = patience_s
         self.channel = channel
         self.target = target
         self._retry = retry or RetryPolicy()
+
+    def deadline_s(self, method: Method, timeout_s: float | None) -> float:
+        """How long a call may take, all attempts together."""
+        if timeout_s is not None:
+            return timeout_s
+        if method.deadline_s is None or method.deadline_s == DEFAULT_DEADLINE_S:
+            return self._patience_s
+        return method.deadline_s
 
     async def unary(
         self,
@@ -92,7 +105,7 @@ class Caller:
         if method.repeat is not Repeat.CONDITIONAL:
             may_repeat = True
         loop = asyncio.get_running_loop()
-        total_s = timeout_s if timeout_s is not None else method.deadline_s or DEFAULT_DEADLINE_S
+        total_s = self.deadline_s(method, timeout_s)
         deadline = loop.time() + total_s
         attempt = 0
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 
 import grpc.aio
 
@@ -10,20 +11,27 @@ from skate_rpc.calls import Caller, RetryPolicy
 from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2, gcs_pb2_grpc
 from skate_rpc.grpc_limits import KV_VALUE_BYTES_MAX
-from skate_rpc.methods import KV_BYTES_PER_S, METHODS
+from skate_rpc.methods import DEFAULT_DEADLINE_S, KV_BYTES_PER_S, METHODS
 
 
 class GcsClient:
     """Every service of the GCS over one channel."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, target: str = "", retry: RetryPolicy | None = None
+        self,
+        channel: grpc.aio.Channel,
+        target: str = "",
+        retry: RetryPolicy | None = None,
+        patience_s: float = DEFAULT_DEADLINE_S,
     ) -> None:
-        """``target`` is named in errors. The channel stays the caller's to close."""
-        caller = Caller(channel, target, retry)
+        """``target`` is named in errors; ``patience_s``: how long calls without a ``timeout_s`` may
+        take. The channel stays the caller's to close.
+        """
+        caller = Caller(channel, target, retry, patience_s)
         self.nodes = NodeClient(caller)
         self.jobs = JobClient(caller)
         self.actors = ActorClient(caller)
+        self.groups = PlacementGroupClient(caller)
         self.workers = WorkerClient(caller)
         self.kv = KvClient(caller)
         self.events = EventClient(caller)
@@ -36,15 +44,16 @@ class NodeClient:
         self._caller = caller
         self._stub = gcs_pb2_grpc.NodeServiceStub(caller.channel)
 
-    async def register(self, node: gcs_pb2.NodeInfo, *, timeout_s: float | None = None) -> str:
-        """Announce a node; returns the cluster's id."""
-        reply = await self._caller.unary(
+    async def register(
+        self, node: gcs_pb2.NodeInfo, *, timeout_s: float | None = None
+    ) -> gcs_pb2.RegisterNodeReply:
+        """Announce a node; returns the cluster's id and the life of its GCS."""
+        return await self._caller.unary(
             "NodeService.Register",
             self._stub.Register,
             gcs_pb2.RegisterNodeRequest(node=node),
             timeout_s,
         )
-        return reply.cluster_id
 
     async def unregister(
         self,
@@ -68,14 +77,24 @@ class NodeClient:
         )
         return reply.nodes
 
+    async def drain(
+        self, node_id: bytes, drain: gcs_pb2.DrainInfo, *, timeout_s: float | None = None
+    ) -> gcs_pb2.DrainNodeReply:
+        """Have a node take no new work and leave. ``accepted`` is True for a dead one too."""
+        return await self._caller.unary(
+            "NodeService.Drain",
+            self._stub.Drain,
+            gcs_pb2.DrainNodeRequest(node_id=node_id, drain=drain),
+            timeout_s,
+        )
+
     async def report_resources(
         self, report: gcs_pb2.ReportResourcesRequest, *, timeout_s: float | None = None
-    ) -> bool:
-        """Send the heartbeat; False: the GCS thinks this node dead, and it must exit."""
-        reply = await self._caller.unary(
+    ) -> gcs_pb2.ReportResourcesReply:
+        """Send the heartbeat. Not ``known``: the GCS thinks this node dead, and it must exit."""
+        return await self._caller.unary(
             "NodeService.ReportResources", self._stub.ReportResources, report, timeout_s
         )
-        return reply.known
 
 
 class JobClient:
@@ -238,6 +257,68 @@ class ActorClient:
         )
 
 
+class PlacementGroupClient:
+    """PlacementGroupService: the placement-group table."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._stub = gcs_pb2_grpc.PlacementGroupServiceStub(caller.channel)
+
+    async def register(
+        self, specs: Sequence[gcs_pb2.PlacementGroupSpec], *, timeout_s: float | None = None
+    ) -> Sequence[gcs_pb2.RegisteredPlacementGroup]:
+        """Create groups; answered in their order, before they are placed."""
+        reply = await self._caller.unary(
+            "PlacementGroupService.Register",
+            self._stub.Register,
+            gcs_pb2.RegisterPlacementGroupsRequest(specs=specs),
+            timeout_s,
+        )
+        return reply.groups
+
+    async def remove(
+        self, group_ids: Sequence[bytes], reason: str = "", *, timeout_s: float | None = None
+    ) -> None:
+        """Remove groups; unknown ones are nothing to remove."""
+        await self._caller.unary(
+            "PlacementGroupService.Remove",
+            self._stub.Remove,
+            gcs_pb2.RemovePlacementGroupsRequest(group_ids=group_ids, reason=reason),
+            timeout_s,
+        )
+
+    async def get(
+        self, group_id: bytes, *, timeout_s: float | None = None
+    ) -> gcs_pb2.PlacementGroupInfo | None:
+        """The group's row; None when there is none."""
+        return await self._get(gcs_pb2.GetPlacementGroupRequest(group_id=group_id), timeout_s)
+
+    async def get_named(
+        self, name: str, namespace: str, *, timeout_s: float | None = None
+    ) -> gcs_pb2.PlacementGroupInfo | None:
+        """The row of the group that has this name now; None when nobody has it."""
+        request = gcs_pb2.GetPlacementGroupRequest(name=name, namespace=namespace)
+        return await self._get(request, timeout_s)
+
+    async def list(self, *, timeout_s: float | None = None) -> Sequence[gcs_pb2.PlacementGroupInfo]:
+        """Every group that the GCS remembers, removed ones too."""
+        reply = await self._caller.unary(
+            "PlacementGroupService.List",
+            self._stub.List,
+            gcs_pb2.ListPlacementGroupsRequest(),
+            timeout_s,
+        )
+        return reply.groups
+
+    async def _get(
+        self, request: gcs_pb2.GetPlacementGroupRequest, timeout_s: float | None
+    ) -> gcs_pb2.PlacementGroupInfo | None:
+        reply = await self._caller.unary(
+            "PlacementGroupService.Get", self._stub.Get, request, timeout_s
+        )
+        return reply.info if reply.found else None
+
+
 class WorkerClient:
     """WorkerService: which workers died, and why."""
 
@@ -298,8 +379,8 @@ class KvClient:
                 method.full_name,
                 self._caller.target,
             )
-        if timeout_s is None and method.deadline_s is not None:
-            timeout_s = method.deadline_s + len(value) / KV_BYTES_PER_S
+        if timeout_s is None:
+            timeout_s = self._caller.deadline_s(method, None) + len(value) / KV_BYTES_PER_S
         reply = await self._caller.unary(
             method.full_name,
             self._stub.Put,
@@ -357,19 +438,27 @@ class EventClient:
         self._caller = caller
         self._stub = gcs_pb2_grpc.EventServiceStub(caller.channel)
 
-    def subscribe(
+    async def subscribe(
         self, channels: Iterable[str], node_id: bytes = b""
     ) -> AsyncGenerator[gcs_pb2.Event, None]:
         """Follow tables: their present rows, an event with ``snapshot_end``, then every change.
 
-        The channels are ``"actor"``, ``"node"``, ``"job"`` and ``"worker"``. The stream lasts until
+        The channels are ``"actor"``, ``"node"``, ``"job"``, ``"worker"`` and
+        ``"placement_group"``. The stream lasts until
         it breaks with an error. After an ``RpcUnavailableError`` (the GCS is away) or the code
         ``"RESOURCE_EXHAUSTED"`` (this reader was too slow), subscribe again and take the new
         snapshot for the truth. ``node_id``: the subscriber is this node's raylet; when its stream
         breaks, the GCS looks at once whether the node lives.
         """
-        return self._caller.stream(
+        messages = self._caller.stream(
             "EventService.Subscribe",
             self._stub.Subscribe,
             gcs_pb2.SubscribeRequest(channels=channels, node_id=node_id),
         )
+        async with aclosing(messages):
+            async for message in messages:
+                if message.batch:
+                    for event in message.batch:
+                        yield event
+                else:
+                    yield message

@@ -40,6 +40,7 @@ _TABLE = (
     Message(node.ActorCreationFailed, _ONCE, "actor_id and incarnation"),
     Message(node.Exiting, _IDEMPOTENT, "the process"),
     Message(node.TaskEvents, _ONCE, SERIAL),
+    Message(node.UserMetrics, _ONCE, SERIAL),
     Message(node.SubscribeActor, _ONCE, SERIAL),
     Message(node.UnsubscribeActor, _ONCE, SERIAL),
     Message(node.PullObject, _ONCE, SERIAL),

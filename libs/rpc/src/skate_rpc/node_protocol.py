@@ -75,6 +75,8 @@ class RequestLease(NodeMessage, tag=2):
     labels: LabelRules | None = None
     # Nodes and the bytes of arguments that they hold, most first: better than others with room.
     near: list[tuple[bytes, int]] = []
+    placement_group_id: bytes = b""  # inside this group's bundles
+    bundle_index: int = -1  # with ``placement_group_id``: in this one; -1: in any with room
     serial: int = 0
 
 
@@ -158,6 +160,7 @@ class UserMetrics(NodeMessage, tag=64):
     """What a program has measured in this process since its last message; sent only when it has."""
 
     metrics: list[MetricRows]
+    serial: int = 0
 
 
 class SubscribeActor(NodeMessage, tag=13):
@@ -245,6 +248,15 @@ class FlushLogs(NodeMessage, tag=61):
     """
 
     number: int
+
+
+class SubscribePlacementGroup(NodeMessage, tag=72):
+    """Send :class:`PlacementGroupUpdate` for this group now and at every change.
+
+    Who creates a group is subscribed to it.
+    """
+
+    group_id: bytes
 
 
 # ---- raylet to process ----
@@ -396,6 +408,12 @@ class AskObjects(NodeMessage, tag=56):
     rows_max: int
 
 
+class PlacementGroupUpdate(NodeMessage, tag=73):
+    """The state of a placement group that this process subscribed to."""
+
+    group: PlacementGroupView
+
+
 # ---- parts ----
 
 
@@ -428,6 +446,28 @@ class ActorView(msgspec.Struct, array_like=True, gc=False):
     death: Death | None = None
     creation_error: bytes = b""
     pending_reason: str = ""
+
+
+class PlacementGroupView(msgspec.Struct, array_like=True, gc=False):
+    """A row of the placement-group table. Amounts in units of 1e-4; ``state``: its enum's name."""
+
+    group_id: bytes
+    state: str  # "PENDING", "PREPARED", "CREATED", "RESCHEDULING", "REMOVED"
+    job_id: bytes = b""
+    name: str = ""
+    namespace: str = ""
+    strategy: str = ""
+    bundles: list[dict[str, int]] = []
+    selectors: list[dict[str, str]] = []
+    node_ids: list[bytes] = []  # one for each bundle; empty where it is not reserved
+    is_detached: bool = False
+    pending_reason: str = ""
+    pending_since_s: float = 0.0
+    scheduling_state: str = ""
+    attempts: int = 0
+    creation_latency_ms: float = 0.0
+    highest_retry_delay_ms: float = 0.0
+    removal_reason: str = ""
 
 
 class TaskEvent(msgspec.Struct, array_like=True, gc=False):
@@ -512,6 +552,9 @@ class ActorRegistration(msgspec.Struct, array_like=True):
     is_soft: bool = False
     is_impatient: bool = False
     labels: LabelRules | None = None
+    placement_group_id: bytes = b""  # these two as in RequestLease
+    bundle_index: int = -1
+    captures: bool = False  # what it starts goes into its group too
 
 
 class RegisteredActor(msgspec.Struct, array_like=True):
@@ -541,8 +584,37 @@ class ActorRelease(msgspec.Struct, array_like=True):
     actor_id: bytes
 
 
+class PlacementGroupCreation(msgspec.Struct, array_like=True):
+    """``create_placement_group`` -> None; error_kind "already_exists" when the name is taken."""
+
+    group_id: bytes
+    strategy: str
+    bundles: list[dict[str, int]]
+    name: str = ""
+    namespace: str = ""
+    is_detached: bool = False
+    selectors: list[dict[str, str]] = []  # one for each bundle, or none at all
+    soft_target_id: bytes = b""
+
+
+class PlacementGroupKey(msgspec.Struct, array_like=True):
+    """``remove_placement_group`` -> None: it is removed, or there was none."""
+
+    group_id: bytes
+
+
+class PlacementGroupName(msgspec.Struct, array_like=True):
+    """``get_placement_group`` -> PlacementGroupView | None. By id, if that is not empty."""
+
+    name: str = ""
+    namespace: str = ""
+    group_id: bytes = b""
+
+
 class Empty(msgspec.Struct, array_like=True):
-    """``list_nodes`` -> list[NodeView]. ``list_actors`` -> list[ActorView]."""
+    """``list_nodes`` -> list[NodeView]. ``list_actors`` -> list[ActorView].
+    ``list_placement_groups`` -> list[PlacementGroupView].
+    """
 
 
 class NodeView(msgspec.Struct, array_like=True):
@@ -563,6 +635,26 @@ class NodeView(msgspec.Struct, array_like=True):
     labels: dict[str, str]
     death: Death | None = None
     session_dir: str = ""
+    is_suspect: bool = False  # silent for a while, but not held for dead
+    drain_reason: str = ""  # "idle_termination" or "preemption" of a node that is to leave, or left
+    drain_message: str = ""
+    drain_deadline_s: float = 0.0  # Unix time; 0: none
+
+
+class DrainOrder(msgspec.Struct, array_like=True):
+    """``drain_node`` -> DrainAnswer."""
+
+    node_id: bytes
+    reason: str  # "idle_termination" or "preemption"
+    message: str = ""
+    deadline_s: float = 0.0  # Unix time; 0: none
+
+
+class DrainAnswer(msgspec.Struct, array_like=True):
+    """Whether the node is to leave (or is dead), and why not."""
+
+    is_accepted: bool
+    rejection: str = ""
 
 
 class ListObjects(msgspec.Struct, array_like=True):
@@ -614,8 +706,13 @@ CONTROL_METHODS = (
     "kill_actor",
     "release_actor",
     "list_nodes",
+    "drain_node",
     "list_actors",
     "list_objects",
+    "create_placement_group",
+    "remove_placement_group",
+    "get_placement_group",
+    "list_placement_groups",
     "list_logs",
     "read_log",
 )
@@ -642,6 +739,7 @@ FromProcess = (
     | DeleteCopies
     | KnowOwner
     | KeepCopies
+    | SubscribePlacementGroup
     | LogsTaken
     | FlushLogs
 )
@@ -660,6 +758,7 @@ FromRaylet = (
     | NodeDied
     | CopiesKept
     | AskObjects
+    | PlacementGroupUpdate
     | LogLines
     | LogsFlushed
 )

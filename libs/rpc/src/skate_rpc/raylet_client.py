@@ -53,6 +53,41 @@ class RayletClient:
             timeout_s,
         )
 
+    async def prepare_bundles(
+        self, orders: Sequence[raylet_pb2.PrepareBundles], *, timeout_s: float | None = None
+    ) -> list[str]:
+        """Have the node set bundles aside; for each order why it did not, or nothing."""
+        reply = await self._caller.unary(
+            "RayletService.PrepareBundles",
+            self._stub.PrepareBundles,
+            raylet_pb2.PrepareBundlesRequest(orders=orders),
+            timeout_s,
+        )
+        return list(reply.refusals)
+
+    async def commit_bundles(
+        self, orders: Sequence[gcs_pb2.BundleRef], *, timeout_s: float | None = None
+    ) -> list[str]:
+        """Open bundles that were set aside; for each order why it can not, or nothing."""
+        reply = await self._caller.unary(
+            "RayletService.CommitBundles",
+            self._stub.CommitBundles,
+            raylet_pb2.CommitBundlesRequest(orders=orders),
+            timeout_s,
+        )
+        return list(reply.refusals)
+
+    async def return_bundles(
+        self, orders: Sequence[gcs_pb2.BundleRef], *, timeout_s: float | None = None
+    ) -> None:
+        """Have the node give bundles back; who uses them is killed."""
+        await self._caller.unary(
+            "RayletService.ReturnBundles",
+            self._stub.ReturnBundles,
+            raylet_pb2.ReturnBundlesRequest(orders=orders),
+            timeout_s,
+        )
+
     def borrow(
         self, orders: AsyncIterator[raylet_pb2.LoanOrders]
     ) -> AsyncGenerator[raylet_pb2.LoanNews, None]:
@@ -113,6 +148,29 @@ class RayletClient:
             timeout_s + GRACE_S,
         )
         return [msgspec.msgpack.decode(node, type=NodeObjects) for node in reply.nodes]
+
+    async def drain(
+        self, drain: gcs_pb2.DrainInfo, *, timeout_s: float | None = None
+    ) -> raylet_pb2.DrainReply:
+        """Ask the node to take no new work and to leave; it may refuse if it is to be idle."""
+        return await self._caller.unary(
+            "RayletService.Drain",
+            self._stub.Drain,
+            raylet_pb2.DrainRequest(drain=drain),
+            timeout_s,
+        )
+
+    async def move_gcs(
+        self, endpoint: str, cluster_id: str, gcs_life: int, *, timeout_s: float | None = None
+    ) -> bool:
+        """Tell the node where the GCS is now; False: it knows a later one, or another cluster."""
+        reply = await self._caller.unary(
+            "RayletService.MoveGcs",
+            self._stub.MoveGcs,
+            raylet_pb2.MoveGcsRequest(endpoint=endpoint, cluster_id=cluster_id, gcs_life=gcs_life),
+            timeout_s,
+        )
+        return reply.accepted
 
     async def shutdown(
         self, grace_s: float, reason: str, *, timeout_s: float | None = None

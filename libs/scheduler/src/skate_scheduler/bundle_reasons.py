@@ -31,10 +31,11 @@ def why_bundles_wait(
     if strategy is BundleStrategy.STRICT_PACK:
         return f"{opening} {_whole(bundles, strategy)}; {has}."
     for index, bundle in enumerate(bundles):
+        which = f" for bundle {index}" if len(bundles) > 1 else ""
         if not any(bundle.resources.fits_in(vector) for vector in vectors):
-            return f"{opening} {bundle.resources} on one node for bundle {index}; {has}."
+            return f"{opening} {bundle.resources} on one node{which}; {has}."
         if bundle.selector and not any(bundle.selector.matches(view.labels) for view in nodes):
-            return f"{opening} a node where {bundle.selector} for bundle {index}; there is none."
+            return f"{opening} a node where {bundle.selector}{which}; there is none."
     return f"{opening} {_whole(bundles, strategy)}; there are {len(nodes)} nodes, and {has}."
 
 

@@ -17,14 +17,20 @@ class NodeView:
     available: ResourceSet
     labels: Mapping[str, str] = field(default_factory=dict)
     is_alive: bool = True
+    is_draining: bool = False  # it is to leave, and gets nothing new
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may get new work at all."""
+        return self.is_alive and not self.is_draining
 
     def can_ever_hold(self, request: ResourceSet) -> bool:
         """Whether the request would fit if the node were idle."""
-        return self.is_alive and request.fits_in(self.total)
+        return self.is_open and request.fits_in(self.total)
 
     def can_hold_now(self, request: ResourceSet) -> bool:
         """Whether the request fits in what is free."""
-        return self.is_alive and request.fits_in(self.available)
+        return self.is_open and request.fits_in(self.available)
 
     def with_claimed(self, request: ResourceSet) -> NodeView:
         """The view after a placement that the node has not reported yet."""
@@ -34,6 +40,7 @@ class NodeView:
             self.available.minus(request).clamped(),
             self.labels,
             self.is_alive,
+            self.is_draining,
         )
 
     def utilization_with(self, request: ResourceSet) -> float:

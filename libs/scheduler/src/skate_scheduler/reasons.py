@@ -21,6 +21,8 @@ class WaitKind(Enum):
     TURN = "turn"  # it fits, and others are served first
     WORKER = "worker"  # its resources are set aside, its worker process is starting
     WORKER_LIMIT = "worker_limit"  # the node runs as many processes as it may
+    DRAINING = "draining"  # the node is to leave and gives out nothing new
+    BUNDLE = "bundle"  # for room in a placement group's bundle, which ``blocked_by`` names
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,12 @@ class WaitReason:
                 return f"Waits for {short}{holders}."
             case WaitKind.RESERVED:
                 return f"Needs {self.needs}, which is kept for an older request{holders}."
+            case WaitKind.DRAINING:
+                return f"This node is draining; it needs {self.needs} on another node."
             case WaitKind.TURN:
                 return f"Needs {self.needs}; other requests are served first."
+            case WaitKind.BUNDLE:
+                return f"Waits for {self.needs} in {', '.join(self.blocked_by)}."
             case WaitKind.WORKER:
                 return f"Has its resources ({self.needs}); its worker process is starting."
             case WaitKind.WORKER_LIMIT:

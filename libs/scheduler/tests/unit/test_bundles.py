@@ -79,12 +79,14 @@ def test_strict_spread_finds_the_one_matching_that_a_greedy_choice_misses() -> N
     assert place_bundles(cpus(1, 1, 1), STRICT_SPREAD, nodes).fit is Fit.NEVER
 
 
+@pytest.mark.surface("P4")
 def test_a_bundle_is_never_divided() -> None:
     nodes = index_of(view(b"a", {"CPU": 2}), view(b"b", {"CPU": 2}))
     for strategy in BundleStrategy:
         assert place_bundles(cpus(3), strategy, nodes).fit is Fit.NEVER
 
 
+@pytest.mark.surface("P14")
 def test_selectors_bind_each_bundle_to_its_nodes() -> None:
     nodes = index_of(
         view(b"a", {"CPU": 8}, labels={"zone": "x"}), view(b"b", {"CPU": 8}, labels={"zone": "y"})
@@ -263,7 +265,7 @@ def test_a_reason_names_what_is_needed_and_the_most_there_is() -> None:
         " there are 2 nodes, and the most that any node has is CPU 2."
     )
     assert why([bundle(one, zone="x")], PACK, nodes) == (
-        "No nodes can ever hold it: it needs a node where zone is x for bundle 0; there is none."
+        "No nodes can ever hold it: it needs a node where zone is x; there is none."
     )
     assert why([bundle(one)], PACK, NodeIndex()) == (
         "It needs CPU 1 on one node, and no node is alive."

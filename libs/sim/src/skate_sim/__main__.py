@@ -13,12 +13,17 @@ The exit status is 1 when a seed failed.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
+from skate_sim.measure import as_records, measure, table
 from skate_sim.runs import bound, explain, run_many, run_seed, shrink
 from skate_sim.scenarios import NAMES
+
+PROGRESS_SEEDS = 1000
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,10 +38,26 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--trace", action="store_true", help="show everything that happened")
     run.add_argument("--shrink", action="store_true", help="leave out what a failure does not need")
     run.add_argument("--jobs", type=int, default=1, help="processes")
+    cost = commands.add_parser("measure", help="cost and growth of the machines' work")
+    cost.add_argument("--short", action="store_true", help="without the largest sizes")
+    cost.add_argument("--json", default="", help="write the rows to this file too")
     options = parser.parse_args(arguments)
+    if options.command == "measure":
+        return _measure(options)
     if options.seed is not None:
         return _run_one(options)
     return _run_many(options)
+
+
+def _measure(options: argparse.Namespace) -> int:
+    rows = []
+    for row in measure(is_short=options.short):
+        rows.append(row)
+        sys.stderr.write(f"{row.what}, {row.size:,} {row.of}: {row.us_per_event:g} us\n")
+    sys.stdout.write(table(rows) + "\n")
+    if options.json:
+        Path(options.json).write_text(json.dumps(as_records(rows), indent=1) + "\n", "utf-8")
+    return 0
 
 
 def _run_one(options: argparse.Namespace) -> int:
@@ -61,6 +82,9 @@ def _run_many(options: argparse.Namespace) -> int:
         counts.update(result.counts)
         counts["events"] += result.events
         scenarios[result.scenario] += 1
+        done = scenarios.total()
+        if done % PROGRESS_SEEDS == 0:
+            sys.stderr.write(f"{done:,} seeds, {len(failed)} failed\n")
         if result.problem:
             failed.append((result.seed, result.scenario, result.problem))
             sys.stdout.write(f"seed {result.seed} ({result.scenario}): {result.problem[:300]}\n")

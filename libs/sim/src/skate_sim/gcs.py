@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 UNIX_EPOCH_S = 1_000_000.0
 NODE_CALL_TIMEOUT_S = 5.0  # as GcsConfig's
-CHANNELS = (on.Channel.ACTOR, on.Channel.NODE, on.Channel.JOB, on.Channel.WORKER)
+CHANNELS = tuple(on.Channel)
 
 
 class SimGcs:
@@ -120,6 +120,10 @@ class SimGcs:
                     self._start_actor(command)
                 case do.KillActorOnNode():
                     self._kill_actor(command)
+                case (
+                    do.PrepareBundlesOnNode() | do.CommitBundlesOnNode() | do.ReturnBundlesOnNode()
+                ):
+                    self._order_bundles(command)
                 case do.ProbeNode(node_id, endpoint):
                     self._probe(node_id, endpoint)
 
@@ -174,6 +178,31 @@ class SimGcs:
             self.handle(on.KillAnswered(*key, is_done=not problem))
 
         self.world.network.call(self, node, handle, done, NODE_CALL_TIMEOUT_S)
+
+    def _order_bundles(self, order: do.BundleOrder) -> None:
+        node = self.world.raylet_at(order.endpoint)
+
+        def done(outcome: Any, problem: str) -> None:
+            match order:
+                case do.PrepareBundlesOnNode(node_id, _, group_id, attempt):
+                    refusal = problem or outcome
+                    self.handle(on.BundlesPrepared(node_id, group_id, attempt, refusal))
+                case do.CommitBundlesOnNode(node_id, _, ref):
+                    is_done = not problem and not outcome
+                    is_lost = not problem and bool(outcome)
+                    self.handle(
+                        on.BundlesCommitted(node_id, ref.group_id, ref.attempt, is_done, is_lost)
+                    )
+                case do.ReturnBundlesOnNode():
+                    pass  # the node's reports say whether it did
+
+        self.world.network.call(
+            self,
+            node,
+            lambda reply: reply(node.take_bundle_order(order)),
+            done,
+            NODE_CALL_TIMEOUT_S,
+        )
 
     def _probe(self, node_id: bytes, endpoint: str) -> None:
         node = self.world.raylet_at(endpoint)

@@ -129,6 +129,7 @@ class SimLink:
         self.client = SimClient(self)
         self._reports: dict[object, deque[Callable[[], Coroutine[Any, Any, None]]]] = {}
         self._version = 0
+        self._bundles_s = float("-inf")  # when the bundles that it holds were last told
         self._last: Any = None
         self._sent_s = float("-inf")
         self._beat: Alarm | None = None
@@ -205,7 +206,10 @@ class SimLink:
             return
         self._version += 1
         self._is_sending = True
-        request = on.ResourcesReported(raylet.node_id, self._version, *report)
+        bundles = None
+        if now_s >= self._bundles_s + HEARTBEAT_S:
+            bundles, self._bundles_s = raylet.held_bundles(), now_s
+        request = on.ResourcesReported(raylet.node_id, self._version, *report, bundles)
 
         def done(answer: Any, problem: str) -> None:
             self._is_sending = False
@@ -216,6 +220,8 @@ class SimLink:
                 if not answer.value:
                     raylet.fenced("the GCS holds it for dead")
                     return
+                for ref in answer.stale_bundles:
+                    raylet.give_back(ref)
             self._plan(world.agenda.now_s + REPORT_INTERVAL_S)
 
         world.network.call(

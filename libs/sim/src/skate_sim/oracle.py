@@ -196,7 +196,10 @@ class Oracle:
         machine = raylet.machine
         machine.check_invariants()
         available, total = machine.available, machine.total
-        used = ResourceSet.total_of(lease.effective for lease in machine.leases())
+        # A lease inside a bundle takes of the bundle, which takes of the node.
+        leases = [lease for lease in machine.leases() if lease.bundle_key is None]
+        parts = [lease.effective for lease in leases]
+        used = ResourceSet.total_of([*parts, *(bundle.total for bundle in machine.bundles())])
         for name in total:
             free = available[name]
             is_lent = name == CPU and free == 0  # who wakes up takes its CPUs back at once

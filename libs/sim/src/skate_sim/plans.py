@@ -31,6 +31,7 @@ class Plan:
     sequence: int = 0  # of a call, within its caller and actor
     actor_id: bytes = b""
     is_settled: bool = False
+    resolves_s: float = 0.0  # of a call: so long its arguments are not there
 
 
 @dataclass(slots=True)

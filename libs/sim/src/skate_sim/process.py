@@ -194,7 +194,11 @@ class SimProcess:
         message = PushCall(plan.task_id, "m", b"", "m", is_retriable=bool(max_retries))
         call = ActorCall(plan.task_id, message, [], max_retries, False)
         call.entries.append(self.ownership.table.own(plan.task_id + FIRST_RETURN))
-        self.actor_calls.submit(self.actor_calls.calls_of(actor_id), call)
+        calls = self.actor_calls.calls_of(actor_id)
+        call.is_resolved = not plan.resolves_s
+        self.actor_calls.submit(calls, call)
+        if plan.resolves_s:
+            self.loop.call_later(plan.resolves_s, self.actor_calls.resolved, calls, call, None)
         return call
 
     # ---- connections ----

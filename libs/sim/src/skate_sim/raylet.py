@@ -14,13 +14,21 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from skate_gcs.machine import events as gcs_on
+from skate_gcs.machine.commands import (
+    BundleOrder,
+    CommitBundlesOnNode,
+    PrepareBundlesOnNode,
+    ReturnBundlesOnNode,
+)
 from skate_gcs.machine.records import (
     ActorRecord,
     ActorSpec,
     Address,
+    BundleRef,
     DeathCause,
     JobRecord,
     NodeRecord,
+    PlacementGroupRecord,
     WorkerRecord,
 )
 from skate_gcs.service.convert import actor_to, cause_from, cause_to, spec_to
@@ -35,6 +43,7 @@ from skate_raylet.machine.worker_pool_machine import PoolConfig
 from skate_raylet.service.actor_directory import ActorDirectory
 from skate_raylet.service.actor_host import ActorHost
 from skate_raylet.service.convert import actor_view, death_from_proto, death_to_proto
+from skate_raylet.service.group_desk import USABLE
 from skate_raylet.service.job_book import Job, JobBook
 from skate_raylet.service.loan_convert import cause_of, death_of
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
@@ -85,7 +94,9 @@ class SimRaylet:
         link: Any = self.link
         self.jobs = JobBook()
         self.directory = ActorDirectory(self._ask_for_actor)
-        self.actors = ActorHost(self.node_id, self.total, link, self.processes, self.tell)
+        self.actors = ActorHost(
+            self.node_id, self.total, link, self.processes, self.tell, self.machine.actor_refusal
+        )
         self._events: deque[Any] = deque()
         self._is_running = False
         self._wakeup: Alarm | None = None
@@ -178,6 +189,8 @@ class SimRaylet:
                 self.actors.refuse(command)
             case do.LoseActor(_, _, worker_id):
                 self.actors.lose(command, self._deaths[worker_id])
+            case do.AskForGroup(group_id):
+                self._ask_for_group(group_id)
             case _:
                 self._perform_loan(command)
         self.link.changed()
@@ -253,6 +266,8 @@ class SimRaylet:
                     self.tell(on.JobFinished(record.job_id))
             case NodeRecord():
                 self._take_node(record)
+            case PlacementGroupRecord():
+                self._take_group(record)
             case _:
                 pass  # deaths of workers matter to references only
 
@@ -303,6 +318,57 @@ class SimRaylet:
         """``RayletService.KillActor``."""
         if node_id == self.node_id:
             self.actors.kill(actor_id, incarnation, death_from_proto(cause_to(cause)))
+
+    def take_bundle_order(self, order: BundleOrder) -> str:
+        """``RayletService.PrepareBundles`` and its companions; returns the refusal, or ""."""
+        if order.node_id != self.node_id:
+            return "this is another node"
+        match order:
+            case PrepareBundlesOnNode(_, _, group_id, attempt, amounts, opens):
+                bundles = {index: ResourceSet(one) for index, one in amounts.items()}
+                refusal = self.machine.bundle_refusal(group_id, attempt, bundles)
+                if not refusal:
+                    self.tell(on.BundlesWanted(group_id, attempt, bundles, opens))
+                return refusal
+            case CommitBundlesOnNode(_, _, ref):
+                if not self.machine.holds_bundles(ref.group_id, ref.attempt, ref.indices):
+                    return "it does not hold them"
+                self.tell(on.BundlesOpened(ref.group_id, ref.attempt, ref.indices))
+            case ReturnBundlesOnNode(_, _, ref):
+                self.give_back(ref)
+        return ""
+
+    def held_bundles(self) -> tuple[BundleRef, ...]:
+        """What a report lists."""
+        return tuple(
+            BundleRef(held.group_id, held.attempt, held.indices)
+            for held in self.machine.held_bundles()
+        )
+
+    def give_back(self, ref: BundleRef) -> None:
+        """The GCS does not want these bundles here."""
+        self.tell(on.BundlesReturned(ref.group_id, ref.attempt, ref.indices))
+
+    def _ask_for_group(self, group_id: bytes) -> None:
+        def done(answer: Any, error: Any) -> None:
+            if not self.is_up:
+                return
+            if error is not None:
+                self.tell(on.GroupUnanswered(group_id))
+            elif answer.record is None:
+                self.tell(on.GroupGone(group_id, "The cluster does not know it."))
+            else:
+                self._take_group(answer.record)
+
+        self.link.ask(gcs_on.GetGroup(group_id), done)
+
+    def _take_group(self, record: PlacementGroupRecord) -> None:
+        group_id = record.spec.group_id
+        if record.is_removed:
+            self.tell(on.GroupGone(group_id, record.removal_reason))
+        else:
+            is_usable = record.state.name in USABLE
+            self.tell(on.GroupSeen(group_id, record.node_ids if is_usable else ()))
 
     # ---- worker processes ----
 

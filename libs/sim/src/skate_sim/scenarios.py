@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Play = Callable[["World", Random], None]
 DURATIONS_S: Final = (0.0005, 0.002, 0.02, 0.2, 0.5)
 CUTS_S: Final = (0.2, 1.0, 4.0, 11.5, 16.0)
+LONG_CUTS_S: Final = (10.2, 11.5, 14.0, 20.0)  # the GCS holds a node for dead after 10
 CALM: Final = NetworkHabits()
 
 
@@ -76,6 +77,11 @@ MIXES: Final[dict[str, _Mix]] = {
         WORK, {"cut_nodes": 3.0, "cut_gcs": 2.0, "break_stream": 2.0, "break_line": 2.0}, 0.2
     ),
     "gcs": _Mix(WORK, {"crash_gcs": 3.0, "kill_worker": 1.0, "break_subscription": 2.0}, 0.2),
+    "fences": _Mix(
+        {"submit": 3.0, "create": 4.0, "call": 6.0},
+        {"cut_gcs_long": 3.0, "cut_gcs": 1.0, "crash_gcs": 0.5},
+        0.2,
+    ),
     "everything": _Mix(
         {**WORK, "cancel": 0.5},
         {
@@ -117,7 +123,7 @@ def draw(seed: int, name: str = "") -> Scenario:
     totals: tuple[dict[str, float], ...] = tuple(random.choice(TOTALS) for _ in range(nodes))
     if is_calm:
         totals = (ALL, *totals[1:])
-    seconds = random.choice((3.0, 6.0, 12.0))
+    seconds = 24.0 if name == "fences" else random.choice((3.0, 6.0, 12.0))
     steps = random.choice((10, 20, 40))
     actions: list[Action] = []
     for number in range(steps):
@@ -126,7 +132,7 @@ def draw(seed: int, name: str = "") -> Scenario:
         kind = random.choices(list(weights), list(weights.values()))[0]
         at_s = random.uniform(0.3, 1.0 if is_calm and not is_fault else seconds)
         actions.append(Action(number, at_s, kind, ACTIONS[kind]))
-    is_rough = name in ("network", "gcs", "everything")
+    is_rough = name in ("network", "gcs", "fences", "everything")
     return Scenario(
         seed,
         name,
@@ -145,7 +151,7 @@ def draw(seed: int, name: str = "") -> Scenario:
         gcs_crash_rate=random.choice((0.0, 0.02)) if name in ("gcs", "everything") else 0.0,
         start_failure_rate=0.0 if is_calm else random.choice((0.0, 0.0, 0.1)),
         is_calm=is_calm,
-        loses_messages=name in ("network", "nodes", "everything", "tasks", "gcs"),
+        loses_messages=not is_calm,
     )
 
 
@@ -231,7 +237,8 @@ def create(world: World, random: Random) -> None:
     driver = _driver(world, random)
     if driver is None or len(world.actors) >= 8:
         return
-    plan = ActorPlan(f"a{len(world.actors)}", b"", random.choice((0.002, 0.05, 0.3)))
+    durations_s = (0.05, 0.3, 4.0) if world.scenario.name == "fences" else (0.002, 0.05, 0.3)
+    plan = ActorPlan(f"a{len(world.actors)}", b"", random.choice(durations_s))
     plan.max_restarts = random.choice((0, 1, 3, -1))
     fate = random.random()
     if fate < 0.25:
@@ -266,6 +273,8 @@ def call(world: World, random: Random) -> None:
             actor.kills += 1
         elif random.random() < 0.05:
             plan.raises = 1
+        if random.random() < 0.15:
+            plan.resolves_s = random.choice((0.01, 0.3))
         world.call(driver, plan, actor)
 
 
@@ -356,19 +365,28 @@ def cut_nodes(world: World, random: Random) -> None:
 
 def cut_gcs(world: World, random: Random) -> None:
     """A node is cut off from the GCS, in one direction or both, perhaps from all others too."""
+    _cut_gcs(world, random, random.choice(CUTS_S))
+
+
+def cut_gcs_long(world: World, random: Random) -> None:
+    """The same for so long that the node is held for dead, and returns."""
+    _cut_gcs(world, random, random.choice(LONG_CUTS_S))
+
+
+def _cut_gcs(world: World, random: Random, duration_s: float) -> None:
     up = world.up()
-    if up:
-        world.count("cuts")
-        raylet = random.choice(up)
-        duration_s = random.choice(CUTS_S)
-        source, target = raylet.host, world.gcs.host
-        if random.random() < 0.5:
-            source, target = target, source
-        world.cut(source, target, duration_s, is_one_way=random.random() < 0.4)
-        if random.random() < 0.5:
-            for other in up:
-                if other is not raylet:
-                    world.cut(raylet.host, other.host, duration_s, is_one_way=False)
+    if not up:
+        return
+    world.count("cuts")
+    raylet = random.choice(up)
+    source, target = raylet.host, world.gcs.host
+    if random.random() < 0.5:
+        source, target = target, source
+    world.cut(source, target, duration_s, is_one_way=random.random() < 0.4)
+    if random.random() < 0.5:
+        for other in up:
+            if other is not raylet:
+                world.cut(raylet.host, other.host, duration_s, is_one_way=False)
 
 
 def break_stream(world: World, random: Random) -> None:
@@ -425,6 +443,7 @@ ACTIONS: Final[dict[str, Play]] = {
         add_node,
         cut_nodes,
         cut_gcs,
+        cut_gcs_long,
         break_stream,
         break_line,
         break_subscription,

@@ -195,6 +195,17 @@ OBJECT_SERVED_BYTES: Final = _counter(
 
 NODES: Final = _gauge("skate_nodes", Unit.NONE, "Nodes of the cluster: alive or dead.", "state")
 ACTORS: Final = _gauge("skate_actors", Unit.NONE, "Actors that the GCS knows, by state.", "state")
+PLACEMENT_GROUPS: Final = _gauge(
+    "skate_placement_groups", Unit.NONE, "Placement groups that the GCS knows, by state.", "state"
+)
+PLACEMENT_GROUP_CREATIONS: Final = _counter(
+    "skate_placement_group_creations_total", Unit.NONE, "Placement groups that were created."
+)
+PLACEMENT_GROUP_CREATION_S: Final = _counter(
+    "skate_placement_group_creation_seconds_total",
+    Unit.SECONDS,
+    "Time that creations of placement groups took, from registration, in all.",
+)
 JOBS: Final = _gauge("skate_jobs", Unit.NONE, "Jobs: running or finished.", "state")
 KV_ENTRIES: Final = _gauge("skate_kv_entries", Unit.NONE, "Keys in the GCS's key-value store.")
 KV_BYTES: Final = _gauge(
@@ -280,6 +291,9 @@ FAMILIES: Final[tuple[Family, ...]] = (
     STORE_RESTORED_TOTAL,
     NODES,
     ACTORS,
+    PLACEMENT_GROUPS,
+    PLACEMENT_GROUP_CREATIONS,
+    PLACEMENT_GROUP_CREATION_S,
     JOBS,
     KV_ENTRIES,
     KV_BYTES,

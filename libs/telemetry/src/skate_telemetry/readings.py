@@ -215,11 +215,19 @@ def gcs_readings(
     jobs: Mapping[str, int],
     kv_entries: int | None = None,
     kv_bytes: int | None = None,
+    placement_groups: Mapping[str, int] | None = None,
+    group_creations: int = 0,
+    group_creation_s: float = 0.0,
 ) -> Iterator[Reading]:
     """The GCS's tables: rows by state. Give 0 for a state without rows: its series then exists."""
     for family, counts in ((f.NODES, nodes), (f.ACTORS, actors), (f.JOBS, jobs)):
         for state, count in counts.items():
             yield Reading(family, count, (state.lower(),))
+    if placement_groups is not None:
+        for state, count in placement_groups.items():
+            yield Reading(f.PLACEMENT_GROUPS, count, (state.lower(),))
+        yield Reading(f.PLACEMENT_GROUP_CREATIONS, group_creations)
+        yield Reading(f.PLACEMENT_GROUP_CREATION_S, group_creation_s)
     if kv_entries is not None:
         yield Reading(f.KV_ENTRIES, kv_entries)
     if kv_bytes is not None:

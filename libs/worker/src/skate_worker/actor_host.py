@@ -52,6 +52,7 @@ class ActorHost:
         task = msgspec.msgpack.decode(message.creation_task, type=CreationTask)
         executor.actor_id = message.actor_id
         executor.resources = task.resources
+        core.enter_group(task.placement_group_id, task.captures)
         core.was_restarted = message.incarnation > 0
         core.actor_name = task.actor_name
         core.namespace = task.namespace or core.namespace

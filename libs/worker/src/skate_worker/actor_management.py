@@ -67,6 +67,9 @@ class ActorManagement(TaskSubmission):
             options.max_restarts,
             dict(options.running_resources),
         )
+        if options.strategy is not None and options.strategy.group_id:
+            task.placement_group_id = options.strategy.group_id
+            task.captures = options.strategy.captures
         creation = Submission(bytes(actor_id) + b"\0" * 8, task, [], 0, False)  # type: ignore[arg-type]
         keeper: ObjectRef[Any] | None = None
         if not options.is_detached:
@@ -182,6 +185,9 @@ class ActorManagement(TaskSubmission):
             strategy.is_soft,
             strategy.is_impatient,
             strategy.labels,
+            strategy.group_id,
+            strategy.bundle_index,
+            strategy.captures,
         )
 
     def submit_actor_task(

@@ -15,6 +15,7 @@ from skate_rpc.event_loop import IoThread
 from skate_rpc.stream import StreamClosedError
 from skate_worker.errors import (
     ActorDiedError,
+    ActorPlacementGroupRemovedError,
     ActorUnavailableError,
     ActorUnschedulableError,
     TaskCancelledError,
@@ -153,6 +154,7 @@ class ActorSubmitter:
         with self._ownership.lock:
             if calls.connection is not None and calls.connection is not peer.connection:
                 # The line to the last incarnation is open still: its node may only be cut off.
+                self._attempts_lost(calls)
                 calls.unknown += calls.disconnected()
             calls.connected(peer.connection, view.incarnation, peer.serials.sent)
         if calls.unknown:
@@ -163,6 +165,7 @@ class ActorSubmitter:
         with self._ownership.lock:
             if calls.state == DEAD:
                 return
+            self._attempts_lost(calls)
             in_flight = list(calls.in_flight.values())
             failed = calls.died()
         for call in in_flight:
@@ -177,6 +180,7 @@ class ActorSubmitter:
         for call in list(calls.in_flight.values()):
             self._ownership.hold_for_grace(call.pinned)
         with self._ownership.lock:
+            self._attempts_lost(calls)
             calls.unknown += calls.disconnected()
         view = calls.view
         if view is not None and view.state == "DEAD":
@@ -193,6 +197,13 @@ class ActorSubmitter:
         is_cut = calls.state == WAITING and calls.connection is None
         if is_cut and view is not None and view.state == "ALIVE":
             self._connect(calls, view)
+
+    def _attempts_lost(self, calls: Calls) -> None:
+        # Before the calls in flight are given up, or go again.
+        if calls.connection is not None:
+            peer: Peer = calls.connection.context
+            for call in calls.in_flight.values():
+                self._completion.attempt_lost(call, peer.node_id)
 
     def _fail_unavailable(self, calls: Calls) -> None:
         """Calls that were in flight and have no retries are told that nobody knows."""
@@ -223,6 +234,8 @@ class ActorSubmitter:
             error.__cause__ = cause
         elif view.death is not None and view.death.kind == "unschedulable" and not view.incarnation:
             error = ActorUnschedulableError(view.death.message)  # it never lived
+        elif view.death is not None and _never_placed(view, view.death):
+            error = ActorPlacementGroupRemovedError(view.death.message)
         else:
             error = ActorDiedError.of(view, view.death)
         for call in failed:
@@ -257,16 +270,23 @@ class ActorSubmitter:
         """Outcomes from one actor, in one batch."""
         calls: Calls = peer.actor
         if calls.connection is not peer.connection:
-            return  # from an incarnation that was given up: its calls ran again, or failed
+            # From an incarnation that was given up: its calls ran again, or failed.
+            self._completion.refuse(peer, results)
+            return
         finished: list[tuple[Submission, Any]] = []
+        given_up: list[Any] = []
         with self._ownership.lock:
             for result in results:
                 call = calls.done(result.task_id, result.attempt)
-                if call is not None:
+                if call is None:
+                    given_up.append(result)
+                else:
                     finished.append((call, result))
             self._completion.settle(finished)
         for again in self._completion.finish(peer, finished):
             self.submit(calls, again)  # type: ignore[arg-type]
+        if given_up:
+            self._completion.refuse(peer, given_up)
         self._completion.wake()
 
     # ---- cancelling ----
@@ -315,3 +335,8 @@ class ActorSubmitter:
         except StreamClosedError:
             return True
         return True
+
+
+def _never_placed(view: node.ActorView, death: node.Death) -> bool:
+    """Whether its placement group was removed before it ever ran."""
+    return death.kind == "placement_group_removed" and not view.pid and not view.incarnation

@@ -20,6 +20,7 @@ from skate_worker.object_control import ObjectControl
 from skate_worker.object_ref import ObjectRef
 from skate_worker.object_report import make_report
 from skate_worker.outcome import OutcomeWriter
+from skate_worker.placement_groups import PlacementGroups
 from skate_worker.streams import Streams
 from skate_worker.submission import Submission
 
@@ -33,6 +34,7 @@ class CoreWorker(ActorManagement, ObjectControl):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.placement_groups = PlacementGroups(self)
         super().__init__(*args, **kwargs)
         if records_all():
             self.records_sites = True
@@ -51,7 +53,11 @@ class CoreWorker(ActorManagement, ObjectControl):
         super().close()
 
     def _handlers(self) -> dict[type[Any], Callable[[Any], None]]:
-        return {**super()._handlers(), node.AskObjects: self._on_ask_objects}
+        return {
+            **super()._handlers(),
+            node.AskObjects: self._on_ask_objects,
+            node.PlacementGroupUpdate: self.placement_groups.on_update,
+        }
 
     def _on_ask_objects(self, message: node.AskObjects) -> None:
         self.raylet.post(make_report(self, message))
@@ -78,6 +84,10 @@ class CoreWorker(ActorManagement, ObjectControl):
     def nodes(self) -> list[node.NodeView]:
         """The node table, dead nodes included."""
         return self.raylet.call("list_nodes", node.Empty(), list[node.NodeView])
+
+    def drain_node(self, order: node.DrainOrder) -> node.DrainAnswer:
+        """Have a node take no new work and leave."""
+        return self.raylet.call("drain_node", order, node.DrainAnswer)
 
     def _make_streams(self) -> Streams:
         return Streams(self, self.ownership)

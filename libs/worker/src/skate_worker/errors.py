@@ -427,6 +427,19 @@ class SkateSystemError(SkateError):
     """The system failed: a lost connection, an unreadable object, a fault of Skate."""
 
 
+class GcsUnavailableError(RecordError, SkateSystemError):
+    """The cluster's control service did not answer in time. What was asked may have been done.
+
+    Tasks, actor calls and objects do not need it and go on.
+    """
+
+    FIELDS = ("message",)
+
+    def __init__(self, message: str = "") -> None:
+        self.message = message
+        super().__init__(f"The GCS did not answer: {message} Look at the cluster's head.")
+
+
 class NotInitializedError(SkateSystemError):
     """A call needs a session and there is none."""
 
@@ -498,6 +511,7 @@ __all__ = [
     "DeserializationError",
     "GetTimeoutError",
     "LocalRayletDiedError",
+    "GcsUnavailableError",
     "NodeDiedError",
     "NotInitializedError",
     "ObjectFetchTimedOutError",

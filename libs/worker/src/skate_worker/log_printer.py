@@ -13,13 +13,26 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from typing import Final, TextIO
+from contextlib import AbstractContextManager
+from typing import Final, Protocol, TextIO
 
 from skate_rpc.node_protocol import LogLines, LogsFlushed, LogsTaken
 
 COLOR_VARIABLE: Final = "SKATE_COLOR_PREFIX"  # "1" and "0"; else terminals alone are coloured
 COLORS: Final = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")  # one a worker
 RESET: Final = "\x1b[0m"
+PROGRESS_MARK: Final = "__skate_progress__:"
+"""A line of a worker that starts so is the state of a progress bar."""
+
+
+class ProgressView(Protocol):
+    """Shows progress bars of workers among their output."""
+
+    def update(self, text: str, /) -> None:
+        """Show a state, as it stands behind the mark. Raises ``ValueError`` for other text."""
+
+    def hidden(self) -> AbstractContextManager[None]:
+        """A time in which no bar is in the way of what is printed."""
 
 
 class LogPrinter:
@@ -32,6 +45,8 @@ class LogPrinter:
         self._thread: threading.Thread | None = None
         self._flushes: dict[int, threading.Event] = {}
         self._count = 0
+        self.make_progress_view: Callable[[], ProgressView] | None = None
+        self._view: ProgressView | None = None
 
     def take(self, message: LogLines | LogsFlushed) -> None:
         """Lines to print, or the word that nothing of a flush is left."""
@@ -62,13 +77,33 @@ class LogPrinter:
                 continue
             out = sys.stderr if message.is_error else sys.stdout
             if out is not None and not out.closed:
-                _print(message, out)
+                self._show(message, out)
             self._tell(LogsTaken(message.number))
 
+    def _show(self, message: LogLines, out: TextIO) -> None:
+        lines = [line for line in message.lines if not self._is_progress(line)]
+        if lines and self._view is not None:
+            with self._view.hidden():
+                _print(message, lines, out)
+        elif lines:
+            _print(message, lines, out)
 
-def _print(message: LogLines, out: TextIO) -> None:
+    def _is_progress(self, line: str) -> bool:
+        """Whether it is the state of a bar; shows it then."""
+        if not line.startswith(PROGRESS_MARK) or self.make_progress_view is None:
+            return False
+        if self._view is None:
+            self._view = self.make_progress_view()
+        try:
+            self._view.update(line.removeprefix(PROGRESS_MARK))
+        except ValueError:
+            return False  # Some program prints such lines itself.
+        return True
+
+
+def _print(message: LogLines, lines: list[str], out: TextIO) -> None:
     prefix = prefix_of(message, is_colored=_is_colored(out))
-    text = "".join(f"{prefix} {line}\n" for line in message.lines)
+    text = "".join(f"{prefix} {line}\n" for line in lines)
     try:
         out.write(text)
     except UnicodeEncodeError:

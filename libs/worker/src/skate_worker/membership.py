@@ -93,6 +93,10 @@ class Membership(ABC):
         self.is_driver = is_driver
         self.actor_name = ""
         self.was_restarted = False
+        self.group_id = b""  # the placement group that the running code is in
+        self.captured_group = b""  # the same, if what it starts goes there too
+        # Another object whenever the defaults of what is submitted change.
+        self.binding: object = self.worker_id
         self.stop_async_actor: Callable[[], None] | None = None
         self.cancel_async_call: Callable[[bytes], None] | None = None
         self.executor: Executor | None = None
@@ -236,6 +240,7 @@ class Membership(ABC):
         self.completion.recovery = self.plane.recovery
         self.plane.recovery.is_made_anyway = self.streams.will_yield_again
         self.completion.delete_stray = self.plane.owned.delete_at
+        self.streams.delete_stray = self.plane.owned.delete_at
         if not self.is_driver:
             self._prepare_execution()
 
@@ -269,6 +274,22 @@ class Membership(ABC):
     def note_stream_dropped(self, stream: GeneratorStream) -> None:
         """A generator is gone. Runs inside ``__del__``: no lock, no I/O but a wake-up."""
         self._loop.call_soon_threadsafe(self.streams.drop, stream)
+
+    def enter_group(self, group_id: bytes, captures: bool) -> None:
+        """What runs from now on is inside this placement group (empty: in none)."""
+        self.group_id = group_id
+        captured = group_id if captures else b""
+        if captured != self.captured_group:
+            self.captured_group = captured
+            self.binding = object()
+
+    def new_object_id(self) -> bytes:
+        """The id of an object that no task makes."""
+        return self._new_object_id()
+
+    def call_later(self, delay_s: float, function: Callable[..., None], *args: Any) -> None:
+        """Call something on the loop's thread after a while. From that thread."""
+        self._loop.call_later(delay_s, function, *args)
 
     @property
     def current(self) -> TaskContext:
@@ -380,6 +401,7 @@ class Membership(ABC):
                 self.tasks.on_leaving(peer, message)
         elif kind is LeaseBegins:
             self._running().resources = message.resources
+            self.enter_group(message.placement_group_id, message.captures)
         elif kind is FreeReturns and self.outcomes is not None:
             self.outcomes.free(message.task_id, message.attempt)
         elif kind is ItemReturned:

@@ -19,7 +19,7 @@ from skate_rpc.event_loop import IoThread
 from skate_rpc.node_messages import is_new, stamp
 from skate_rpc.serials import Serials
 from skate_rpc.stream import StreamClosedError, StreamConnection, connect_stream
-from skate_worker.errors import LocalRayletDiedError, SkateSystemError
+from skate_worker.errors import GcsUnavailableError, LocalRayletDiedError, SkateSystemError
 
 CALL_TIMEOUT_S = 60.0  # SURFACE 3.2: requests to the GCS
 REGISTER_TIMEOUT_S = 30.0
@@ -131,6 +131,8 @@ class NodeClient:
         if reply is None:
             raise LocalRayletDiedError(self._lost_reason)
         if reply.error:
+            if reply.error_kind == "unavailable":
+                raise GcsUnavailableError(reply.error)
             raise ControlCallError(method, reply.error_kind, reply.error)
         result: R = msgspec.msgpack.decode(reply.body, type=answer)
         return result

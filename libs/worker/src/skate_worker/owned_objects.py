@@ -40,6 +40,7 @@ class OwnedObjects:
         self._post_to_raylet = post_to_raylet
         self._to_keep: dict[bytes, list[bytes]] = {}  # new primary copies whose stores must know
         recovery.answer = self._answer
+        recovery.delete = self._delete
 
     # ---- pullers ----
 
@@ -195,13 +196,20 @@ class OwnedObjects:
     # ---- the end of an object ----
 
     def delete(self, entries: list[Entry]) -> None:
-        """Entries of stored values were released: delete every copy. Without the lock."""
-        copies: dict[bytes, list[bytes]] = {}
+        """Entries of stored values were released: delete every copy, unless they were revived
+        since. Without the lock.
+        """
         with self._ownership.lock:
-            for entry in entries:
-                for node_id in self._directory.forget(entry.object_id, entry.node_id):
-                    copies.setdefault(node_id, []).append(entry.object_id)
+            copies = self._forgotten([entry for entry in entries if entry.is_released])
         self._delete(copies)
+
+    def _forgotten(self, entries: list[Entry]) -> dict[bytes, list[bytes]]:
+        # With the lock: where each has copies, which the directory knows no more.
+        copies: dict[bytes, list[bytes]] = {}
+        for entry in entries:
+            for node_id in self._directory.forget(entry.object_id, entry.node_id):
+                copies.setdefault(node_id, []).append(entry.object_id)
+        return copies
 
     def freed(self, entries: list[Entry]) -> None:
         """Stored values were freed and their entries failed: delete every copy, tell who waits for
@@ -209,7 +217,8 @@ class OwnedObjects:
         """
         with self._ownership.lock:
             waiting = [(entry, self._directory.waiting(entry.object_id)) for entry in entries]
-        self.delete(entries)
+            copies = self._forgotten(entries)
+        self._delete(copies)
         for entry, processes in waiting:
             for worker_id, node_id in processes.items():
                 self._answer(entry, worker_id, node_id)

@@ -151,7 +151,10 @@ class Ownership:
             self.finish_released(released)
 
     def finish_released(self, released: list[Entry]) -> None:
-        """Free values of owned entries, and tell the owners of borrowed ones. Without the lock."""
+        """Free values of owned entries, and tell the owners of borrowed ones. Without the lock.
+
+        An owned entry may have been revived since it was released: then its value stays.
+        """
         stored: list[Entry] = []
         ended: dict[Owner, list[bytes]] = {}
         for entry in released:
@@ -160,7 +163,6 @@ class Ownership:
                     if entry.state == FAILED:
                         self.errors.released(entry.object_id, entry.data)
                     stored.append(entry)
-                entry.data = None
                 if self.sites:
                     self.sites.pop(entry.object_id, None)
                 if self.actor_keepers:
@@ -348,8 +350,9 @@ class Ownership:
     ) -> None:
         """A value arrived whose inside refers to other objects: hold those while the value lives.
 
-        The sender has registered this process for what it owns itself. ``then`` runs once every
-        other owner has confirmed.
+        They take the place of what an earlier value of ``holder`` referred to, which was lost and
+        made again. The sender has registered this process for what it owns itself. ``then`` runs
+        once every other owner has confirmed.
         """
         inner: list[Entry] = []
         unknown: list[Entry] = []  # to their owners, as far as this process knows
@@ -374,12 +377,12 @@ class Ownership:
                     self.untold.pop(entry, None)
                 elif not entry.is_told or entry in self.untold:
                     unknown.append(entry)
+            released: list[Entry] = []
             if holder.is_released:
-                released: list[Entry] = []
                 self.table.unpin_all(inner, released)
             else:
-                released = []
-                holder.contained = (holder.contained or []) + inner
+                earlier, holder.contained = holder.contained, inner
+                self.table.unpin_all(earlier or (), released)
         if twice:
             self.send(sender, sender.stamp(EndBorrow(twice)))
         if unknown:
@@ -389,6 +392,12 @@ class Ownership:
             then()
         if released:
             self.finish_released(released)
+
+    def let_go_of_contained(self, holder: Entry) -> None:
+        """The value that was made again refers to nothing, unlike the one that was lost."""
+        with self.lock:
+            earlier, holder.contained = holder.contained, None
+        self.release_later(earlier or ())
 
     def _pin(self, entry: Entry) -> bool:
         with self.lock:

@@ -19,7 +19,7 @@ from skate_rpc.process_endpoints import (
     with_tcp,
 )
 from skate_rpc.serials import Serials
-from skate_rpc.stream import StreamConnection, StreamListener, open_stream
+from skate_rpc.stream import StreamClosedError, StreamConnection, StreamListener, open_stream
 from skate_worker.task_protocol import AnyMessage, Hello
 
 Connection = StreamConnection[Any, Any]
@@ -134,7 +134,12 @@ class Peers:
             )
             peer = Peer(worker_id, endpoint, connection, self._one_more_line(worker_id))
             connection.context = peer
-            connection.queue(Hello(self._worker_id, self.endpoint, self.node_id))
+            try:
+                connection.queue(Hello(self._worker_id, self.endpoint, self.node_id))
+            except StreamClosedError as error:
+                # It could not be opened, which was noticed before it had a peer to be told of.
+                self._loop.call_soon_threadsafe(self._on_close, connection, str(error))
+                return peer
             self._peers[worker_id] = peer
             self._connections[connection] = None
             return peer

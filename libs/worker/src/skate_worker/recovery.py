@@ -10,9 +10,9 @@ Before it: ``results`` (what is kept) and ``owned_objects`` (what is lost). Afte
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from skate_worker.errors import ObjectReconstructionFailedError
 from skate_worker.machine.lineage import LIMIT_BYTES, Lineage, Presence, Reason, Refusal
@@ -43,39 +43,42 @@ _TEXTS: Final[dict[Reason, str]] = {
 }
 
 
-def _add_contained(inside: list[Entry], at_top: set[Entry]) -> None:
-    # The bytes of a small value outlive the value here, so what they refer to is needed as well.
-    known = {*inside, *at_top}
-    candidates = [*inside, *at_top]
-    while candidates:
-        for inner in candidates.pop().contained or ():
-            if inner not in known:
-                known.add(inner)
-                inside.append(inner)
-                candidates.append(inner)
+class _Small(NamedTuple):
+    """What an entry said whose value does not lie in a store."""
+
+    state: int
+    data: bytes
+    contained: tuple[Entry, ...]
 
 
 class KeptTask:
-    """A finished task that may run again."""
+    """A finished task that may run again, and what it needs for that.
+
+    A running task reaches every reference inside its arguments, and those inside the values that
+    these stand for, however deep. All of them are held again while it runs again.
+    """
 
     __slots__ = ("arguments", "is_running", "nested", "small", "submission")
 
-    def __init__(self, submission: Submission) -> None:
+    def __init__(self, submission: Submission, is_made_again: Callable[[Entry], bool]) -> None:
         self.submission = submission
         self.is_running = False
         in_store = {i.position: i.object_id for i in submission.message.resolved if i.object_id}
         top_level = submission.top_level or ()
+        # Those that lie in a store, under ids of their own or as copies put for this task alone.
         self.arguments = [(at, entry) for at, entry in top_level if at in in_store]
-        at_top = {entry for _, entry in top_level}
-        copies = set(in_store.values())  # of small arguments, put for this task alone
-        inside = [e for e in submission.pinned if e not in at_top and e.object_id not in copies]
-        _add_contained(inside, at_top)
-        # Owned values in stores are deleted when nobody else needs them: they can be made again.
-        self.nested = [e for e in inside if e.owner is None and e.state == STORED]
-        # Small ones can not, so their bytes are kept; also those that the copies were made from.
-        # (Empty is the mark of an actor's handles: lineage does not keep an actor alive.)
-        small = [*inside, *(entry for _, entry in self.arguments)]
-        self.small = {e: e.data for e in small if e.owner is None and e.state == INLINE and e.data}
+        # Their values can be made again; owned ones are deleted when nobody else needs them.
+        self.nested: list[Entry] = []
+        # Small ones and errors can not: their bytes are kept, and what these refer to. (Empty is
+        # the mark of an actor's handles: lineage does not keep an actor alive.)
+        self.small: dict[Entry, _Small] = {}
+        for entry in _reached(submission):
+            if entry.owner is not None:
+                continue
+            if entry.state in (INLINE, FAILED) and entry.data:
+                self.small[entry] = _Small(entry.state, entry.data, tuple(entry.contained or ()))
+            elif entry.state == STORED or (entry.state == PENDING and is_made_again(entry)):
+                self.nested.append(entry)
 
     @property
     def attempts_left(self) -> int:
@@ -98,7 +101,7 @@ class KeptTask:
         """What it holds in memory."""
         message = self.submission.message
         inline = sum(len(item.data) for item in message.resolved)
-        inline += sum(map(len, self.small.values()))
+        inline += sum(len(known.data) for known in self.small.values())
         return len(message.args) + inline + TASK_BYTES
 
 
@@ -121,6 +124,7 @@ class Recovery:
         self.lineage: Lineage[KeptTask] = Lineage(limit_bytes)
         self._pullers: list[tuple[Entry, bytes, bytes]] = []
         self.answer: Callable[[Entry, bytes, bytes], None] = _answer_nobody
+        self.delete: Callable[[dict[bytes, list[bytes]]], None] = _delete_nowhere
         # Whether a task that still runs will make an item of a stream again.
         self.is_made_anyway: Callable[[Entry], bool] = _never
 
@@ -130,7 +134,7 @@ class Recovery:
         """A task ended whose returns lie in a store; before its arguments are unpinned. With the
         lock.
         """
-        kept = KeptTask(submission)
+        kept = KeptTask(submission, self._is_made_again)
         live = [e.object_id for e in submission.entries if e.state == STORED and not e.is_released]
         self.lineage.keep(
             submission.task_id,
@@ -141,11 +145,15 @@ class Recovery:
             [entry.object_id for entry in kept.nested],
         )
 
+    def _is_made_again(self, entry: Entry) -> bool:
+        return self.lineage.task_of(entry.object_id) is not None
+
     def released(self, entries: list[Entry]) -> None:
-        """Nobody refers to these any more. Without the lock."""
+        """Nobody refers to these any more, unless they were revived since. Without the lock."""
         with self._ownership.lock:
             for entry in entries:
-                self.lineage.released(entry.object_id)
+                if entry.is_released:
+                    self.lineage.released(entry.object_id)
 
     # ---- recovering ----
 
@@ -163,7 +171,7 @@ class Recovery:
         """
         runs: list[Submission] = []
         waiters: Waiters = []
-        released: list[Entry] = []
+        strays: list[bytes] = []
         with self._ownership.lock:
             if entry.state != STORED:
                 return
@@ -177,25 +185,24 @@ class Recovery:
             if isinstance(plan, Refusal):
                 error = self._error(entry, plan)
                 data = serialize(error, is_error=True).to_bytes()
+                # What the value referred to stays: a task that has read it may still run.
                 callbacks = entry.settle(FAILED, data)
-                inner, entry.contained = entry.contained, None
-                self._ownership.table.unpin_all(inner or (), released)
                 self._forget_copies(entry)
+                strays = self._directory.forget(entry.object_id, b"")
                 if callbacks:
                     waiters.append((entry, callbacks))
             else:
                 for kept in plan:
                     if kept.is_running:
                         # It was told to leave this return alone; once it has ended it runs again.
-                        self._reopen(kept.submission, released)
-                runs = self._prepare([kept for kept in plan if not kept.is_running], released)
+                        self._reopen(kept.submission)
+                runs = self._prepare([kept for kept in plan if not kept.is_running])
             pullers, self._pullers = self._pullers, []
         self._losses.pop(entry.object_id, None)
         wake(waiters)
         for wanted, worker_id, node_id in pullers:
             self.answer(wanted, worker_id, node_id)
-        if released:
-            self._ownership.finish_released(released)
+        self._delete_at(strays, entry)
         for submission in runs:
             self._resubmit(submission)
 
@@ -209,32 +216,51 @@ class Recovery:
         is_lost = not self._directory.copies(object_id, entry.node_id)
         return Presence.LOST if is_lost else Presence.THERE
 
-    def _prepare(self, plan: list[KeptTask], released: list[Entry]) -> list[Submission]:
+    def _prepare(self, plan: list[KeptTask]) -> list[Submission]:
         # First hold all arguments, then look what is missing: an argument may be another's return.
-        table = self._ownership.table
         for kept in plan:
-            submission = kept.submission
-            for entry, data in kept.small.items():
-                if entry.is_released and table.revive(entry) is entry:
-                    entry.state, entry.data = INLINE, data
-            submission.top_level = [(at, table.revive(e)) for at, e in kept.arguments]
-            held = [e for _, e in submission.top_level]
-            held += [table.revive(e) for e in (*kept.nested, *kept.small)]
-            keeper = self._keeper(submission)
+            held = self._hold_again(kept)
+            keeper = self._keeper(kept.submission)
             if keeper is not None:
+                keeper.pins += 1
                 held.append(keeper)
-            for entry in held:
-                entry.pins += 1
-            submission.pinned = tuple(held)
+            kept.submission.pinned = tuple(held)
         for kept in plan:
             submission, message = kept.submission, kept.submission.message
             kept.is_running = True
             submission.take_attempt()
             message.resolved = [item for item in message.resolved if not item.object_id]
-            message.kept_returns = self._reopen(submission, released)
+            message.kept_returns = self._reopen(submission)
         return [kept.submission for kept in plan]
 
-    def _reopen(self, submission: Submission, released: list[Entry]) -> list[int]:
+    def _hold_again(self, kept: KeptTask) -> list[Entry]:
+        """What a task needs is there again, as far as this process is concerned, and pinned."""
+        revived: list[Entry] = []
+        for entry, known in kept.small.items():
+            if entry.is_released and self._revive(entry) is entry:
+                entry.state, entry.data = known.state, known.data
+                revived.append(entry)
+        kept.submission.top_level = [(at, self._revive(e)) for at, e in kept.arguments]
+        held = [entry for _, entry in kept.submission.top_level]
+        held += [self._revive(entry) for entry in (*kept.nested, *kept.small)]
+        for entry in held:
+            entry.pins += 1
+        for entry in revived:
+            # Its bytes may be passed on: what they refer to lives as long as they do.
+            inside = [
+                e for e in kept.small[entry].contained if e.owner is None or not e.is_released
+            ]
+            entry.contained = [self._revive(inner) for inner in inside]
+            for inner in entry.contained:
+                inner.pins += 1
+        return held
+
+    def _revive(self, entry: Entry) -> Entry:
+        if entry.is_released and entry.owner is None:
+            self.lineage.revived(entry.object_id)
+        return self._ownership.table.revive(entry)
+
+    def _reopen(self, submission: Submission) -> list[int]:
         """The lost returns of a task become pending; returns the numbers of the others."""
         kept: list[int] = []
         for index, entry in enumerate(submission.entries, start=1):
@@ -246,10 +272,9 @@ class Recovery:
             if not is_lost:
                 kept.append(index)
                 continue
+            # What the lost value referred to stays until the new one is here: see `recover`.
             entry.state = PENDING
             entry.node_id = b""
-            inner, entry.contained = entry.contained, None
-            self._ownership.table.unpin_all(inner or (), released)
             self._forget_copies(entry)
             entry.waiters = [*(entry.waiters or ()), self._made_again]
         return kept
@@ -258,16 +283,24 @@ class Recovery:
         # Who waits for a copy is answered when the entry says something new.
         for worker_id, node_id in self._directory.waiting(entry.object_id).items():
             self._pullers.append((entry, worker_id, node_id))
-        self._directory.forget(entry.object_id, b"")
+        self._directory.reopened(entry.object_id)
 
     def _made_again(self, entry: Entry) -> None:
         # A value that lies in a store is kept track of as its task ends; another one needs no more.
+        strays: list[bytes] = []
         with self._ownership.lock:
             kept = self.lineage.task_of(entry.object_id)
             if kept is not None:
                 kept.is_running = False
-        if entry.state != STORED:
-            self.released([entry])
+            if entry.state != STORED:
+                self.lineage.released(entry.object_id)
+            if entry.state != STORED or entry.is_released:
+                strays = self._directory.forget(entry.object_id, b"")
+        self._delete_at(strays, entry)
+
+    def _delete_at(self, node_ids: list[bytes], entry: Entry) -> None:
+        if node_ids:
+            self.delete({node_id: [entry.object_id] for node_id in node_ids})
 
     def _keeper(self, submission: Submission) -> Entry | None:
         # A call keeps its actor alive while it runs.
@@ -295,7 +328,33 @@ class Recovery:
         )
 
 
+def _reached(submission: Submission) -> list[Entry]:
+    """What a task can get by a reference; not what is only an argument: it gets that as a value."""
+    only_values = Counter(entry for _, entry in submission.top_level or ())
+    # Copies of small arguments, put for this task alone: there are no references to them.
+    copies = {item.object_id for item in submission.message.resolved}
+    copies -= {entry.object_id for entry in only_values}
+    inside: dict[Entry, None] = {}
+    values: list[Entry] = []
+    for entry in submission.pinned:
+        if only_values[entry]:
+            only_values[entry] -= 1
+        elif entry.object_id not in copies:
+            inside[entry] = None
+        values.append(entry)
+    while values:
+        for inner in values.pop().contained or ():
+            if inner not in inside:
+                inside[inner] = None
+                values.append(inner)
+    return list(inside)
+
+
 def _answer_nobody(entry: Entry, worker_id: bytes, node_id: bytes) -> None:
+    return None
+
+
+def _delete_nowhere(copies: dict[bytes, list[bytes]]) -> None:
     return None
 
 

@@ -36,6 +36,8 @@ class Completion:
         self.streams: Streams | None = None
         self.recovery: Recovery | None = None
         self.delete_stray: Callable[[bytes, list[bytes]], None] = _delete_nowhere
+        # Where attempts of unsettled tasks died, by task: they may have written returns there.
+        self._lost_at: dict[bytes, list[bytes]] = {}
 
     def settle(self, finished: list[tuple[Submission, Any]]) -> None:
         """Write the values of the common outcomes. With the lock."""
@@ -68,8 +70,8 @@ class Completion:
                 else:
                     self._take_returns(peer, submission, result)
             else:
-                if submission.message.attempt:
-                    self._delete_earlier(submission)
+                if self._lost_at:
+                    self._delete_unreported(submission)
                 if self.on_end is not None:
                     self.on_end(submission, "")
         if self._released:
@@ -85,14 +87,67 @@ class Completion:
 
     def fail(self, submission: Submission, error: BaseException) -> None:
         """End a task with an error of the runtime."""
-        self._delete_earlier(submission)
         self._end(submission, serialize(error, is_error=True).to_bytes())
 
-    def _delete_earlier(self, submission: Submission) -> None:
-        """An attempt that died may have written returns, and did not live to say so."""
-        store = self._ownership.store
-        if store is not None:
-            store.delete([e.object_id for e in submission.entries if e.state != STORED])
+    def attempt_lost(self, submission: Submission, node_id: bytes) -> None:
+        """Its worker is gone, and may have written returns there that it did not live to report.
+
+        They are deleted once it is certain where the task's returns are: until then another attempt
+        may write the same objects on the same node. On the loop's thread, before the attempt is
+        counted.
+        """
+        if node_id:
+            nodes = self._lost_at.setdefault(submission.task_id, [])
+            if node_id not in nodes:
+                nodes.append(node_id)
+        if submission.message.num_returns < 0 and self.streams is not None:
+            self.streams.attempt_lost(submission, node_id)
+
+    def refuse(self, peer: Peer, outcomes: list[Any]) -> None:
+        """Outcomes of attempts that were given up before: nobody needs what they made."""
+        for outcome in outcomes:
+            if type(outcome) is TaskReturned:
+                self._refuse(peer, outcome)
+
+    def _refuse(self, peer: Peer, outcome: TaskReturned) -> None:
+        task_id = outcome.task_id
+        held = [reference for returned in outcome.returns for reference in returned.contained]
+        nobody = Entry(task_id, None)
+        nobody.is_released = True
+
+        def let_go() -> None:
+            if outcome.holds_pins:
+                self._ownership.send(peer, FreeReturns(task_id, outcome.attempt))
+
+        self._ownership.take_contained(nobody, held, peer, let_go)
+        if task_id in self._lost_at:
+            return  # another attempt may be writing there: deleted when the task is settled
+        stray: dict[bytes, list[bytes]] = {}
+        with self._ownership.lock:
+            for index, returned in enumerate(outcome.returns, start=1):
+                object_id = task_id + index.to_bytes(4, "big")
+                entry = self._ownership.table.entries.get(object_id)
+                is_there = (
+                    entry is not None
+                    and entry.state == STORED
+                    and entry.node_id == returned.node_id
+                )
+                if returned.node_id and not is_there:
+                    stray.setdefault(returned.node_id, []).append(object_id)
+        for node_id, object_ids in stray.items():
+            self.delete_stray(node_id, object_ids)
+
+    def _delete_unreported(self, submission: Submission) -> None:
+        """The task is settled: what earlier attempts left on other nodes is nobody's."""
+        untouched = submission.message.kept_returns
+        for node_id in self._lost_at.pop(submission.task_id, ()):
+            stray = [
+                entry.object_id
+                for number, entry in enumerate(submission.entries, start=1)
+                if number not in untouched and (entry.state != STORED or entry.node_id != node_id)
+            ]
+            if stray:
+                self.delete_stray(node_id, stray)
 
     def fail_dependency(self, submission: Submission, data: bytes) -> None:
         """End a task that did not run because an argument is an error."""
@@ -115,6 +170,8 @@ class Completion:
                     waiters.append((entry, callbacks))
             self._ownership.table.unpin_all(submission.pinned, released)
             submission.pinned = ()
+        if self._lost_at:
+            self._delete_unreported(submission)
         wake(waiters)
         if released:
             self._ownership.finish_released(released)
@@ -135,7 +192,8 @@ class Completion:
 
     def _take_returns(self, peer: Peer, submission: Submission, result: TaskReturned) -> None:
         is_stored = False
-        if submission.message.num_returns < 0 and self.streams is not None:
+        is_generator = submission.message.num_returns < 0
+        if is_generator and self.streams is not None:
             is_stored = self.streams.on_outcome(submission, result)
         ownership = self._ownership
         waiters: Waiters = []
@@ -169,11 +227,11 @@ class Completion:
             if returned.contained:
                 owed += 1
                 ownership.take_contained(entry, returned.contained, peer, one_held)
+            elif entry.contained and not returned.is_error and not is_generator:
+                ownership.let_go_of_contained(entry)
             with ownership.lock:
                 if returned.data:
                     state = FAILED if returned.is_error else INLINE
-                    if submission.message.attempt:
-                        stray.setdefault(ownership.node_id, []).append(entry.object_id)
                     callbacks = entry.settle(state, returned.data)
                 else:
                     entry.node_id = returned.node_id
@@ -196,6 +254,8 @@ class Completion:
             submission.pinned = ()
         for node_id, object_ids in stray.items():
             self.delete_stray(node_id, object_ids)
+        if self._lost_at:
+            self._delete_unreported(submission)
         wake(waiters)
         if again and self.recovery is not None:
             for entry in again:

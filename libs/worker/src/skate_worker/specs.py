@@ -25,6 +25,9 @@ class Strategy:
     is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
     is_impatient: bool = False  # with ``node_id``: a busy node is like one that is too small
     labels: LabelRules | None = None
+    group_id: bytes = b""  # inside this placement group
+    bundle_index: int = -1  # with ``group_id``: in this bundle; -1: in any with room
+    captures: bool = False  # with ``group_id``: what it starts goes there too
     near: bytes = b""  # the node with most bytes of the arguments: taken while it has room
 
 

@@ -34,6 +34,8 @@ from skate_worker.task_protocol import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from skate_worker.object_access import ObjectAccess
 
 UNREPORTED_MAX = 256
@@ -47,6 +49,7 @@ class Streams:
         self._core = core
         self._ownership = ownership
         self._running: dict[bytes, GeneratorStream] = {}
+        self.delete_stray: Callable[[bytes, list[bytes]], None] = _delete_nowhere
         self._streams: weakref.WeakSet[GeneratorStream] = weakref.WeakSet()  # also those that ended
 
     def begin(self, submission: Submission, num_returns: int) -> list[Any]:
@@ -117,6 +120,8 @@ class Streams:
                 entry = self._lost(message)
             if entry is not None and not returned.contained:
                 waiters = _fill(entry, returned)
+        if stream is not None and stream.lost_at and entry is not None:
+            self._delete_unreported_item(stream, message)
         if entry is None:
             self._refuse(peer, stream, message)
         elif returned.contained:
@@ -230,24 +235,32 @@ class Streams:
                 waiters = stream.finish(released)
         if released:
             self._ownership.finish_released(released)
-        if completion.state == FAILED or submission.message.attempt:
-            self._delete_unreported(stream)
+        self._delete_unreported(stream)
         wake(waiters)
 
+    def attempt_lost(self, submission: Submission, node_id: bytes) -> None:
+        """A producer is gone, and may have stored items there that it did not live to report."""
+        stream = self._running.get(submission.task_id)
+        if stream is not None and node_id:
+            has_begun = stream.attempt == submission.message.attempt
+            stream.lost_at.append((node_id, stream.arrived if has_begun else 0))
+
+    def _delete_unreported_item(self, stream: GeneratorStream, message: ItemReturned) -> None:
+        # An item is here, so it is certain where it is not.
+        for node_id, first in stream.lost_at:
+            if message.index >= first and message.value.node_id != node_id:
+                self.delete_stray(node_id, [item_id(stream.task_id, message.index)])
+
     def _delete_unreported(self, stream: GeneratorStream) -> None:
-        # A producer that died may have stored items and not lived to say so.
-        store = self._ownership.store
-        if store is None:
-            return
         live = self._ownership.table.entries
-        unreported: dict[bytes, None] = {}
-        for first in (stream.arrived, stream.end or 0):
+        for node_id, first in stream.lost_at:
+            unreported: list[bytes] = []
             for index in range(max(0, first - 1), first + UNREPORTED_MAX):
                 object_id = item_id(stream.task_id, index)
                 entry = live.get(object_id)
-                if entry is None or entry.state != STORED:
-                    unreported[object_id] = None
-        store.delete(list(unreported))
+                if entry is None or entry.state != STORED or entry.node_id != node_id:
+                    unreported.append(object_id)
+            self.delete_stray(node_id, unreported)
 
     def _collect(self, stream: GeneratorStream, completion: Entry) -> Returned:
         # The value of a dynamic return: references to all items, which this process owns.
@@ -282,3 +295,7 @@ def _fill(entry: Entry, returned: Returned) -> Waiters:
         entry.size_bytes = returned.size_bytes
         waiters = entry.settle(STORED, None)
     return [(entry, waiters)] if waiters else []
+
+
+def _delete_nowhere(node_id: bytes, object_ids: list[bytes]) -> None:
+    return None

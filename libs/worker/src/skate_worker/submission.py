@@ -60,11 +60,11 @@ class Submission:
         self.parent = b""  # the task that submitted it
         self.span: Any = None  # set while tracing is on
 
-    def take_attempt(self) -> bool:
-        """Use up one retry. False: none is left."""
+    def take_attempt(self, *, is_counted: bool = True) -> bool:
+        """Use up one retry. False: none is left. Not counted: it may run again, and keeps them."""
         if self.attempts_left == 0:
             return False
-        if self.attempts_left > 0:
+        if self.attempts_left > 0 and is_counted:
             self.attempts_left -= 1
         self.attempt += 1
         self.message.attempt = self.attempt

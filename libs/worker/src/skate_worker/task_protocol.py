@@ -251,6 +251,8 @@ class LeaseBegins(TaskMessage, tag=21):
 
     resources: dict[str, int]
     serial: int = 0
+    placement_group_id: bytes = b""  # they run inside this group
+    captures: bool = False  # and so does what they start
 
 
 class FreeReturns(TaskMessage, tag=20):
@@ -383,3 +385,5 @@ class CreationTask(msgspec.Struct, array_like=True):
     trace_parent: str = ""
     max_restarts: int = 0
     resources: dict[str, int] = {}
+    placement_group_id: bytes = b""  # these two as in LeaseBegins
+    captures: bool = False

@@ -20,6 +20,7 @@ from skate_worker.errors import (
     OutOfMemoryError,
     RuntimeEnvSetupError,
     TaskCancelledError,
+    TaskPlacementGroupRemovedError,
     TaskUnschedulableError,
     WorkerCrashedError,
 )
@@ -177,6 +178,8 @@ class TaskSubmitter:
                 request.is_soft = strategy.is_soft
                 request.is_impatient = strategy.is_impatient
                 request.labels = strategy.labels
+                request.placement_group_id = strategy.group_id
+                request.bundle_index = strategy.bundle_index
                 if strategy.near:
                     request.near = self._near_of(queue) or [(strategy.near, 0)]
             self._raylet.post(request)
@@ -193,6 +196,7 @@ class TaskSubmitter:
         lease: Lease[Submission] = Lease(
             message.lease_id, message.worker_id, message.endpoint, message.pid
         )
+        lease.node_id = message.node_id
         with self._ownership.lock:
             queue = self._pool.end_request(message.request_id)
         if queue is None:
@@ -234,6 +238,8 @@ class TaskSubmitter:
             error: SkateError
             if message.kind == "unschedulable":
                 error = TaskUnschedulableError(message.message)
+            elif message.kind == "placement_group_removed":
+                error = TaskPlacementGroupRemovedError(message.message)
             elif self._env_vars[queue.key]:
                 error = RuntimeEnvSetupError(message.message)
             else:
@@ -332,12 +338,15 @@ class TaskSubmitter:
         has_started: bool = True,
     ) -> None:
         again: list[Submission] = []
+        for submission in tasks:
+            # Also those behind the first: what is done in an instant may be told a little later.
+            self._completion.attempt_lost(submission, lease.node_id)
         for position, submission in enumerate(tasks):
             if submission.is_cancelled:
                 self._completion.fail(submission, TaskCancelledError(submission.task_id.hex()))
             elif position > 0 or not has_started:
                 again.append(submission)  # it never started, so it costs no attempt
-            elif submission.take_attempt():
+            elif submission.take_attempt(is_counted=cause.kind != "node_preempted"):
                 again.append(submission)
             else:
                 kind = OutOfMemoryError if cause.kind == "out_of_memory" else WorkerCrashedError
@@ -359,8 +368,12 @@ class TaskSubmitter:
         self._request(queue, requests)
 
     def _begin(self, lease: Lease[Submission], queue: KeyQueue[Submission]) -> None:
+        begins = LeaseBegins(self._resources[queue.key], next(lease.serials))
+        strategy = self._strategies.get(queue.key)
+        if strategy is not None and strategy.group_id:
+            begins.placement_group_id, begins.captures = strategy.group_id, strategy.captures
         try:
-            lease.connection.queue(LeaseBegins(self._resources[queue.key], next(lease.serials)))
+            lease.connection.queue(begins)
         except StreamClosedError:
             return  # on_peer_lost follows
 
@@ -389,13 +402,16 @@ class TaskSubmitter:
         lease: Lease[Submission] = peer.lease
         now_s = self._now_s()
         finished: list[tuple[Submission, Any]] = []
+        given_up: list[Any] = []
         pool = self._pool
         with self._ownership.lock:
             for result in results:
                 submission = pool.done(
                     lease, result.task_id, result.attempt, result.run_us * 1e-6, now_s
                 )
-                if submission is not None:
+                if submission is None:
+                    given_up.append(result)
+                else:
                     finished.append((submission, result))
             self._completion.settle(finished)
             self._push(lease)
@@ -404,6 +420,8 @@ class TaskSubmitter:
         if steal is not None:
             self._take_back(*steal)
         retries = self._completion.finish(peer, finished)
+        if given_up:
+            self._completion.refuse(peer, given_up)
         if retries:
             self._retry(lease, retries)
         if not lease.in_flight:

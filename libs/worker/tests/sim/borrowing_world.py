@@ -150,6 +150,7 @@ class SimSubmitter:
         for submission, _, target in list(self.pending.values()):
             if target != peer.worker_id:
                 continue
+            self.process.completion.attempt_lost(submission, self.process.ownership.node_id)
             if submission.take_attempt():
                 self.submit(submission)
             else:

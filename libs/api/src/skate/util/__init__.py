@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from skate.util.executor import SkateExecutor as SkateExecutor
     from skate.util.helpers import as_completed as as_completed
     from skate.util.helpers import map_unordered as map_unordered
+    from skate.util.placement_group import (
+        get_current_placement_group as get_current_placement_group,
+    )
+    from skate.util.placement_group import get_placement_group as get_placement_group
+    from skate.util.placement_group import placement_group as placement_group
+    from skate.util.placement_group import placement_group_table as placement_group_table
+    from skate.util.placement_group import remove_placement_group as remove_placement_group
     from skate.util.services import get_node_ip_address as get_node_ip_address
 
 _MODULE_OF = {
@@ -29,10 +36,15 @@ _MODULE_OF = {
     "as_completed": "helpers",
     "disable_log_once_globally": "debug",
     "enable_periodic_logging": "debug",
+    "get_current_placement_group": "placement_group",
     "get_node_ip_address": "services",
+    "get_placement_group": "placement_group",
     "inspect_serializability": "check_serialize",
     "log_once": "debug",
     "map_unordered": "helpers",
+    "placement_group": "placement_group",
+    "placement_group_table": "placement_group",
+    "remove_placement_group": "placement_group",
 }
 _SUBMODULES = (
     "actor_group",

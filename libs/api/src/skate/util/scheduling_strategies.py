@@ -1,17 +1,27 @@
 """Values of the option ``scheduling_strategy``, and what labels a node is to have.
 
-Source: SURFACE L1, L2, L4 to L7, T15.
+Source: SURFACE L1, L2, L4 to L7, P7, P8, T15.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from skate.options import Amounts
+from skate.util.placement_group import (
+    PlacementGroup,
+    check_fits_a_bundle,
+    check_placement_group_index,
+    get_current_placement_group,
+)
 from skate_core_ids import NodeID
 from skate_rpc.node_protocol import LabelRules
 from skate_scheduler import LabelError, LabelExpression, LabelOperator, LabelSelector
 from skate_worker.specs import Strategy
+
+if TYPE_CHECKING:
+    from skate_worker.core import CoreWorker
 
 DEFAULT: Final = "DEFAULT"
 SPREAD: Final = "SPREAD"
@@ -25,6 +35,7 @@ __all__ = [
     "NodeAffinitySchedulingStrategy",
     "NodeLabelSchedulingStrategy",
     "NotIn",
+    "PlacementGroupSchedulingStrategy",
 ]
 
 
@@ -72,6 +83,45 @@ class NodeAffinitySchedulingStrategy:
 
     def __repr__(self) -> str:
         return f"NodeAffinitySchedulingStrategy({self.node_id!r}, soft={self.soft})"
+
+
+class PlacementGroupSchedulingStrategy:
+    """Run inside a placement group.
+
+    ``placement_group_bundle_index``: in this bundle; -1: in any with room.
+    ``placement_group_capture_child_tasks``: what it starts goes into the group too; None: as where
+    it is started.
+    """
+
+    def __init__(
+        self,
+        placement_group: PlacementGroup,
+        placement_group_bundle_index: int = -1,
+        placement_group_capture_child_tasks: bool | None = None,
+    ) -> None:
+        """The bundle's index and size are checked at ``.remote()``.
+
+        Raises:
+            ValueError: not a placement group, or ``capture_child_tasks`` is no truth value.
+        """
+        given: Any = placement_group
+        if not isinstance(given, PlacementGroup):
+            kind = type(given).__name__
+            raise ValueError(f"placement_group must be a PlacementGroup, got {kind}.")
+        if placement_group_capture_child_tasks not in (None, True, False):
+            raise ValueError(
+                "placement_group_capture_child_tasks must be True, False or None,"
+                f" got {placement_group_capture_child_tasks!r}."
+            )
+        self.placement_group = placement_group
+        self.placement_group_bundle_index = placement_group_bundle_index
+        self.placement_group_capture_child_tasks = placement_group_capture_child_tasks
+
+    def __repr__(self) -> str:
+        return (
+            f"PlacementGroupSchedulingStrategy({self.placement_group!r},"
+            f" {self.placement_group_bundle_index})"
+        )
 
 
 class _Condition:
@@ -198,17 +248,62 @@ def parse_fallbacks(name: str, value: Any) -> list[LabelSelector]:
     return selectors
 
 
+_STRATEGIES = (
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
+
+
 def check_strategy(name: str, value: Any) -> None:
     """Raise ``TypeError`` or ``ValueError`` unless ``value`` is a scheduling strategy."""
-    if isinstance(value, NodeAffinitySchedulingStrategy | NodeLabelSchedulingStrategy):
+    if isinstance(value, _STRATEGIES):
         return
     if not isinstance(value, str):
         raise TypeError(
-            f"{name} must be 'DEFAULT', 'SPREAD', a NodeAffinitySchedulingStrategy or a"
-            f" NodeLabelSchedulingStrategy, got {type(value).__name__}."
+            f"{name} must be 'DEFAULT', 'SPREAD', a PlacementGroupSchedulingStrategy, a"
+            f" NodeAffinitySchedulingStrategy or a NodeLabelSchedulingStrategy,"
+            f" got {type(value).__name__}."
         )
     if value not in (DEFAULT, SPREAD):
         raise ValueError(f"{name} must be 'DEFAULT' or 'SPREAD', got {value!r}.")
+
+
+def group_strategy(
+    options: Mapping[str, Any], *, is_captured: bool
+) -> PlacementGroupSchedulingStrategy | None:
+    """The placement group that checked options, or the running task, put something into."""
+    value = options.get("scheduling_strategy")
+    if value is not None:
+        return value if isinstance(value, PlacementGroupSchedulingStrategy) else None
+    group = get_current_placement_group() if is_captured else options["placement_group"]
+    return PlacementGroupSchedulingStrategy(
+        group or PlacementGroup.empty(),
+        options.get("placement_group_bundle_index", -1),
+        options.get("placement_group_capture_child_tasks"),
+    )
+
+
+def inside_group(
+    value: PlacementGroupSchedulingStrategy, core: CoreWorker, needs: Amounts, subject: str
+) -> Strategy | None:
+    """A checked strategy as the runtime takes it; None for a handle to no group.
+
+    ``needs``: what must fit a bundle. ``subject`` names the task or actor in an error.
+
+    Raises:
+        ValueError: there is no such bundle, or none could ever hold ``needs``.
+    """
+    group, index = value.placement_group, value.placement_group_bundle_index
+    check_placement_group_index(group, index)
+    if group.is_empty:
+        return None
+    core.placement_groups.await_registered(bytes(group.id))
+    check_fits_a_bundle(group, index, needs, subject)
+    captures = value.placement_group_capture_child_tasks
+    if captures is None:
+        captures = bool(core.captured_group)
+    return Strategy(group_id=bytes(group.id), bundle_index=index, captures=captures)
 
 
 def to_runtime(value: Any, selector: Mapping[str, str], fallbacks: Any) -> Strategy | None:

@@ -19,6 +19,8 @@ class ActorIndexes:
         self._owned_by: dict[bytes, _Ids] = {}
         self._on_node: dict[bytes, _Ids] = {}
         self._of_worker: dict[bytes, bytes] = {}
+        self._of_group: dict[bytes, _Ids] = {}
+        self._owned_on: dict[bytes, _Ids] = {}
 
     def add(self, record: ActorRecord) -> None:
         """Take a live actor in."""
@@ -28,6 +30,9 @@ class ActorIndexes:
             self._holders[spec.namespace, spec.name] = spec.actor_id
         self._of_job.setdefault(spec.job_id, {})[spec.actor_id] = None
         self._owned_by.setdefault(spec.owner.worker_id, {})[spec.actor_id] = None
+        self._owned_on.setdefault(spec.owner.node_id, {})[spec.actor_id] = None
+        if spec.strategy.group_id:
+            self._of_group.setdefault(spec.strategy.group_id, {})[spec.actor_id] = None
         self._place(record)
 
     def move(self, before: ActorRecord, after: ActorRecord) -> None:
@@ -43,6 +48,9 @@ class ActorIndexes:
         self.free_name(record)
         _drop(self._of_job, spec.job_id, spec.actor_id)
         _drop(self._owned_by, spec.owner.worker_id, spec.actor_id)
+        _drop(self._owned_on, spec.owner.node_id, spec.actor_id)
+        if spec.strategy.group_id:
+            _drop(self._of_group, spec.strategy.group_id, spec.actor_id)
         self._unplace(record)
 
     def free_name(self, record: ActorRecord) -> None:
@@ -67,6 +75,14 @@ class ActorIndexes:
         """Live actors that a worker created."""
         return list(self._owned_by.get(worker_id, ()))
 
+    def owned_on(self, node_id: bytes) -> list[bytes]:
+        """Live actors whose creators are on a node."""
+        return list(self._owned_on.get(node_id, ()))
+
+    def of_group(self, group_id: bytes) -> list[bytes]:
+        """Live actors inside a placement group."""
+        return list(self._of_group.get(group_id, ()))
+
     def on_node(self, node_id: bytes) -> list[bytes]:
         """Actors that run there or that the node was asked to start."""
         return list(self._on_node.get(node_id, ()))
@@ -86,7 +102,9 @@ class ActorIndexes:
         for mine, wanted in (
             (self._of_job, fresh._of_job),
             (self._owned_by, fresh._owned_by),
+            (self._owned_on, fresh._owned_on),
             (self._on_node, fresh._on_node),
+            (self._of_group, fresh._of_group),
         ):
             assert {key: set(ids) for key, ids in mine.items()} == {
                 key: set(ids) for key, ids in wanted.items()

@@ -25,7 +25,7 @@ from skate_gcs.machine.events import StartAnswered, StartUnanswered
 from skate_gcs.machine.limits import GcsLimits
 from skate_gcs.machine.node_table import NodeTable
 from skate_gcs.machine.records import ActorRecord, ActorState
-from skate_gcs.machine.start_queue import Impossible, Placed, Postponed, StartQueue
+from skate_gcs.machine.start_queue import HomesOf, Impossible, Placed, Postponed, StartQueue
 from skate_scheduler import RandomSource, ResourceSet
 
 _Retry = tuple[Literal["restart", "resend"], bytes]
@@ -41,13 +41,14 @@ class ActorStarts:
         limits: GcsLimits,
         random: RandomSource,
         give_up: Callable[[ActorRecord, str, Now, list[Command]], None],
+        homes_of: HomesOf,
     ) -> None:
         """``give_up`` ends an actor that can not run any more, for this reason."""
         self._give_up = give_up
         self._rows = rows
         self._nodes = nodes
         self._limits = limits
-        self._queue = StartQueue(nodes, limits, random)
+        self._queue = StartQueue(nodes, limits, random, homes_of)
         self._retries: Timers[_Retry] = Timers()
         self._failures: dict[bytes, int] = {}  # early ends and unanswered orders in a row
         self._started_s: dict[bytes, float] = {}  # monotonic, of actors that are alive
@@ -141,6 +142,10 @@ class ActorStarts:
         view = self._nodes.candidate(node_id)
         if view is not None:
             self._queue.resources_freed(view)
+
+    def group_changed(self, group_id: bytes) -> None:
+        """A placement group has other bundles that can be used."""
+        self._queue.group_changed(group_id)
 
     def tick(self, now: Now, out: list[Command]) -> None:
         """End the pauses that are over."""

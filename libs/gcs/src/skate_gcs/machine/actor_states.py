@@ -60,6 +60,7 @@ FINAL_KINDS: Final[frozenset[DeathKind]] = frozenset(
         DeathKind.HANDLES_RELEASED,
         DeathKind.INTENDED_EXIT,
         DeathKind.UNSCHEDULABLE,
+        DeathKind.PLACEMENT_GROUP_REMOVED,
     }
 )
 """After these no restart is tried, whatever ``max_restarts`` says."""
@@ -92,4 +93,6 @@ def may_restart(cause: DeathCause, max_restarts: int, restarts_used: int) -> boo
     # Leaving with exit code 0 is leaving on purpose.
     if cause.kind is DeathKind.EXITED and cause.exit_code == 0:
         return False
+    if cause.kind is DeathKind.NODE_PREEMPTED:
+        return max_restarts != 0  # it is not counted, so it may come after the last one too
     return max_restarts < 0 or restarts_used < max_restarts

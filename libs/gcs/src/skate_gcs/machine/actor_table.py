@@ -9,8 +9,7 @@ one. A report that carries another number than the row, or comes from another no
 changes nothing and its worker is killed. A node is asked under the same number until it has
 answered; it is only given up, under a new number, when it is dead (and fenced) or has refused.
 
-Cost: O(1) per event; O(actors concerned) for the end of a node, owner or job, and O(live actors) to
-find those whose owner lived on a dead node.
+Cost: O(1) per event; O(actors concerned) for the end of a node, owner or job.
 
 Source: SURFACE rows A13, A18-A25, A32, A39; RELIABILITY I10, I11.
 """
@@ -51,6 +50,7 @@ from skate_gcs.machine.records import (
     DeathCause,
     DeathKind,
 )
+from skate_gcs.machine.start_queue import HomesOf
 from skate_scheduler import RandomSource
 
 _MAX_RESTARTS_LARGEST = 2**63 - 1
@@ -60,11 +60,17 @@ class ActorTable:
     """All actors, live and lately dead. Invariants: see :meth:`check_invariants`."""
 
     def __init__(
-        self, nodes: NodeTable, kills: KillOrders, limits: GcsLimits, random: RandomSource
+        self,
+        nodes: NodeTable,
+        kills: KillOrders,
+        limits: GcsLimits,
+        random: RandomSource,
+        homes_of: HomesOf,
     ) -> None:
+        """``homes_of`` knows where the bundles of placement groups are."""
         self._kills = kills
         self._rows = ActorRows(limits)
-        self.starts = ActorStarts(self._rows, nodes, limits, random, self._give_up)
+        self.starts = ActorStarts(self._rows, nodes, limits, random, self._give_up, homes_of)
         """How those that are not alive come to run; the owner of this table drives it too."""
 
     # ---- restart of the GCS ----
@@ -204,17 +210,28 @@ class ActorTable:
                     record, DeathCause(DeathKind.JOB_FINISHED, message), now, out
                 )
 
-    def node_died(self, node_id: bytes, why: str, now: Now, out: list[Command]) -> None:
+    def node_died(
+        self, node_id: bytes, node_cause: DeathCause, now: Now, out: list[Command]
+    ) -> None:
         """What ran there is lost; what was owned there ends."""
-        for record in self._rows.live():
-            if record.spec.owner.node_id == node_id and not record.spec.is_detached:
+        why = node_cause.message
+        for actor_id in self._rows.index.owned_on(node_id):
+            record = self._rows[actor_id]
+            if not record.is_dead and not record.spec.is_detached:
                 message = f"The actor's owner died with its node: {why}"
                 self._end_with_process(record, DeathCause(DeathKind.OWNER_DIED, message), now, out)
         for actor_id in self._rows.index.on_node(node_id):
             record = self._rows[actor_id]
             message = f"The actor's node {node_id.hex()} died: {why}"
-            self._lose(record, DeathCause(DeathKind.NODE_DIED, message), now, out)
+            self._lose(record, DeathCause(node_cause.kind, message), now, out)
         self.starts.nodes_changed()
+
+    def group_removed(self, group_id: bytes, now: Now, out: list[Command]) -> None:
+        """The actors inside a placement group end with it."""
+        message = f"Its placement group {group_id.hex()} was removed."
+        cause = DeathCause(DeathKind.PLACEMENT_GROUP_REMOVED, message)
+        for actor_id in self._rows.index.of_group(group_id):
+            self._end_with_process(self._rows[actor_id], cause, now, out)
 
     # ---- questions ----
 
@@ -231,6 +248,12 @@ class ActorTable:
         """Whether what this worker creates outlives its job, as the worker's own actor does."""
         actor_id = self._rows.index.actor_of_worker(worker_id)
         return actor_id is not None and self._rows[actor_id].life.outlives_job
+
+    def outliving_creator(self, worker_id: bytes) -> bytes:
+        """The actor in this worker, if it outlives its job; else nothing."""
+        actor_id = self._rows.index.actor_of_worker(worker_id)
+        outlives = actor_id is not None and self._rows[actor_id].life.outlives_job
+        return actor_id if actor_id is not None and outlives else b""
 
     def records(self) -> list[ActorRecord]:
         """All actors, in order of registration."""
@@ -260,7 +283,8 @@ class ActorTable:
         actor_id = record.spec.actor_id
         worker_id = life.address.worker_id
         was_alive = life.state is ActorState.ALIVE
-        moves = not was_alive and cause.kind is DeathKind.NODE_DIED
+        is_preempted = cause.kind is DeathKind.NODE_PREEMPTED
+        moves = not was_alive and (is_preempted or cause.kind is DeathKind.NODE_DIED)
         if life.is_released:
             cause = DeathCause(DeathKind.HANDLES_RELEASED, "No handle of the actor was left.")
         if not moves and not may_restart(cause, record.spec.max_restarts, life.restarts_used):
@@ -273,7 +297,7 @@ class ActorTable:
                     life,
                     state=state,
                     incarnation=life.incarnation + 1,
-                    restarts_used=life.restarts_used + (0 if moves else 1),
+                    restarts_used=life.restarts_used + (0 if moves or is_preempted else 1),
                     node_id=b"",
                     address=Address(),
                     pid=0,

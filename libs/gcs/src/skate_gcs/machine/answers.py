@@ -9,8 +9,10 @@ import msgspec
 from skate_gcs.machine.records import (
     ActorRecord,
     Announced,
+    BundleRef,
     JobRecord,
     NodeRecord,
+    PlacementGroupRecord,
     WorkerRecord,
 )
 
@@ -37,6 +39,13 @@ class Accepted(msgspec.Struct, frozen=True):
     """Yes or no; what that means is said at the request."""
 
     value: bool
+
+
+class Reported(msgspec.Struct, frozen=True):
+    """``value`` False: the node is fenced. ``stale_bundles``: it holds these and must not."""
+
+    value: bool
+    stale_bundles: tuple[BundleRef, ...] = ()
 
 
 class NodeAccepted(msgspec.Struct, frozen=True):
@@ -82,6 +91,25 @@ class Actors(msgspec.Struct, frozen=True):
     records: list[ActorRecord]
 
 
+class GroupRegistered(msgspec.Struct, frozen=True):
+    """``is_new`` False: another group holds the name, and this is it."""
+
+    record: PlacementGroupRecord
+    is_new: bool
+
+
+class GroupFound(msgspec.Struct, frozen=True):
+    """One placement group, or None."""
+
+    record: PlacementGroupRecord | None
+
+
+class Groups(msgspec.Struct, frozen=True):
+    """All placement groups, in order of registration."""
+
+    records: list[PlacementGroupRecord]
+
+
 class Workers(msgspec.Struct, frozen=True):
     """Dead workers, newest last."""
 
@@ -116,6 +144,7 @@ Answer = (
     Refused
     | Done
     | Accepted
+    | Reported
     | NodeAccepted
     | JobAssigned
     | ActorAssigned
@@ -123,6 +152,9 @@ Answer = (
     | Nodes
     | Jobs
     | Actors
+    | GroupRegistered
+    | GroupFound
+    | Groups
     | Workers
     | KvValue
     | KvCount

@@ -12,7 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from skate_gcs.machine.answers import Answer
-from skate_gcs.machine.records import ActorSpec, Announced, DeathCause, Row
+from skate_gcs.machine.records import ActorSpec, Announced, BundleRef, DeathCause, Row
 
 
 class Table(StrEnum):
@@ -25,6 +25,7 @@ class Table(StrEnum):
     WORKERS = "workers"
     KILLS = "kills"
     KV = "kv"
+    PLACEMENT_GROUPS = "placement_groups"
     COUNTERS = "counters"
     META = "meta"  # the runner's own: the cluster's id
 
@@ -76,6 +77,43 @@ class KillActorOnNode(msgspec.Struct, frozen=True):
     cause: DeathCause
 
 
+class PrepareBundlesOnNode(msgspec.Struct, frozen=True):
+    """Ask a node to set bundles aside. The attempt must be durable before.
+
+    ``commits``: no other node takes part, so what it sets aside is open at once. Answered by
+    ``BundlesPrepared``.
+    """
+
+    node_id: bytes
+    endpoint: str
+    group_id: bytes
+    attempt: int
+    bundles: dict[int, dict[str, int]]  # by index
+    commits: bool
+
+
+class CommitBundlesOnNode(msgspec.Struct, frozen=True):
+    """Tell a node that its bundles hold. The decision must be durable before.
+
+    Answered by ``BundlesCommitted``.
+    """
+
+    node_id: bytes
+    endpoint: str
+    ref: BundleRef
+
+
+class ReturnBundlesOnNode(msgspec.Struct, frozen=True):
+    """Have a node give bundles back. That they are not wanted must be durable before.
+
+    Not answered: as long as the node reports that it holds them it is told again.
+    """
+
+    node_id: bytes
+    endpoint: str
+    ref: BundleRef
+
+
 class ProbeNode(msgspec.Struct, frozen=True):
     """See whether anything listens at a node's endpoint. Answered by ``NodeProbed``."""
 
@@ -89,4 +127,14 @@ class ForgetNode(msgspec.Struct, frozen=True):
     node_id: bytes
 
 
-Command = Persist | Publish | Reply | StartActorOnNode | KillActorOnNode | ProbeNode | ForgetNode
+BundleOrder = PrepareBundlesOnNode | CommitBundlesOnNode | ReturnBundlesOnNode
+Command = (
+    Persist
+    | Publish
+    | Reply
+    | StartActorOnNode
+    | KillActorOnNode
+    | BundleOrder
+    | ProbeNode
+    | ForgetNode
+)

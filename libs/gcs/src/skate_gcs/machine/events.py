@@ -17,9 +17,12 @@ from skate_gcs.machine import answers
 from skate_gcs.machine.records import (
     ActorSpec,
     Address,
+    BundleRef,
     DeathCause,
+    DrainRecord,
     JobRecord,
     NodeRecord,
+    PlacementGroupSpec,
     WorkerRecord,
 )
 
@@ -41,6 +44,7 @@ class Channel(StrEnum):
     NODE = "node"
     JOB = "job"
     WORKER = "worker"
+    PLACEMENT_GROUP = "placement_group"
 
 
 # ---- nodes ----
@@ -59,13 +63,25 @@ class NodeUnregistered(Request[answers.Done], frozen=True):
     cause: DeathCause
 
 
-class ResourcesReported(Request[answers.Accepted], frozen=True):
-    """A raylet's heartbeat. Answered False when the node is fenced: it must exit. Key: version."""
+class ResourcesReported(Request[answers.Reported], frozen=True):
+    """A raylet's heartbeat. Answered False when the node is fenced: it must exit. Key: version.
+
+    ``bundles``: all that it holds, or None when this report does not say.
+    """
 
     node_id: bytes
     version: int
     available: Mapping[str, int]
     total: Mapping[str, int]
+    bundles: tuple[BundleRef, ...] | None = None
+    drain: DrainRecord | None = None  # as the node knows it
+
+
+class NodeDrained(Request[answers.Accepted], frozen=True):
+    """A node has agreed to leave. Answered False when it is dead or unknown. Key: node_id."""
+
+    node_id: bytes
+    drain: DrainRecord
 
 
 class ListNodes(Query[answers.Nodes], frozen=True):
@@ -161,6 +177,39 @@ class ListActors(Query[answers.Actors], frozen=True):
     """All actors."""
 
 
+# ---- placement groups ----
+
+
+class GroupCreated(Request[answers.GroupRegistered], frozen=True):
+    """Create a placement group; answered before it is placed. Key: group_id."""
+
+    spec: PlacementGroupSpec
+
+
+class GroupRemoved(Request[answers.Done], frozen=True):
+    """The user's removal; unknown ones are nothing to remove. Key: group_id."""
+
+    group_id: bytes
+    reason: str
+
+
+class GetGroup(Query[answers.GroupFound], frozen=True):
+    """One placement group by its id."""
+
+    group_id: bytes
+
+
+class GetNamedGroup(Query[answers.GroupFound], frozen=True):
+    """The placement group that holds a name."""
+
+    name: str
+    namespace: str
+
+
+class ListGroups(Query[answers.Groups], frozen=True):
+    """All placement groups."""
+
+
 # ---- workers ----
 
 
@@ -247,6 +296,28 @@ class KillAnswered(msgspec.Struct, frozen=True):
     is_done: bool
 
 
+class BundlesPrepared(msgspec.Struct, frozen=True):
+    """A node set bundles aside (``problem`` empty), refused, or did not answer."""
+
+    node_id: bytes
+    group_id: bytes
+    attempt: int
+    problem: str = ""
+
+
+class BundlesCommitted(msgspec.Struct, frozen=True):
+    """A node knows that its bundles hold; ``is_lost``: it does not hold them (any more).
+
+    Neither: it did not answer.
+    """
+
+    node_id: bytes
+    group_id: bytes
+    attempt: int
+    is_done: bool
+    is_lost: bool = False
+
+
 class NodeProbed(msgspec.Struct, frozen=True):
     """Whether a node's endpoint refuses connections: its process is gone."""
 
@@ -271,6 +342,9 @@ Question = (
     | GetActor
     | GetNamedActor
     | ListActors
+    | GetGroup
+    | GetNamedGroup
+    | ListGroups
     | ListDeadWorkers
     | KvGet
     | KvList
@@ -280,6 +354,7 @@ Change = (
     NodeRegistered
     | NodeUnregistered
     | ResourcesReported
+    | NodeDrained
     | JobAdded
     | JobFinished
     | ActorRegistered
@@ -287,9 +362,20 @@ Change = (
     | ActorReleased
     | ActorStarted
     | ActorFailed
+    | GroupCreated
+    | GroupRemoved
     | WorkerDied
     | KvPut
     | KvDelete
 )
-Fact = StartAnswered | StartUnanswered | KillAnswered | NodeProbed | SubscriberLeft | Tick
+Fact = (
+    StartAnswered
+    | StartUnanswered
+    | KillAnswered
+    | BundlesPrepared
+    | BundlesCommitted
+    | NodeProbed
+    | SubscriberLeft
+    | Tick
+)
 Event = Question | Change | Fact

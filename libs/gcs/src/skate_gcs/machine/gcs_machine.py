@@ -2,10 +2,13 @@
 
 Each table decides for itself; what one table's change means to another is here, and only here::
 
-    node dies    ──► jobs of drivers there finish; actors there are lost, those owned there end
-    job finishes ──► its actors end, unless they outlive it
+    node dies    ──► jobs of drivers there finish; actors there are lost, those owned there end;
+                     bundles there are placed again
+    job finishes ──► its actors and placement groups end, unless they outlive it
     worker dies  ──► actors that it owned end; a driver's job finishes
-    nodes change ──► actors that wait for a node are placed
+    nodes change ──► placement groups, then actors that wait for a node are placed
+    group placed ──► actors that wait for it are placed
+    group gone   ──► actors in it end
 
 The runner calls :meth:`GcsMachine.handle` for each event and ``Tick`` when :meth:`next_wakeup` says
 so.
@@ -26,6 +29,7 @@ from skate_gcs.machine.kill_orders import KillOrders
 from skate_gcs.machine.kv_table import KvTable
 from skate_gcs.machine.limits import GcsLimits
 from skate_gcs.machine.node_table import NodeTable, ReportEffect
+from skate_gcs.machine.placement_group_table import PlacementGroupTable
 from skate_gcs.machine.records import (
     ActorLife,
     ActorSpec,
@@ -37,6 +41,8 @@ from skate_gcs.machine.records import (
     JobRecord,
     KillRecord,
     NodeRecord,
+    PlacementGroupRecord,
+    PlacementGroupState,
     WorkerRecord,
 )
 from skate_gcs.machine.worker_table import WorkerTable
@@ -54,6 +60,7 @@ class SavedState(msgspec.Struct, frozen=True):
     workers: list[WorkerRecord] = msgspec.field(default_factory=list)
     kills: list[KillRecord] = msgspec.field(default_factory=list)
     kv: list[tuple[bytes, bytes]] = msgspec.field(default_factory=list)
+    groups: list[PlacementGroupRecord] = msgspec.field(default_factory=list)
 
 
 class MachineStatistics(msgspec.Struct, frozen=True):
@@ -68,6 +75,9 @@ class MachineStatistics(msgspec.Struct, frozen=True):
     kv_entries: int
     kv_bytes: int
     kill_orders: int
+    placement_groups: dict[PlacementGroupState, int]
+    group_creations: int  # since the start
+    group_creation_s: float  # how long they took in all, from registration
 
 
 class GcsMachine:
@@ -80,12 +90,14 @@ class GcsMachine:
         self._nodes = NodeTable(cluster_id, limits)
         self._jobs = JobTable(limits)
         self._kills = KillOrders(self._nodes, limits)
-        self._actors = ActorTable(self._nodes, self._kills, limits, random)
+        self._groups = PlacementGroupTable(self._nodes, limits)
+        self._actors = ActorTable(self._nodes, self._kills, limits, random, self._groups.homes)
         self._workers = WorkerTable(limits)
         self._kv = KvTable()
         self._nodes.restore(saved.nodes, now)
         self._jobs.restore(saved.jobs, saved.job_counter)
         self._kills.restore(saved.kills)
+        self._groups.restore(saved.groups)
         self._actors.restore(saved.actor_specs, saved.actors)
         self._workers.restore(saved.workers)
         for row_key, value in saved.kv:
@@ -98,8 +110,9 @@ class GcsMachine:
         self._jobs.trim(out)
         self._workers.trim(out)
         self._kills.resume(out)
+        self._groups.resume(now, out)
         self._actors.resume(now, out)
-        self._actors.starts.pump(now, out)
+        self._settle(now, out)
         return out
 
     def handle(self, event: events.Event, now: Now) -> list[Command]:
@@ -109,7 +122,7 @@ class GcsMachine:
             out.append(Reply(self._answer(event)))
             return out
         self._apply(event, now, out)
-        self._actors.starts.pump(now, out)
+        self._settle(now, out)
         return out
 
     def next_wakeup(self) -> Wakeup | None:
@@ -119,6 +132,7 @@ class GcsMachine:
             for wakeup in (
                 self._nodes.next_wakeup(),
                 self._kills.next_wakeup(),
+                self._groups.next_wakeup(),
                 self._actors.starts.next_wakeup(),
             )
             if wakeup is not None
@@ -129,6 +143,7 @@ class GcsMachine:
         """Counts of all tables. O(live actors)."""
         nodes_alive, nodes_dead = self._nodes.count()
         jobs_running, jobs_finished = self._jobs.count()
+        creations, creation_s = self._groups.creations
         return MachineStatistics(
             actors=self._actors.count_by_state(),
             nodes_alive=nodes_alive,
@@ -139,6 +154,9 @@ class GcsMachine:
             kv_entries=len(self._kv),
             kv_bytes=self._kv.size_bytes,
             kill_orders=len(self._kills),
+            placement_groups=self._groups.count_by_state(),
+            group_creations=creations,
+            group_creation_s=creation_s,
         )
 
     def check_invariants(self) -> None:
@@ -146,6 +164,7 @@ class GcsMachine:
         self._nodes.check_invariants()
         self._jobs.check_invariants()
         self._kills.check_invariants()
+        self._groups.check_invariants()
         self._actors.check_invariants()
         self._workers.check_invariants()
         self._kv.check_invariants()
@@ -162,6 +181,12 @@ class GcsMachine:
                 return self._actors.get_named(namespace, name)
             case events.ListActors():
                 return answers.Actors(self._actors.records())
+            case events.GetGroup(group_id):
+                return self._groups.get(group_id)
+            case events.GetNamedGroup(name, namespace):
+                return self._groups.get_named(namespace, name)
+            case events.ListGroups():
+                return answers.Groups(self._groups.records())
             case events.ListDeadWorkers():
                 return answers.Workers(self._workers.records())
             case events.KvGet():
@@ -180,12 +205,15 @@ class GcsMachine:
                 if replaced is not None:
                     message = "Another process has taken the node's endpoint."
                     self._bury(replaced, DeathCause(DeathKind.NODE_DIED, message), now, out)
-                self._actors.starts.nodes_changed()
+                self._nodes_changed()
             case events.NodeUnregistered(node_id, cause):
                 self._bury(node_id, cause, now, out)
                 out.append(Reply(answers.Done()))
             case events.ResourcesReported():
                 self._report(event, now, out)
+            case events.NodeDrained(node_id, drain):
+                out.append(Reply(answers.Accepted(self._nodes.drain(node_id, drain, out))))
+                self._actors.starts.nodes_changed()
             case events.JobAdded():
                 self._jobs.add(event, now, out)
             case events.JobFinished(job_id, cause):
@@ -201,6 +229,12 @@ class GcsMachine:
                 self._actors.started(event, now, out)
             case events.ActorFailed():
                 self._actors.failed(event, now, out)
+            case events.GroupCreated(spec):
+                creator_id = self._actors.outliving_creator(spec.owner.worker_id)
+                doomed = self._doom_group(event, creator_id)
+                self._groups.register(event, doomed, creator_id, now, out)
+            case events.GroupRemoved(group_id, reason):
+                self._groups.remove(group_id, reason, now, out)
             case events.WorkerDied(worker):
                 self._worker_died(worker, now, out)
             case events.KvPut():
@@ -213,6 +247,10 @@ class GcsMachine:
                 self._actors.starts.unanswered(event, now, out)
             case events.KillAnswered(node_id, actor_id, incarnation, is_done):
                 self._kills.answered((node_id, actor_id, incarnation), is_done, now, out)
+            case events.BundlesPrepared():
+                self._groups.prepared(event, now, out)
+            case events.BundlesCommitted():
+                self._groups.committed(event, now, out)
             case events.SubscriberLeft(node_id):
                 self._nodes.probe(node_id, now, out)
             case events.NodeProbed(node_id, endpoint, is_refused):
@@ -227,28 +265,69 @@ class GcsMachine:
     def _report(self, event: events.ResourcesReported, now: Now, out: list[Command]) -> None:
         effect = self._nodes.report(event, now, out)
         if effect is ReportEffect.CHANGED:
-            self._actors.starts.nodes_changed()
+            self._nodes_changed()
         elif effect is ReportEffect.FREED:
+            self._groups.nodes_changed()
             self._actors.starts.resources_freed(event.node_id)
-        out.append(Reply(answers.Accepted(effect is not ReportEffect.FENCED)))
+        if effect is ReportEffect.FENCED:
+            out.append(Reply(answers.Reported(False)))
+        else:
+            stale = self._groups.reported(event.node_id, event.bundles or ())
+            out.append(Reply(answers.Reported(True, stale)))
+
+    def _nodes_changed(self) -> None:
+        self._groups.nodes_changed()
+        self._actors.starts.nodes_changed()
+
+    def _settle(self, now: Now, out: list[Command]) -> None:
+        """Place what can be placed, and end what ended with something else."""
+        while True:
+            self._end_groups_of_dead(now, out)
+            self._groups.pump(now, out)
+            changed = self._groups.take_changed()
+            for group_id in changed:
+                if self._groups.live(group_id) is None:
+                    self._actors.group_removed(group_id, now, out)
+                else:
+                    self._actors.starts.group_changed(group_id)
+            self._actors.starts.pump(now, out)
+            if not changed:
+                return
+
+    def _end_groups_of_dead(self, now: Now, out: list[Command]) -> None:
+        for actor_id in self._groups.creators():
+            actor = self._actors.get(actor_id).record
+            if actor is None or (actor.is_dead and not self._jobs.is_running(actor.spec.job_id)):
+                self._groups.creator_ended(actor_id, now, out)
 
     def _tick(self, now: Now, out: list[Command]) -> None:
         for node_id, cause in self._nodes.tick(now, out):
             self._bury(node_id, cause, now, out)
         self._kills.tick(now, out)
+        self._groups.tick(now, out)
         self._actors.starts.tick(now, out)
 
     def _bury(self, node_id: bytes, cause: DeathCause, now: Now, out: list[Command]) -> None:
-        if not self._nodes.bury(node_id, cause, now, out):
+        node = self._nodes.get_alive(node_id)
+        if node is None or not self._nodes.bury(node_id, cause, now, out):
             return
         self._kills.node_died(node_id, out)
         for job_id in self._jobs.running_on(node_id):
             self._finish_job(job_id, f"Its driver's node died: {cause.message}", now, out)
-        self._actors.node_died(node_id, cause.message, now, out)
+        self._groups.node_died(node_id, now, out)
+        kind = DeathKind.NODE_PREEMPTED if node.is_preempted else DeathKind.NODE_DIED
+        self._actors.node_died(node_id, DeathCause(kind, cause.message), now, out)
 
     def _finish_job(self, job_id: bytes, why: str, now: Now, out: list[Command]) -> None:
         if self._jobs.finish(job_id, now, out):
             self._actors.job_finished(job_id, why, now, out)
+            self._groups.job_finished(job_id, why, self._live_creators(), now, out)
+
+    def _live_creators(self) -> list[bytes]:
+        found = ((actor_id, self._actors.get(actor_id)) for actor_id in self._groups.creators())
+        return [
+            one for one, actor in found if actor.record is not None and not actor.record.is_dead
+        ]
 
     def _worker_died(self, worker: WorkerRecord, now: Now, out: list[Command]) -> None:
         if not worker.worker_id:
@@ -264,6 +343,10 @@ class GcsMachine:
 
     def _doom(self, spec: ActorSpec) -> DeathCause | None:
         """Why a new actor must not run: its registration was overtaken by its owner's end."""
+        group_id = spec.strategy.group_id
+        if group_id and self._groups.live(group_id) is None:
+            message = f"Its placement group {group_id.hex()} was removed."
+            return DeathCause(DeathKind.PLACEMENT_GROUP_REMOVED, message)
         if spec.is_detached:
             return None
         owner = spec.owner
@@ -277,6 +360,13 @@ class GcsMachine:
             return DeathCause(DeathKind.JOB_FINISHED, "The actor's job has finished.")
         return None
 
+    def _doom_group(self, event: events.GroupCreated, creator_id: bytes) -> str:
+        """Why a new group must not be placed: its registration was overtaken by its job's end."""
+        spec = event.spec
+        if spec.is_detached or creator_id or not self._jobs.is_finished(spec.job_id):
+            return ""
+        return "Its job has finished."
+
     def _snapshot(self, channels: tuple[events.Channel, ...]) -> list[Announced]:
         records: list[Announced] = []
         for channel in dict.fromkeys(channels):
@@ -289,6 +379,8 @@ class GcsMachine:
                     records += self._actors.records()
                 case events.Channel.WORKER:
                     records += self._workers.records()
+                case events.Channel.PLACEMENT_GROUP:
+                    records += self._groups.records()
                 case _:
                     assert_never(channel)
         return records

@@ -106,6 +106,10 @@ class JobTable:
         """Whether the job is known to have ended."""
         return job_id in self._finished
 
+    def is_running(self, job_id: bytes) -> bool:
+        """Whether the job is known and has not ended."""
+        return job_id in self._jobs and job_id not in self._finished
+
     def running_on(self, node_id: bytes) -> list[bytes]:
         """Jobs whose driver lives on this node. O(jobs)."""
         return [

@@ -54,6 +54,21 @@ class GcsLimits:
     starts_window_max: int = 256
     """Start requests of one resource shape that may be unanswered at a time."""
 
+    groups_removed_max: int = 10_000
+    """Removed placement groups that are kept, so that late users learn the reason."""
+
+    group_bundles_max: int = 10_000
+    """Bundles of one placement group."""
+
+    group_retry_first_s: float = 0.1
+    """First pause after an attempt to place a group failed. Grows by half up to:"""
+
+    group_retry_max_s: float = 1.0
+    """Longest such pause (SURFACE P3)."""
+
+    group_pass_s: float = 0.01
+    """Least time between two looks at all groups that wait for room."""
+
     def __post_init__(self) -> None:
         if not 0 < self.node_suspect_s * 2 <= self.node_dead_s:
             raise ValueError("node_suspect_s must be positive and at most half of node_dead_s.")
@@ -61,6 +76,11 @@ class GcsLimits:
             raise ValueError("node_probe_s must be positive.")
         if not 0 < self.retry_first_s <= self.retry_max_s:
             raise ValueError("retry_first_s must be positive and at most retry_max_s.")
+
+    def group_pause_s(self, failures: int) -> float:
+        """The pause of a placement group after this many failed attempts, ``failures >= 1``."""
+        pause_s = self.group_retry_first_s * 1.5 ** min(failures - 1, 32)
+        return min(pause_s, self.group_retry_max_s)
 
     def retry_pause_s(self, failures: int) -> float:
         """The pause after this many failures in a row, ``failures >= 1``."""

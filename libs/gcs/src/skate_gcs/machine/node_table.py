@@ -1,5 +1,8 @@
 """The node table: who belongs to the cluster, who is silent, who is dead.
 
+A node that *drains* has agreed to leave: it gets no new actors, and its row says why, and until
+when.
+
 A node is *alive* until it unregisters, is silent for ``node_dead_s``, another process registers at
 its endpoint, or its endpoint refuses connections (which is looked at when it falls silent, and when
 its subscription breaks); *suspect* while silent for ``node_suspect_s`` (it gets no new actors);
@@ -34,7 +37,7 @@ from skate_gcs.machine.commands import (
 )
 from skate_gcs.machine.events import NodeRegistered, ResourcesReported
 from skate_gcs.machine.limits import GcsLimits
-from skate_gcs.machine.records import DeathCause, DeathKind, NodeRecord
+from skate_gcs.machine.records import DeathCause, DeathKind, DrainRecord, NodeRecord
 from skate_scheduler import NodeView, ResourceSet
 
 
@@ -83,13 +86,16 @@ class NodeTable:
         self._at_endpoint: dict[str, bytes] = {}  # alive nodes by where their raylet listens
         self._announcements: Timers[bytes] = Timers()
         self._promised_s: float | None = None  # the wakeup that was asked for last
+        self._moved: dict[bytes, None] = {}  # whose ``candidate`` may differ since it was asked
 
     def restore(self, rows: list[NodeRecord], now: Now) -> None:
         """Take the stored rows, in any order. Alive nodes get the full time to report."""
-        for record in sorted(rows, key=lambda row: (row.start_time_s, row.node_id)):
+        for stored in sorted(rows, key=lambda row: (row.start_time_s, row.node_id)):
+            record = replace(stored, is_suspect=False)
             self._records[record.node_id] = record
             if record.is_alive:
                 self._live[record.node_id] = _LiveNode(now.now_s, _view(record))
+                self._moved[record.node_id] = None
                 self._settle_at(record)
         for record in sorted(rows, key=lambda row: row.end_time_s):
             if not record.is_alive:
@@ -112,6 +118,7 @@ class NodeTable:
             death_cause=None,
             start_time_s=known.start_time_s if known is not None else now.unix_s,
             end_time_s=0.0,
+            drain=known.drain if known is not None else None,
         )
         self._heard(node.node_id, now, _view(record))
         if known is not None:
@@ -145,6 +152,11 @@ class NodeTable:
         was_suspect = live.is_suspect
         live = self._heard(event.node_id, now, view)
         live.version = event.version
+        if was_suspect:
+            record = self._records[event.node_id] = replace(record, is_suspect=False)
+            out.append(Publish(record))
+        if event.drain is not None and record.drain is None:
+            record = self._set_drain(record, event.drain, out)
         if record.total != total or record.available != available:
             changed = replace(record, total=total, available=available)
             self._records[event.node_id] = changed
@@ -159,14 +171,26 @@ class NodeTable:
             return ReportEffect.NOTHING
         return ReportEffect.FREED
 
+    def drain(self, node_id: bytes, drain: DrainRecord, out: list[Command]) -> bool:
+        """Note that a node has agreed to leave. False: it is unknown or dead."""
+        if node_id not in self._live:
+            return False
+        record = self._records[node_id]
+        if record.drain != drain:
+            self._set_drain(record, drain, out)
+        return True
+
     def bury(self, node_id: bytes, cause: DeathCause, now: Now, out: list[Command]) -> bool:
         """Declare a node dead. False: it is unknown or dead already."""
         if self._live.pop(node_id, None) is None:
             return False
+        self._moved[node_id] = None
         self._announcements.cancel(node_id)
         record = self._records[node_id]
         self._leave(record)
-        record = replace(record, death_cause=cause, end_time_s=now.unix_s, available={})
+        record = replace(
+            record, death_cause=cause, end_time_s=now.unix_s, available={}, is_suspect=False
+        )
         self._records[node_id] = record
         self._dead[node_id] = None
         out.append(Persist(Table.NODES, node_id, record))
@@ -196,7 +220,11 @@ class NodeTable:
         for node_id, live in self._live.items():
             if now.now_s < live.heard_s + self._limits.node_suspect_s:
                 break  # the others were heard later
-            live.is_suspect = True
+            if not live.is_suspect:
+                live.is_suspect = True
+                record = self._records[node_id] = replace(self._records[node_id], is_suspect=True)
+                out.append(Publish(record))
+                self._moved[node_id] = None
             if now.now_s >= live.heard_s + self._limits.node_dead_s:
                 message = f"The node was silent for {now.now_s - live.heard_s:.1f} s."
                 silent.append((node_id, DeathCause(DeathKind.NODE_DIED, message)))
@@ -239,18 +267,30 @@ class NodeTable:
 
     def candidates(self) -> Iterator[NodeView]:
         """Nodes that may get actors, in order of their heartbeats: the order turns with time."""
-        return (live.view for live in self._live.values() if not live.is_suspect)
+        return (
+            live.view
+            for node_id, live in self._live.items()
+            if not live.is_suspect and self._records[node_id].drain is None
+        )
 
     def candidate(self, node_id: bytes) -> NodeView | None:
         """One node that may get actors."""
         live = self._live.get(node_id)
-        return live.view if live is not None and not live.is_suspect else None
+        if live is None or live.is_suspect or self._records[node_id].drain is not None:
+            return None
+        return live.view
+
+    def take_moved(self) -> list[bytes]:
+        """The nodes whose :meth:`candidate` may be another than at the last question."""
+        moved, self._moved = list(self._moved), {}
+        return moved
 
     def claim(self, node_id: bytes, request: ResourceSet) -> None:
         """Count a placement that the node has not reported yet."""
         live = self._live[node_id]
         live.view = live.view.with_claimed(request)
         live.claimed = live.claimed.plus(request)
+        self._moved[node_id] = None
 
     def unclaim(self, node_id: bytes, request: ResourceSet) -> None:
         """The node refused the placement. A report in between has forgotten the claim already."""
@@ -259,6 +299,7 @@ class NodeTable:
             live.claimed = live.claimed.minus(request)
             view = live.view
             live.view = dataclasses.replace(view, available=view.available.plus(request))
+            self._moved[node_id] = None
 
     def get_alive(self, node_id: bytes) -> NodeRecord | None:
         """The row of an alive node."""
@@ -283,6 +324,7 @@ class NodeTable:
         heard_s = float("-inf")
         for node_id, live in self._live.items():
             assert self._records[node_id].is_alive
+            assert self._records[node_id].is_suspect == live.is_suspect
             assert heard_s <= live.heard_s, "_live must be ordered by silence"
             heard_s = live.heard_s
         for endpoint, node_id in self._at_endpoint.items():
@@ -291,6 +333,13 @@ class NodeTable:
         for node_id in self._dead:
             assert not self._records[node_id].is_alive
 
+    def _set_drain(self, record: NodeRecord, drain: DrainRecord, out: list[Command]) -> NodeRecord:
+        changed = self._records[record.node_id] = replace(record, drain=drain)
+        self._moved[record.node_id] = None
+        out.append(Persist(Table.NODES, record.node_id, changed))
+        out.append(Publish(changed))
+        return changed
+
     def _heard(self, node_id: bytes, now: Now, view: NodeView) -> _LiveNode:
         live = self._live.pop(node_id, None) or _LiveNode(now.now_s, view)
         live.heard_s = max(now.now_s, live.heard_s)
@@ -298,6 +347,7 @@ class NodeTable:
             live.view = view
             live.claimed = ResourceSet()
         live.is_suspect = False
+        self._moved[node_id] = None
         self._live[node_id] = live
         return live
 

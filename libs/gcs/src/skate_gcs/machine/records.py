@@ -32,6 +32,8 @@ class DeathKind(IntEnum):
     INTENDED_EXIT = 10
     START_FAILED = 11
     UNSCHEDULABLE = 12
+    PLACEMENT_GROUP_REMOVED = 13
+    NODE_PREEMPTED = 14
 
 
 class ActorState(IntEnum):
@@ -42,6 +44,24 @@ class ActorState(IntEnum):
     ALIVE = 3
     RESTARTING = 4
     DEAD = 5
+
+
+class PlacementGroupState(IntEnum):
+    """A placement group's state. The numbers are those of ``PlacementGroupState`` in gcs.proto."""
+
+    PENDING = 1
+    PREPARED = 2
+    CREATED = 3
+    RESCHEDULING = 4
+    REMOVED = 5
+
+
+class GroupPhase(IntEnum):
+    """How far an attempt to place bundles has come; what a restarted GCS goes on with."""
+
+    IDLE = 0  # none is under way
+    PREPARING = 1  # nodes are asked to set bundles aside; may still be undone
+    COMMITTING = 2  # all have; they are told that it holds, and it is never undone
 
 
 class DeathCause(msgspec.Struct, frozen=True):
@@ -61,6 +81,22 @@ class Address(msgspec.Struct, frozen=True):
     node_id: bytes = b""
     worker_id: bytes = b""
     endpoint: str = ""
+
+
+class DrainReason(IntEnum):
+    """Why a node is to leave. The numbers are those of ``DrainInfo.Reason`` in gcs.proto."""
+
+    UNSPECIFIED = 0
+    IDLE_TERMINATION = 1
+    PREEMPTION = 2
+
+
+class DrainRecord(msgspec.Struct, frozen=True):
+    """The order to a node to take no new work, and to leave when it is idle or at a deadline."""
+
+    reason: DrainReason
+    message: str = ""
+    deadline_s: float = 0.0  # Unix time; 0: none
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
@@ -84,6 +120,13 @@ class NodeRecord(msgspec.Struct, frozen=True):
     end_time_s: float = 0.0  # Unix time, 0 while alive
     session_dir: str = ""
     object_endpoint: str = ""
+    is_suspect: bool = False  # silent for a while; forgotten by a restart of the GCS
+    drain: DrainRecord | None = None  # kept after its end
+
+    @property
+    def is_preempted(self) -> bool:
+        """Whether what is lost with the node is the fault of neither its users nor itself."""
+        return self.drain is not None and self.drain.reason is DrainReason.PREEMPTION
 
     @property
     def is_alive(self) -> bool:
@@ -125,6 +168,9 @@ class Strategy(msgspec.Struct, frozen=True):
     is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
     is_impatient: bool = False  # with ``node_id``: a busy node is like one that is too small
     labels: LabelRules = ANY_LABELS
+    group_id: bytes = b""  # inside this placement group
+    bundle_index: int = -1  # with ``group_id``: in this bundle; -1: in any with room
+    captures: bool = False  # with ``group_id``: what it starts goes there too
 
 
 class ActorSpec(msgspec.Struct, frozen=True):
@@ -195,6 +241,71 @@ class KillRecord(msgspec.Struct, frozen=True):
     cause: DeathCause
 
 
+class BundleSpec(msgspec.Struct, frozen=True):
+    """One bundle of a placement group."""
+
+    resources: dict[str, int]
+    selector: dict[str, str] = msgspec.field(default_factory=dict)  # as people write it
+
+
+class PlacementGroupSpec(msgspec.Struct, frozen=True):
+    """What was asked for."""
+
+    group_id: bytes
+    job_id: bytes
+    owner: Address
+    strategy: str
+    bundles: tuple[BundleSpec, ...]
+    name: str = ""  # empty: unnamed
+    namespace: str = ""
+    is_detached: bool = False
+    soft_target_id: bytes = b""  # STRICT_PACK goes to this node if it can
+
+
+class PlacementGroupRecord(msgspec.Struct, frozen=True):
+    """A placement group's row.
+
+    What is legal in which state::
+
+        PENDING       node_ids all empty, or (PREPARING) all set
+        PREPARED      COMMITTING; node_ids set, but for those of nodes that died since
+        CREATED       IDLE; node_ids all set
+        RESCHEDULING  some node_ids empty, or (PREPARING, COMMITTING) those of an attempt
+        REMOVED       IDLE; node_ids all empty
+    """
+
+    spec: PlacementGroupSpec
+    state: PlacementGroupState
+    node_ids: tuple[bytes, ...]  # one for each bundle: who was asked to hold it, or holds it
+    attempts: tuple[int, ...]  # one for each bundle: the attempt that placed it there
+    phase: GroupPhase = GroupPhase.IDLE
+    attempt: int = 0  # the latest; grows with each, and is stored before a node hears of it
+    creator_actor_id: bytes = b""  # of an actor that outlives its job: the group ends with it
+    number: int = 0  # order of registration
+    pending_since_s: float = 0.0  # Unix time
+    registered_s: float = 0.0  # Unix time
+    created_s: float = 0.0  # Unix time of the first creation; 0 before
+    highest_retry_delay_s: float = 0.0
+    removal_reason: str = ""
+    removed_s: float = 0.0  # Unix time
+    # These two are not stored up to date: they are found out again.
+    pending_reason: str = ""
+    scheduling_state: str = "QUEUED"
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether it is gone for good."""
+        return self.state is PlacementGroupState.REMOVED
+
+
+class BundleRef(msgspec.Struct, frozen=True):
+    """Bundles of a group at one node, as one attempt placed them."""
+
+    group_id: bytes
+    attempt: int
+    indices: tuple[int, ...]
+
+
 class CounterRecord(msgspec.Struct, frozen=True):
     """A number that must never go back."""
 
@@ -208,7 +319,8 @@ Row = (
     | ActorSpec
     | ActorLife
     | KillRecord
+    | PlacementGroupRecord
     | CounterRecord
     | bytes
 )
-Announced = NodeRecord | JobRecord | ActorRecord | WorkerRecord
+Announced = NodeRecord | JobRecord | ActorRecord | WorkerRecord | PlacementGroupRecord

@@ -19,6 +19,7 @@ for at most ``CANDIDATES_MAX`` nodes; O(shapes) per pump.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -41,6 +42,9 @@ from skate_scheduler import (
 
 CANDIDATES_MAX: Final = 64
 """Nodes that the policy weighs for one actor; it costs some 10 us for each."""
+
+HomesOf = Callable[[bytes, int, ResourceSet], list[bytes]]
+"""The nodes that hold a usable bundle: by group, bundle index (-1: any) and the least size."""
 
 _READY = float("-inf")
 _NEVER = float("inf")
@@ -95,7 +99,10 @@ class _Shape(msgspec.Struct):
 class StartQueue:
     """Invariant: an actor waits or is asked for, in one shape; ``asked <= window`` when asking."""
 
-    def __init__(self, nodes: NodeTable, limits: GcsLimits, random: RandomSource) -> None:
+    def __init__(
+        self, nodes: NodeTable, limits: GcsLimits, random: RandomSource, homes_of: HomesOf
+    ) -> None:
+        self._homes_of = homes_of
         self._nodes = nodes
         self._limits = limits
         self._random = random
@@ -149,7 +156,7 @@ class StartQueue:
         if shape is None or waiting is None:
             return
         # Else its next report would look as if something had been freed there.
-        self._nodes.unclaim(node_id, shape.request)
+        self._nodes.unclaim(node_id, _claim(shape))
         if waiting.round == shape.round:
             waiting.refused_by += (node_id,)
         waiting.refusal = refusal
@@ -162,6 +169,12 @@ class StartQueue:
         """A node came, went, or has other totals: every line may move."""
         for shape in self._shapes.values():
             _open_round(shape)
+
+    def group_changed(self, group_id: bytes) -> None:
+        """A placement group has other bundles that can be used."""
+        for shape in self._shapes.values():
+            if shape.strategy.group_id == group_id:
+                _open_round(shape)
 
     def resources_freed(self, view: NodeView) -> None:
         """More is free on this node: lines that fit there may move."""
@@ -225,11 +238,17 @@ class StartQueue:
             del shape.waiting[actor_id]
             shape.untold.pop(actor_id, None)
             shape.asked[actor_id] = waiting
-            self._nodes.claim(node_id, shape.request)
+            self._nodes.claim(node_id, _claim(shape))
             decisions.append(Placed(actor_id, node_id))
 
     def _choose(self, shape: _Shape, waiting: _Waiting) -> bytes | None:
         request, strategy = shape.request, shape.strategy
+        if strategy.group_id:
+            for node_id in self._homes_of(strategy.group_id, strategy.bundle_index, request):
+                is_ready = self._nodes.candidate(node_id) is not None
+                if is_ready and node_id not in waiting.refused_by:
+                    return node_id
+            return None
         if strategy.node_id:
             alive = self._nodes.get_alive(strategy.node_id)
             is_fit = (
@@ -328,6 +347,10 @@ class StartQueue:
 
     def _why_infeasible(self, shape: _Shape) -> str:
         request, strategy = shape.request, shape.strategy
+        if strategy.group_id:
+            bundle = "a bundle" if strategy.bundle_index < 0 else f"bundle {strategy.bundle_index}"
+            group = strategy.group_id.hex()
+            return f"It waits for {bundle} with {request} of placement group {group}."
         if strategy.node_id and not strategy.is_soft:
             node = strategy.node_id.hex()
             return f"It is bound to node {node}, which is not there or can not hold {request}."
@@ -345,6 +368,11 @@ class StartQueue:
         ]
         what = ", ".join(lacks) or f"{request} on one node"
         return f"No node can ever hold it: it needs {what}."
+
+
+def _claim(shape: _Shape) -> ResourceSet:
+    """What a start takes of the node's free resources: a bundle's are taken already."""
+    return ResourceSet() if shape.strategy.group_id else shape.request
 
 
 def _has_room(view: NodeView | None, request: ResourceSet) -> bool:

@@ -10,10 +10,16 @@ from skate_gcs.machine.records import (
     ActorSpec,
     Address,
     Announced,
+    BundleRef,
+    BundleSpec,
     DeathCause,
     DeathKind,
+    DrainReason,
+    DrainRecord,
     JobRecord,
     NodeRecord,
+    PlacementGroupRecord,
+    PlacementGroupSpec,
     Strategy,
     WorkerRecord,
 )
@@ -113,6 +119,26 @@ def node_to(node: NodeRecord) -> gcs_pb2.NodeInfo:
         end_time_s=node.end_time_s,
         session_dir=node.session_dir,
         object_endpoint=node.object_endpoint,
+        suspect=node.is_suspect,
+        drain=drain_to(node.drain) if node.drain is not None else None,
+    )
+
+
+def drain_from(message: gcs_pb2.DrainInfo) -> DrainRecord:
+    """A reason that this release does not know becomes UNSPECIFIED."""
+    try:
+        reason = DrainReason(message.reason)
+    except ValueError:
+        reason = DrainReason.UNSPECIFIED
+    return DrainRecord(reason, message.message, message.deadline_s)
+
+
+def drain_to(drain: DrainRecord) -> gcs_pb2.DrainInfo:
+    """The wire's form."""
+    return gcs_pb2.DrainInfo(
+        reason=gcs_pb2.DrainInfo.Reason.ValueType(drain.reason),
+        message=drain.message,
+        deadline_s=drain.deadline_s,
     )
 
 
@@ -221,6 +247,9 @@ def _strategy_from(message: gcs_pb2.SchedulingStrategy) -> Strategy:
         LabelRules(
             tuple(map(_selector_from, message.selectors)), _selector_from(message.preferred)
         ),
+        message.placement_group_id,
+        message.bundle_index if message.placement_group_id else -1,
+        message.capture_child_tasks,
     )
 
 
@@ -233,6 +262,9 @@ def _strategy_to(strategy: Strategy) -> gcs_pb2.SchedulingStrategy:
         impatient=strategy.is_impatient,
         selectors=map(_selector_to, strategy.labels.selectors),
         preferred=_selector_to(preferred) if preferred else None,
+        placement_group_id=strategy.group_id,
+        bundle_index=strategy.bundle_index,
+        capture_child_tasks=strategy.captures,
     )
 
 
@@ -270,6 +302,66 @@ def actor_to(actor: ActorRecord) -> gcs_pb2.ActorInfo:
     )
 
 
+def group_spec_from(message: gcs_pb2.PlacementGroupSpec) -> PlacementGroupSpec:
+    """What is to be created."""
+    return PlacementGroupSpec(
+        group_id=message.group_id,
+        job_id=message.job_id,
+        owner=address_from(message.owner),
+        strategy=message.strategy,
+        bundles=tuple(
+            BundleSpec(resources_from(bundle.resources), dict(bundle.label_selector))
+            for bundle in message.bundles
+        ),
+        name=message.name,
+        namespace=message.namespace,
+        is_detached=message.detached,
+        soft_target_id=message.soft_target_node_id,
+    )
+
+
+def group_to(group: PlacementGroupRecord) -> gcs_pb2.PlacementGroupInfo:
+    """The wire's form."""
+    spec = group.spec
+    return gcs_pb2.PlacementGroupInfo(
+        spec=gcs_pb2.PlacementGroupSpec(
+            group_id=spec.group_id,
+            job_id=spec.job_id,
+            name=spec.name,
+            namespace=spec.namespace,
+            detached=spec.is_detached,
+            strategy=spec.strategy,
+            bundles=[
+                gcs_pb2.Bundle(
+                    resources=resources_to(bundle.resources), label_selector=bundle.selector
+                )
+                for bundle in spec.bundles
+            ],
+            owner=address_to(spec.owner),
+            soft_target_node_id=spec.soft_target_id,
+        ),
+        state=gcs_pb2.PlacementGroupState.ValueType(group.state),
+        node_ids=group.node_ids,
+        pending_reason=group.pending_reason,
+        pending_since_s=group.pending_since_s,
+        scheduling_state=group.scheduling_state,
+        attempts=group.attempt,
+        creation_latency_ms=1e3 * max(0.0, group.created_s - group.registered_s),
+        highest_retry_delay_ms=1e3 * group.highest_retry_delay_s,
+        removal_reason=group.removal_reason,
+    )
+
+
+def bundle_ref_from(message: gcs_pb2.BundleRef) -> BundleRef:
+    """The machine's form."""
+    return BundleRef(message.group_id, message.attempt, tuple(message.indices))
+
+
+def bundle_ref_to(ref: BundleRef) -> gcs_pb2.BundleRef:
+    """The wire's form."""
+    return gcs_pb2.BundleRef(group_id=ref.group_id, attempt=ref.attempt, indices=ref.indices)
+
+
 def event_to(record: Announced, sequence: int) -> gcs_pb2.Event:
     """The wire's form of a change."""
     match record:
@@ -281,5 +373,7 @@ def event_to(record: Announced, sequence: int) -> gcs_pb2.Event:
             return gcs_pb2.Event(sequence=sequence, job=job_to(record))
         case WorkerRecord():
             return gcs_pb2.Event(sequence=sequence, worker=worker_to(record))
+        case PlacementGroupRecord():
+            return gcs_pb2.Event(sequence=sequence, placement_group=group_to(record))
         case _:
             assert_never(record)

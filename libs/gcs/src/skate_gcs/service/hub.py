@@ -13,6 +13,7 @@ from skate_gcs.machine.records import (
     Announced,
     JobRecord,
     NodeRecord,
+    PlacementGroupRecord,
     WorkerRecord,
 )
 from skate_gcs.service.convert import event_to
@@ -23,7 +24,11 @@ _CHANNELS: Final[dict[type[Announced], Channel]] = {
     NodeRecord: Channel.NODE,
     JobRecord: Channel.JOB,
     WorkerRecord: Channel.WORKER,
+    PlacementGroupRecord: Channel.PLACEMENT_GROUP,
 }
+
+EVENTS_PER_MESSAGE_MAX: Final = 256
+"""A message of the stream costs ten times what one more event in it does."""
 
 
 class SlowSubscriberError(Exception):
@@ -72,8 +77,8 @@ class Subscription:
         self._events.clear()
         self._woken.set()
 
-    async def next(self) -> gcs_pb2.Event:
-        """The next change.
+    async def next(self) -> list[gcs_pb2.Event]:
+        """The next changes: all that wait, up to ``EVENTS_PER_MESSAGE_MAX``.
 
         Raises:
             SlowSubscriberError: changes were dropped.
@@ -84,7 +89,8 @@ class Subscription:
                 raise self._end
             self._woken.clear()
             await self._woken.wait()
-        return self._events.popleft()
+        count = min(len(self._events), EVENTS_PER_MESSAGE_MAX)
+        return [self._events.popleft() for _ in range(count)]
 
 
 class Hub:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import grpc.aio
 
 from skate_gcs.config import GcsConfig
-from skate_gcs.machine.commands import KillActorOnNode, ProbeNode, StartActorOnNode
+from skate_gcs.machine.commands import BundleOrder, KillActorOnNode, ProbeNode, StartActorOnNode
 from skate_gcs.machine.events import (
     Fact,
     KillAnswered,
@@ -23,7 +23,9 @@ from skate_gcs.machine.events import (
     StartAnswered,
     StartUnanswered,
 )
-from skate_gcs.service.convert import cause_to, spec_to
+from skate_gcs.machine.records import DrainRecord, NodeRecord
+from skate_gcs.service.bundle_calls import BundleCalls
+from skate_gcs.service.convert import cause_to, drain_to, spec_to
 from skate_rpc.errors import RpcError
 from skate_rpc.grpc_channel import open_channel
 from skate_rpc.raylet_client import RayletClient
@@ -34,6 +36,7 @@ PROBES = 3
 """Connections tried in one look: a process that is being killed closes its sockets one by one."""
 PROBE_PAUSE_S = 0.1
 PROBE_TIMEOUT_S = 1.0
+ANNOUNCE_PAUSE_S = 0.5
 
 
 @dataclass(slots=True)
@@ -56,6 +59,13 @@ class NodeCalls:
         self._tell = tell
         self._lines: dict[bytes, _Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told_of_gcs: set[bytes] = set()  # nodes that have yet to hear where it is
+        self._bundles = BundleCalls(
+            lambda node_id, endpoint: self._line(node_id, endpoint).client,
+            self._spawn,
+            tell,
+            self._timeout_s,
+        )
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -68,12 +78,50 @@ class NodeCalls:
         """Order a node to end an actor; told back as KillAnswered."""
         self._spawn(self._kill_actor(order))
 
+    def order_bundles(self, order: BundleOrder) -> None:
+        """Have a node set aside, open or give back bundles; see the orders for the answers."""
+        self._bundles.order(order)
+
     def probe(self, order: ProbeNode) -> None:
         """See whether a node's endpoint refuses connections; told back as NodeProbed."""
         self._spawn(self._probe(order))
 
+    async def drain(self, node: NodeRecord, drain: DrainRecord) -> str:
+        """Ask a node to leave; returns why it will not, or nothing.
+
+        Raises:
+            RpcError: it did not answer.
+        """
+        line = self._line(node.node_id, node.raylet_endpoint)
+        async with line.turns:
+            reply = await line.client.drain(drain_to(drain), timeout_s=self._timeout_s)
+        return "" if reply.accepted else reply.rejection or "it gave no reason"
+
+    def announce_gcs(self, node: NodeRecord, endpoint: str, cluster_id: str, life: int) -> None:
+        """Tell a node where the GCS listens now, until it has heard or is dead."""
+        self._spawn(self._announce_gcs(node, endpoint, cluster_id, life))
+
+    async def _announce_gcs(
+        self, node: NodeRecord, endpoint: str, cluster_id: str, life: int
+    ) -> None:
+        self._told_of_gcs.add(node.node_id)
+        while node.node_id in self._told_of_gcs:
+            line = self._line(node.node_id, node.raylet_endpoint)
+            try:
+                async with line.turns:
+                    await line.client.move_gcs(
+                        endpoint, cluster_id, life, timeout_s=self._timeout_s
+                    )
+            except RpcError as error:
+                _problem("follow the GCS", error)
+                await asyncio.sleep(ANNOUNCE_PAUSE_S)
+            else:
+                self._told_of_gcs.discard(node.node_id)
+
     def forget(self, node_id: bytes) -> None:
         """Close the line to a dead node; its open calls end unanswered."""
+        self._told_of_gcs.discard(node_id)
+        self._bundles.forget(node_id)
         line = self._lines.pop(node_id, None)
         if line is not None:
             self._spawn(line.channel.close())

@@ -21,6 +21,7 @@ from skate_gcs.machine.records import (
     JobRecord,
     KillRecord,
     NodeRecord,
+    PlacementGroupRecord,
     Row,
     WorkerRecord,
 )
@@ -57,6 +58,7 @@ def load_state(storage: Storage) -> SavedState:
         workers=list(_load(storage, Table.WORKERS, WorkerRecord).values()),
         kills=list(_load(storage, Table.KILLS, KillRecord).values()),
         kv=storage.scan(Table.KV),
+        groups=list(_load(storage, Table.PLACEMENT_GROUPS, PlacementGroupRecord).values()),
     )
 
 

@@ -32,12 +32,15 @@ from skate_gcs.machine import GcsLimits, GcsMachine, Now
 from skate_gcs.machine.answers import Answer, Refused
 from skate_gcs.machine.commands import (
     Command,
+    CommitBundlesOnNode,
     ForgetNode,
     KillActorOnNode,
     Persist,
+    PrepareBundlesOnNode,
     ProbeNode,
     Publish,
     Reply,
+    ReturnBundlesOnNode,
     StartActorOnNode,
 )
 from skate_gcs.machine.events import (
@@ -354,6 +357,8 @@ class Runner:
                 self._node_calls.start_actor(command)
             case KillActorOnNode():
                 self._node_calls.kill_actor(command)
+            case PrepareBundlesOnNode() | CommitBundlesOnNode() | ReturnBundlesOnNode():
+                self._node_calls.order_bundles(command)
             case ProbeNode():
                 self._node_calls.probe(command)
             case ForgetNode(node_id):

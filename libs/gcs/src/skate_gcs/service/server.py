@@ -12,7 +12,7 @@ import msgspec
 from skate_gcs.config import GcsConfig
 from skate_gcs.errors import GcsConfigError
 from skate_gcs.machine.commands import Table
-from skate_gcs.machine.events import Fact
+from skate_gcs.machine.events import Fact, ListNodes
 from skate_gcs.machine.gcs_machine import MachineStatistics
 from skate_gcs.service.hub import Hub
 from skate_gcs.service.node_calls import NodeCalls
@@ -23,6 +23,7 @@ from skate_gcs.service.servicers import (
     JobServicer,
     KvServicer,
     NodeServicer,
+    PlacementGroupServicer,
     WorkerServicer,
 )
 from skate_gcs.storage import Storage, StorageStatistics, Write, open_storage
@@ -32,6 +33,8 @@ from skate_rpc.grpc_server import SecureServer
 _log = logging.getLogger(__name__)
 
 _CLUSTER_ID_KEY = b"cluster_id"
+_LIFE_KEY = b"life"
+_ENDPOINT_KEY = b"endpoint"
 
 
 class GcsStatistics(msgspec.Struct, frozen=True):
@@ -64,6 +67,8 @@ class GcsServer:
         self._stopped: asyncio.Future[str] | None = None
         self.cluster_id = ""
         """Known after :meth:`start`; stays the same for as long as the storage does."""
+        self.life = 0
+        """The number of this start among all with the same storage, from 1."""
 
     @property
     def endpoint(self) -> str:
@@ -83,17 +88,25 @@ class GcsServer:
             raise RuntimeError("This GCS has been started already.")
         self._stopped = asyncio.get_running_loop().create_future()
         storage = self._storage = await asyncio.to_thread(
-            open_storage, config.storage, Table, config.holder or uuid.uuid4().hex
+            open_storage,
+            config.storage,
+            Table,
+            config.holder or uuid.uuid4().hex,
+            config.storage_wait_s,
         )
         try:
-            self.cluster_id = await asyncio.to_thread(_settle_cluster_id, storage, config)
+            self.cluster_id, self.life = await asyncio.to_thread(_settle_identity, storage, config)
             runner = self._runner = await asyncio.to_thread(self._make_runner, storage)
             self._add_servicers(runner)
             endpoint = await self._server.start(config.endpoint)
+            advertised = _advertised(endpoint, config.advertised_host)
+            has_moved = await asyncio.to_thread(_note_endpoint, storage, advertised)
         except BaseException:
             await asyncio.to_thread(storage.close)
             raise
         self._loop_task = asyncio.create_task(self._run(runner), name="skate-gcs-runner")
+        if has_moved:
+            await self._announce(runner, advertised)
         _log.info(
             "the GCS listens",
             extra={"endpoint": endpoint, "storage": config.storage, "cluster_id": self.cluster_id},
@@ -141,6 +154,13 @@ class GcsServer:
             rpc_refused=calls.refused,
         )
 
+    async def _announce(self, runner: Runner, endpoint: str) -> None:
+        """Tell the nodes that a GCS at another place knew where it is now."""
+        assert self._node_calls is not None
+        for node in (await runner.ask(ListNodes())).records:
+            if node.is_alive and node.raylet_endpoint:
+                self._node_calls.announce_gcs(node, endpoint, self.cluster_id, self.life)
+
     def _make_runner(self, storage: Storage) -> Runner:
         config = self._config
 
@@ -158,10 +178,18 @@ class GcsServer:
         )
 
     def _add_servicers(self, runner: Runner) -> None:
+        assert self._node_calls is not None
         add = self._server.add
-        add(gcs_pb2_grpc.add_NodeServiceServicer_to_server, NodeServicer(runner))
+        add(
+            gcs_pb2_grpc.add_NodeServiceServicer_to_server,
+            NodeServicer(runner, self._node_calls, self.life),
+        )
         add(gcs_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(runner))
         add(gcs_pb2_grpc.add_ActorServiceServicer_to_server, ActorServicer(runner))
+        add(
+            gcs_pb2_grpc.add_PlacementGroupServiceServicer_to_server,
+            PlacementGroupServicer(runner),
+        )
         add(gcs_pb2_grpc.add_WorkerServiceServicer_to_server, WorkerServicer(runner))
         add(gcs_pb2_grpc.add_KvServiceServicer_to_server, KvServicer(runner))
         add(gcs_pb2_grpc.add_EventServiceServicer_to_server, EventServicer(runner, self._hub))
@@ -176,13 +204,36 @@ class GcsServer:
                 self._stopped.set_result(failure)
 
 
-def _settle_cluster_id(storage: Storage, config: GcsConfig) -> str:
-    """The stored id of the cluster, stored now if the storage is new. Blocks."""
-    stored = dict(storage.scan(Table.META)).get(_CLUSTER_ID_KEY, b"").decode()
-    if stored:
-        if config.cluster_id not in {"", stored}:
-            raise GcsConfigError("cluster_id", f"the storage belongs to the cluster {stored}.")
-        return stored
-    cluster_id = config.cluster_id or uuid.uuid4().hex
-    storage.commit([Write(Table.META, _CLUSTER_ID_KEY, cluster_id.encode())]).result()
-    return cluster_id
+def _settle_identity(storage: Storage, config: GcsConfig) -> tuple[str, int]:
+    """The stored id of the cluster, made now if the storage is new, and this start's number.
+
+    Blocks.
+    """
+    rows = dict(storage.scan(Table.META))
+    stored = rows.get(_CLUSTER_ID_KEY, b"").decode()
+    if stored and config.cluster_id not in {"", stored}:
+        raise GcsConfigError("cluster_id", f"the storage belongs to the cluster {stored}.")
+    cluster_id = stored or config.cluster_id or uuid.uuid4().hex
+    life = int(rows.get(_LIFE_KEY, b"0")) + 1
+    storage.commit(
+        [
+            Write(Table.META, _CLUSTER_ID_KEY, cluster_id.encode()),
+            Write(Table.META, _LIFE_KEY, b"%d" % life),
+        ]
+    ).result()
+    return cluster_id, life
+
+
+def _advertised(endpoint: str, host: str) -> str:
+    """Where other machines call what is bound to ``endpoint``."""
+    if not host or endpoint.startswith("unix:"):
+        return endpoint
+    return f"{f'[{host}]' if ':' in host else host}:{endpoint.rpartition(':')[2]}"
+
+
+def _note_endpoint(storage: Storage, endpoint: str) -> bool:
+    """Store where the GCS listens; whether an earlier one listened elsewhere. Blocks."""
+    before = dict(storage.scan(Table.META)).get(_ENDPOINT_KEY, b"").decode()
+    if before != endpoint:
+        storage.commit([Write(Table.META, _ENDPOINT_KEY, endpoint.encode())]).result()
+    return before not in {"", endpoint}

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn, TypeVar
 
@@ -11,12 +12,18 @@ import grpc
 import grpc.aio
 
 from skate_gcs.machine import events
-from skate_gcs.machine.answers import ActorFound, RefusalKind
+from skate_gcs.machine.answers import ActorFound, GroupFound, RefusalKind
+from skate_gcs.machine.records import DrainReason, DrainRecord
 from skate_gcs.service.convert import (
     actor_to,
     address_from,
+    bundle_ref_from,
+    bundle_ref_to,
     cause_from,
+    drain_from,
     event_to,
+    group_spec_from,
+    group_to,
     job_from,
     job_to,
     node_from,
@@ -26,13 +33,20 @@ from skate_gcs.service.convert import (
     worker_from,
     worker_to,
 )
-from skate_gcs.service.hub import Hub, HubClosedError, SlowSubscriberError
+from skate_gcs.service.hub import (
+    EVENTS_PER_MESSAGE_MAX,
+    Hub,
+    HubClosedError,
+    SlowSubscriberError,
+)
+from skate_gcs.service.node_calls import NodeCalls
 from skate_gcs.service.runner import (
     RequestFailedError,
     RequestLostError,
     RequestRefusedError,
     Runner,
 )
+from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import gcs_pb2, gcs_pb2_grpc
 from skate_scheduler import LabelError
 
@@ -68,14 +82,19 @@ async def _abort(context: _Context, code: grpc.StatusCode, error: Exception | st
 
 
 class NodeServicer(_Asker, gcs_pb2_grpc.NodeServiceServicer):
-    """NodeService."""
+    """NodeService. ``life`` is the number of this GCS's start."""
+
+    def __init__(self, runner: Runner, node_calls: NodeCalls, life: int) -> None:
+        super().__init__(runner)
+        self._node_calls = node_calls
+        self._life = life
 
     async def Register(
         self, request: gcs_pb2.RegisterNodeRequest, context: _Context
     ) -> gcs_pb2.RegisterNodeReply:
         """See gcs.proto."""
         answer = await self._ask(events.NodeRegistered(node_from(request.node)), context)
-        return gcs_pb2.RegisterNodeReply(cluster_id=answer.cluster_id)
+        return gcs_pb2.RegisterNodeReply(cluster_id=answer.cluster_id, gcs_life=self._life)
 
     async def Unregister(
         self, request: gcs_pb2.UnregisterNodeRequest, context: _Context
@@ -103,10 +122,41 @@ class NodeServicer(_Asker, gcs_pb2_grpc.NodeServiceServicer):
                 request.version,
                 resources_from(request.available),
                 resources_from(request.total),
+                tuple(map(bundle_ref_from, request.bundles)) if request.has_bundles else None,
+                drain_from(request.drain) if request.HasField("drain") else None,
             ),
             context,
         )
-        return gcs_pb2.ReportResourcesReply(known=answer.value)
+        return gcs_pb2.ReportResourcesReply(
+            known=answer.value,
+            gcs_life=self._life,
+            stale_bundles=map(bundle_ref_to, answer.stale_bundles),
+        )
+
+    async def Drain(
+        self, request: gcs_pb2.DrainNodeRequest, context: _Context
+    ) -> gcs_pb2.DrainNodeReply:
+        """See gcs.proto. The node decides; what it agrees to is stored before it is answered."""
+        drain = drain_from(request.drain)
+        problem = _problem_of_drain(drain)
+        if problem:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
+        nodes = await self._ask(events.ListNodes(), context)
+        node = next((row for row in nodes.records if row.node_id == request.node_id), None)
+        if node is None:
+            problem = f"There is no node {request.node_id.hex()}."
+            await _abort(context, grpc.StatusCode.NOT_FOUND, problem)
+        if not node.is_alive:
+            return gcs_pb2.DrainNodeReply(accepted=True)
+        try:
+            rejection = await self._node_calls.drain(node, drain)
+        except RpcError as error:
+            problem = f"The node {node.node_id.hex()} did not answer: {error.message}"
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, problem)
+        if rejection:
+            return gcs_pb2.DrainNodeReply(accepted=False, rejection=rejection)
+        await self._ask(events.NodeDrained(node.node_id, drain), context)
+        return gcs_pb2.DrainNodeReply(accepted=True)
 
 
 class JobServicer(_Asker, gcs_pb2_grpc.JobServiceServicer):
@@ -212,10 +262,78 @@ class ActorServicer(_Asker, gcs_pb2_grpc.ActorServiceServicer):
         return gcs_pb2.ReportActorFailedReply()
 
 
+def _problem_of_drain(drain: DrainRecord) -> str:
+    """Why the order makes no sense, or nothing."""
+    if drain.reason is DrainReason.UNSPECIFIED:
+        return "A drain needs a reason: idle termination or preemption."
+    if not drain.deadline_s >= 0.0:
+        return f"A drain's deadline is a time from now on, or 0 for none, got {drain.deadline_s}."
+    return ""
+
+
 def _found(answer: ActorFound) -> gcs_pb2.GetActorReply:
     if answer.record is None:
         return gcs_pb2.GetActorReply(found=False)
     return gcs_pb2.GetActorReply(found=True, info=actor_to(answer.record))
+
+
+class PlacementGroupServicer(_Asker, gcs_pb2_grpc.PlacementGroupServiceServicer):
+    """PlacementGroupService."""
+
+    async def Register(
+        self, request: gcs_pb2.RegisterPlacementGroupsRequest, context: _Context
+    ) -> gcs_pb2.RegisterPlacementGroupsReply:
+        """See gcs.proto."""
+        created = [events.GroupCreated(group_spec_from(spec)) for spec in request.specs]
+        answers = await asyncio.gather(
+            *map(self._runner.ask, created), return_exceptions=True
+        )  # they are many: one batch, one commit
+        reply = gcs_pb2.RegisterPlacementGroupsReply()
+        for answer in answers:
+            if isinstance(answer, RequestRefusedError):
+                reply.groups.add(refusal=str(answer))
+            elif isinstance(answer, RequestLostError):
+                await _abort(context, grpc.StatusCode.UNAVAILABLE, answer)
+            elif isinstance(answer, RequestFailedError):
+                await _abort(context, grpc.StatusCode.INTERNAL, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            elif answer.is_new:
+                reply.groups.add(info=group_to(answer.record))
+            else:
+                name, namespace = answer.record.spec.name, answer.record.spec.namespace
+                refusal = f"The name {name!r} is taken in the namespace {namespace!r}."
+                reply.groups.add(info=group_to(answer.record), refusal=refusal, is_name_taken=True)
+        return reply
+
+    async def Remove(
+        self, request: gcs_pb2.RemovePlacementGroupsRequest, context: _Context
+    ) -> gcs_pb2.RemovePlacementGroupsReply:
+        """See gcs.proto."""
+        removed = [events.GroupRemoved(group_id, request.reason) for group_id in request.group_ids]
+        await asyncio.gather(*(self._ask(event, context) for event in removed))
+        return gcs_pb2.RemovePlacementGroupsReply()
+
+    async def Get(
+        self, request: gcs_pb2.GetPlacementGroupRequest, context: _Context
+    ) -> gcs_pb2.GetPlacementGroupReply:
+        """See gcs.proto."""
+        question: events.GetGroup | events.GetNamedGroup
+        if request.group_id:
+            question = events.GetGroup(request.group_id)
+        else:
+            question = events.GetNamedGroup(request.name, request.namespace)
+        answer: GroupFound = await self._ask(question, context)
+        if answer.record is None:
+            return gcs_pb2.GetPlacementGroupReply(found=False)
+        return gcs_pb2.GetPlacementGroupReply(found=True, info=group_to(answer.record))
+
+    async def List(
+        self, request: gcs_pb2.ListPlacementGroupsRequest, context: _Context
+    ) -> gcs_pb2.ListPlacementGroupsReply:
+        """See gcs.proto."""
+        answer = await self._ask(events.ListGroups(), context)
+        return gcs_pb2.ListPlacementGroupsReply(groups=map(group_to, answer.records))
 
 
 class WorkerServicer(_Asker, gcs_pb2_grpc.WorkerServiceServicer):
@@ -289,12 +407,13 @@ class EventServicer(gcs_pb2_grpc.EventServiceServicer):
             snapshot = await self._runner.ask(
                 events.TakeSnapshot(channels), on_answer=subscription.attach
             )
-            for record in snapshot.records:
-                yield event_to(record, subscription.sequence)
+            for start in range(0, len(snapshot.records), EVENTS_PER_MESSAGE_MAX):
+                rows = snapshot.records[start : start + EVENTS_PER_MESSAGE_MAX]
+                yield _batch([event_to(record, subscription.sequence) for record in rows])
             del snapshot
             yield gcs_pb2.Event(sequence=subscription.sequence, snapshot_end=True)
             while True:
-                yield await subscription.next()
+                yield _batch(await subscription.next())
         except SlowSubscriberError as error:
             problem = f"Too slow: {error}. Subscribe again for a new snapshot."
             await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
@@ -304,3 +423,7 @@ class EventServicer(gcs_pb2_grpc.EventServiceServicer):
             self._hub.drop(subscription)
             if request.node_id:
                 self._runner.tell(events.SubscriberLeft(request.node_id))
+
+
+def _batch(events_: list[gcs_pb2.Event]) -> gcs_pb2.Event:
+    return events_[0] if len(events_) == 1 else gcs_pb2.Event(batch=events_)

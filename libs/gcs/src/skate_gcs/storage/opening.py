@@ -7,17 +7,20 @@ from collections.abc import Iterable
 from skate_gcs.errors import GcsConfigError
 from skate_gcs.storage.interface import Storage
 from skate_gcs.storage.memory import MemoryStorage
-from skate_gcs.storage.redis import RedisStorage
+from skate_gcs.storage.redis import RECONNECT_S, RedisStorage
 from skate_gcs.storage.redis_url import is_redis, parse_redis_url
 from skate_gcs.storage.sqlite import SqliteStorage
 
 _SQLITE_PREFIX = "sqlite:"
 
 
-def open_storage(setting: str, tables: Iterable[str], holder: str) -> Storage:
+def open_storage(
+    setting: str, tables: Iterable[str], holder: str, wait_s: float = RECONNECT_S
+) -> Storage:
     """Open ``memory``, ``sqlite:/path`` or a ``redis://`` URL (see ``redis_url``). Blocks.
 
-    ``holder`` names the opener to those who may open the same storage from elsewhere.
+    ``holder`` names the opener to those who may open the same storage from elsewhere; ``wait_s``:
+    how long a server may be away now.
 
     Raises:
         GcsConfigError: the setting names no back end, or the extra for it is not installed.
@@ -28,7 +31,7 @@ def open_storage(setting: str, tables: Iterable[str], holder: str) -> Storage:
     if is_redis(setting):
         address = parse_redis_url(setting)
         try:
-            return RedisStorage(address, tables, holder=holder)
+            return RedisStorage(address, tables, holder=holder, open_s=wait_s)
         except ModuleNotFoundError as error:
             if error.name != "redis":
                 raise

@@ -72,6 +72,7 @@ class RedisStorage(WriterThread["redis_module.Redis"]):
         tables: Iterable[str],
         *,
         holder: str,
+        open_s: float = RECONNECT_S,
         reconnect_s: float = RECONNECT_S,
         lease_s: float = LEASE_S,
     ) -> None:
@@ -81,7 +82,8 @@ class RedisStorage(WriterThread["redis_module.Redis"]):
             address: Where they are.
             tables: Their names.
             holder: This opener's name. One of the same name is taken for dead.
-            reconnect_s: How long the server may be away, at the start as well as later.
+            open_s: How long the server may be away now.
+            reconnect_s: How long it may be away later.
             lease_s: See ``LEASE_S``.
 
         Raises:
@@ -94,6 +96,7 @@ class RedisStorage(WriterThread["redis_module.Redis"]):
         self._redis: Any = redis
         self._address = address
         self._holder = holder
+        self._wait_s = open_s
         self._reconnect_s = reconnect_s
         self._lease_s = lease_s
         self._fence = self._key("fence")
@@ -126,6 +129,7 @@ class RedisStorage(WriterThread["redis_module.Redis"]):
         except BaseException:
             connection.close()
             raise
+        self._wait_s = self._reconnect_s
         return connection
 
     def _take(self, connection: redis_module.Redis) -> None:
@@ -242,7 +246,7 @@ class RedisStorage(WriterThread["redis_module.Redis"]):
     def _patiently(self, call: Callable[[], _T]) -> _T:
         """The outcome of a call that may be repeated, made until the server answers it."""
         errors = self._redis.exceptions
-        deadline_s = time.monotonic() + self._reconnect_s
+        deadline_s = time.monotonic() + self._wait_s
         while True:
             try:
                 outcome = call()
@@ -251,7 +255,7 @@ class RedisStorage(WriterThread["redis_module.Redis"]):
             except (errors.ConnectionError, errors.TimeoutError, errors.BusyLoadingError) as error:
                 why = str(error)
                 if time.monotonic() >= deadline_s:
-                    problem = f"the server has been away for {self._reconnect_s:g} s ({why})."
+                    problem = f"the server has been away for {self._wait_s:g} s ({why})."
                     raise StorageFailedError(self._where, problem) from error
                 if self._problem:
                     time.sleep(RETRY_S)

@@ -23,7 +23,9 @@ from skate_raylet.machine import commands as do
 from skate_raylet.machine import loan_events as loan
 from skate_raylet.machine import loans
 from skate_raylet.machine.events import LeaseRequested
+from skate_raylet.machine.group_directory import GroupDirectory
 from skate_raylet.machine.neighbours import SHUN_S, UNREACHABLE_S, Neighbours
+from skate_scheduler import ResourceSet
 
 LINE_GRACE_S: Final = 10.0  # as long as a silent node is not held for dead
 ANSWER_S: Final = 30.0  # beyond ``wait_s``: a worker may have to start, on a busy machine
@@ -45,8 +47,9 @@ class _Borrowed(msgspec.Struct):
 class Borrowing:
     """Every ask that is not over. Messages may be lost, repeated, or overtake each other."""
 
-    def __init__(self, neighbours: Neighbours) -> None:
+    def __init__(self, neighbours: Neighbours, groups: GroupDirectory) -> None:
         self._neighbours = neighbours
+        self._groups = groups
         self._asks: dict[int, _Borrowed] = {}
         self._unanswered: dict[int, None] = {}
         self._by_request: dict[tuple[bytes, int], int] = {}
@@ -83,7 +86,9 @@ class Borrowing:
         self._by_request[request.holder_id, request.request_id] = ask_id
         self._by_holder.setdefault(request.holder_id, {})[ask_id] = None
         self._by_node.setdefault(node_id, {})[ask_id] = None
-        self._neighbours.claim(node_id, ask_id, request.resources)
+        # What is free there does not count what is free in a bundle.
+        needs = ResourceSet() if request.strategy.group_id else request.resources
+        self._neighbours.claim(node_id, ask_id, needs)
         return self._say_ask(self._asks[ask_id], now_s)
 
     def _say_ask(self, borrowed: _Borrowed, now_s: float) -> loan.TellLender:
@@ -98,6 +103,8 @@ class Borrowing:
             request.backlog,
             max(0.0, now_s - since_s),
             max(0.0, borrowed.due_s - ANSWER_S - now_s),
+            request.strategy.group_id,
+            request.strategy.bundle_index,
         )
         return loan.TellLender(borrowed.node_id, message)
 
@@ -247,12 +254,15 @@ class Borrowing:
             if cause.kind == "unknown":
                 cause = replace(cause, kind="node_died")
             return [loan.LoseBorrowed(request.holder_id, borrowed.lease_id, cause)], []
-        if cause.kind in ("worker_start_failed", "invalid"):
+        if cause.kind in ("worker_start_failed", "invalid", "placement_group_removed"):
             refusal = do.RefuseLease(
                 request.holder_id, request.request_id, cause.kind, cause.message
             )
             return [refusal], []
-        self._neighbours.shun(borrowed.node_id, now_s, SHUN_S)
+        if request.strategy.group_id:
+            self._groups.shun(request.strategy.group_id, borrowed.node_id, now_s + SHUN_S)
+        else:
+            self._neighbours.shun(borrowed.node_id, now_s, SHUN_S)
         return [], [request]
 
     def _drop(

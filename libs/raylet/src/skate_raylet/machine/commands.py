@@ -28,7 +28,7 @@ class RefuseLease(msgspec.Struct, frozen=True):
 
     holder_id: bytes
     request_id: int
-    kind: str  # "worker_start_failed", "invalid", "unschedulable"
+    kind: str  # "worker_start_failed", "invalid", "unschedulable", "placement_group_removed"
     message: str
 
 
@@ -80,6 +80,14 @@ class LoseActor(msgspec.Struct, frozen=True):
     actor_id: bytes
     incarnation: int
     worker_id: bytes
+
+
+class AskForGroup(msgspec.Struct, frozen=True):
+    """Ask the GCS for a placement group. Answered by ``GroupSeen``, ``GroupGone`` or
+    ``GroupUnanswered``.
+    """
+
+    group_id: bytes
 
 
 class StartWorker(msgspec.Struct, frozen=True):
@@ -143,6 +151,7 @@ NodeCommand = (
     | PlaceActor
     | RefuseActor
     | LoseActor
+    | AskForGroup
     | StartWorker
     | EndWorker
 )

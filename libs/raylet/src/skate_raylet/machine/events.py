@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from skate_scheduler import ANY_LABELS, LabelRules, ResourceSet
@@ -20,6 +22,8 @@ class Strategy(msgspec.Struct, frozen=True):
     is_soft: bool = False  # with ``node_id``: any node once that one is dead or too small
     is_impatient: bool = False  # with ``node_id``: a busy node is like one that is too small
     labels: LabelRules = ANY_LABELS
+    group_id: bytes = b""  # inside this placement group
+    bundle_index: int = -1  # with ``group_id``: in this bundle; -1: in any with room
 
 
 DEFAULT_STRATEGY = Strategy()
@@ -73,6 +77,7 @@ class ActorRequested(msgspec.Struct, frozen=True):
     placement: ResourceSet  # the node must be large enough for it
     running: ResourceSet  # held while the actor lives
     env_vars: EnvVars = ()
+    strategy: Strategy = DEFAULT_STRATEGY  # which bundle of a group, if any
 
 
 class ActorEnded(msgspec.Struct, frozen=True):
@@ -83,6 +88,57 @@ class ActorEnded(msgspec.Struct, frozen=True):
     kind: str  # cause, as in ``Death.kind``
     message: str
     grace_s: float = 0.0
+
+
+class BundlesWanted(msgspec.Struct, frozen=True):
+    """The GCS wants bundles set aside here (``opens``: and opened), if ``bundle_refusal`` has none.
+
+    Repeating it changes nothing.
+    """
+
+    group_id: bytes
+    attempt: int
+    bundles: Mapping[int, ResourceSet]  # by index
+    opens: bool = False
+
+
+class BundlesOpened(msgspec.Struct, frozen=True):
+    """All nodes have set theirs aside: leases may begin inside these. May be repeated."""
+
+    group_id: bytes
+    attempt: int
+    indices: tuple[int, ...]
+
+
+class BundlesReturned(msgspec.Struct, frozen=True):
+    """Bundles of this attempt, or an older one, are not wanted: who uses them is ended.
+
+    May be repeated, and may come before the order that it undoes, which is refused then.
+    """
+
+    group_id: bytes
+    attempt: int
+    indices: tuple[int, ...]
+
+
+class GroupSeen(msgspec.Struct, frozen=True):
+    """A placement group lives. ``node_ids``: where each bundle can be used, or ``b""``."""
+
+    group_id: bytes
+    node_ids: tuple[bytes, ...]
+
+
+class GroupGone(msgspec.Struct, frozen=True):
+    """A placement group was removed: who waits for it is refused."""
+
+    group_id: bytes
+    message: str
+
+
+class GroupUnanswered(msgspec.Struct, frozen=True):
+    """``AskForGroup`` got no answer."""
+
+    group_id: bytes
 
 
 class WorkerBlocked(msgspec.Struct, frozen=True):
@@ -176,6 +232,12 @@ NodeEvent = (
     | LeaseRevoked
     | ActorRequested
     | ActorEnded
+    | BundlesWanted
+    | BundlesOpened
+    | BundlesReturned
+    | GroupSeen
+    | GroupGone
+    | GroupUnanswered
     | WorkerBlocked
     | WorkerUnblocked
     | WorkerRegistered
@@ -196,6 +258,10 @@ LeaseEvent = (
     | LeaseRevoked
     | ActorRequested
     | ActorEnded
+    | BundlesWanted
+    | BundlesOpened
+    | BundlesReturned
+    | GroupGone
     | WorkerBlocked
     | WorkerUnblocked
     | WorkerGone

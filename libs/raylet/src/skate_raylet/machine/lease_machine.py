@@ -27,13 +27,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import assert_never
+from typing import assert_never, cast
 
 import msgspec
 from msgspec.structs import replace
 
 from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
+from skate_raylet.machine.bundle_requests import BundleRequests, Place
+from skate_raylet.machine.bundle_table import Bundle, BundleKey
 from skate_raylet.machine.devices import assign_devices
 from skate_raylet.machine.idle_wanted import IdleWanted
 from skate_raylet.machine.lease_table import (
@@ -47,7 +49,7 @@ from skate_raylet.machine.lease_table import (
     TaskRequest,
 )
 from skate_raylet.machine.neighbours import Neighbours
-from skate_raylet.machine.reclaim import choose_leases_to_ask_back
+from skate_raylet.machine.reclaim import Pool, choose_leases_to_ask_back
 from skate_scheduler import (
     DEVICE_RESOURCES,
     UNITS,
@@ -62,6 +64,7 @@ from skate_scheduler import (
 RECLAIM_INTERVAL_S = 0.01  # passes over all leases are not made more often than this
 DISCARD_GRACE_S = 5.0  # a retired worker runs its exit hooks for at most this long
 REQUESTS_PER_HOLDER_MAX = 10_000
+GROUP_REMOVED = "placement_group_removed"
 
 
 class LeaseConfig(msgspec.Struct, frozen=True):
@@ -85,6 +88,7 @@ class _Waiting(msgspec.Struct, frozen=True):
     env_vars: on.EnvVars
     backlog: int = 0
     origin: on.LeaseRequested | None = None  # of a task's
+    place: Place | None = None  # inside a placement group
 
 
 class LeaseMachine:
@@ -102,6 +106,10 @@ class LeaseMachine:
         self._blocked: dict[bytes, None] = {}
         self._finished_jobs: dict[bytes, None] = {}
         self._idle_wanted = IdleWanted()
+        self._is_draining = False
+        self._inside = BundleRequests(
+            self.table.bundles, config.queue, self.table.share_of, self._is_holder_blocked()
+        )
         self._count = 0
         self._reclaimed_at_s = float("-inf")
         self._reclaim_next_s: float | None = None
@@ -122,6 +130,19 @@ class LeaseMachine:
                 self._request_actor(event, now_s, commands)
             case on.ActorEnded():
                 self._end_actor(event, commands)
+            case on.BundlesWanted():
+                self._prepare_bundles(event)
+            case on.BundlesOpened(group_id, attempt, indices):
+                if self.table.bundles.holds(group_id, attempt, indices):
+                    for index in indices:
+                        self._bundle(group_id, index).is_open = True
+            case on.BundlesReturned():
+                self._return_bundles(event, commands)
+            case on.GroupGone(group_id, message):
+                for item in self._inside.of_group(group_id):
+                    request: Request = item.key  # type: ignore[assignment]  # see _enqueue
+                    self._forget(request)
+                    commands.append(_refusal(request, GROUP_REMOVED, message))
             case on.WorkerBlocked(worker_id):
                 self._blocked[worker_id] = None
                 self._set_blocked(worker_id, True)
@@ -147,8 +168,20 @@ class LeaseMachine:
                 assert_never(event)
         self._refuse_infeasible(now_s, commands)
         self._grant_ready(now_s, commands)
+        if self._inside:
+            self._grant_inside(now_s, commands)
         self._tell_others_wait(commands)
         self._reclaim(now_s, commands)
+        return commands
+
+    def drain(self) -> list[do.LeaseCommand]:
+        """Grant nothing any more, and ask for what is granted to come back when it is idle."""
+        self._is_draining = True
+        commands: list[do.LeaseCommand] = []
+        for lease in self.table:
+            if isinstance(lease.state, Granted) and isinstance(lease.request, TaskRequest):
+                self.table.set_state(lease, replace(lease.state, is_asked_back=True))
+                commands.append(do.AskLeaseBack(lease.holder_id, lease.lease_id))
         return commands
 
     def next_wakeup(self, now_s: float) -> tuple[float, str] | None:
@@ -157,7 +190,9 @@ class LeaseMachine:
         change_s = self.queue.next_change_s(now_s)
         if change_s is not None:
             times.append((change_s, "a waiting request begins or stops to be saved up for"))
-        if self._reclaim_next_s is not None and self.queue:
+        if self._inside and (change_s := self._inside.next_change_s(now_s)) is not None:
+            times.append((change_s, "a request in a bundle begins or stops to be saved up for"))
+        if self._reclaim_next_s is not None and (self.queue or self._inside):
             times.append((self._reclaim_next_s, "a lease can be asked back"))
         if self._homeless_since_s and self._config.infeasible_grace_s is not None:
             due_s = min(self._homeless_since_s.values()) + self._config.infeasible_grace_s
@@ -184,7 +219,7 @@ class LeaseMachine:
 
     def waiting(self) -> list[tuple[Request, QueuedLease, int]]:
         """The requests without resources, feasible ones first, with the backlog behind each."""
-        items = [*self.queue, *self._infeasible.values()]
+        items = [*self.queue, *self._inside, *self._infeasible.values()]
         result = []
         for item in items:
             entry = self._waiting[item.key]
@@ -197,7 +232,7 @@ class LeaseMachine:
 
     def movable(self) -> Iterator[tuple[on.LeaseRequested, QueuedLease]]:
         """The waiting requests of this node's own holders, which another node may serve."""
-        for item in chain(self.queue, self._infeasible.values()):
+        for item in chain(self.queue, list(self._inside), self._infeasible.values()):
             request: Request = item.key  # type: ignore[assignment]  # see _enqueue
             origin = self._waiting[request].origin
             if origin is not None and not origin.is_foreign:
@@ -225,6 +260,17 @@ class LeaseMachine:
         """Requests that this node can never hold."""
         return len(self._infeasible)
 
+    def place_of(self, request: Request) -> Place | None:
+        """The bundle, or bundles, that a request waits for."""
+        return self._inside.place_of(request)
+
+    def bundle_refusal(
+        self, group_id: bytes, attempt: int, bundles: Mapping[int, ResourceSet]
+    ) -> str:
+        """Why bundles can not be set aside now; empty when they can, or are."""
+        table = self.table
+        return table.bundles.refusal(group_id, attempt, bundles, table.available, table.free)
+
     # ---- events ----
 
     def _request(
@@ -237,7 +283,8 @@ class LeaseMachine:
         if problem:
             commands.append(_refusal(request, "invalid", problem))
             return
-        entry = _Waiting(request, event.job_id, event.env_vars, event.backlog, event)
+        place = _place_of(event.strategy)
+        entry = _Waiting(request, event.job_id, event.env_vars, event.backlog, event, place)
         since_s = now_s if event.since_s is None else event.since_s
         self._enqueue(entry, event.holder_id, event.resources, since_s)
 
@@ -249,14 +296,15 @@ class LeaseMachine:
             return
         problem = _problem_with(event.running) or _problem_with(event.placement)
         kind = "invalid"
-        for needs in (event.placement, event.running):
+        place = _place_of(event.strategy)
+        for needs in () if place else (event.placement, event.running):
             if not problem and not needs.fits_in(self.table.total):
                 short = needs.shortfall(self.table.total)
                 problem, kind = f"This node lacks {short} of the {needs} needed.", "unschedulable"
         if problem:
             commands.append(_refusal(request, kind, problem))
             return
-        entry = _Waiting(request, event.job_id, event.env_vars)
+        entry = _Waiting(request, event.job_id, event.env_vars, place=place)
         # Actors are asked for by the GCS; for the order of requests their job counts as the holder.
         self._enqueue(entry, event.job_id, event.running, now_s)
 
@@ -265,7 +313,9 @@ class LeaseMachine:
         self._waiting[entry.request] = entry
         if isinstance(entry.request, TaskRequest):
             self._requests_of[holder] = self._requests_of.get(holder, 0) + 1
-        if needs.fits_in(self.table.total) and self._may_run_here(entry.origin):
+        if entry.place is not None:
+            self._inside.push(entry.place, item)
+        elif needs.fits_in(self.table.total) and self._may_run_here(entry.origin):
             self.queue.push(item)
         else:
             self._infeasible[entry.request] = item
@@ -288,7 +338,10 @@ class LeaseMachine:
                 del self._requests_of[request.holder_id]
         self._infeasible.pop(request, None)
         self._homeless_since_s.pop(request, None)
-        self.queue.discard(request)
+        if entry is not None and entry.place is not None:
+            self._inside.discard(request)
+        else:
+            self.queue.discard(request)
         return entry
 
     def _cancel(self, request: Request, commands: list[do.LeaseCommand]) -> None:
@@ -427,6 +480,49 @@ class LeaseMachine:
             case AwaitingWorker():
                 pass  # cancelled before, nothing to end
 
+    # ---- bundles ----
+
+    def _bundle(self, group_id: bytes, index: int) -> Bundle:
+        bundle = self.table.bundles.get(BundleKey(group_id, index))
+        assert bundle is not None
+        return bundle
+
+    def _prepare_bundles(self, event: on.BundlesWanted) -> None:
+        table = self.table
+        if self.bundle_refusal(event.group_id, event.attempt, event.bundles):
+            return  # the shell has asked for the reason
+        if not table.bundles.holds(event.group_id, event.attempt, event.bundles):
+            devices = table.bundles.assign(event.bundles, table.free)
+            assert devices is not None, "bundles were set aside that do not fit"
+            for index, needs in event.bundles.items():
+                key = BundleKey(event.group_id, index)
+                table.add_bundle(Bundle(key, needs, devices[index], event.attempt))
+        if event.opens:
+            for index in event.bundles:
+                self._bundle(event.group_id, index).is_open = True
+
+    def _return_bundles(self, event: on.BundlesReturned, commands: list[do.LeaseCommand]) -> None:
+        table = self.table
+        table.bundles.fence(event.group_id, event.attempt)
+        message = f"The placement group {event.group_id.hex()} was removed."
+        for index in event.indices:
+            bundle = table.bundles.get(BundleKey(event.group_id, index))
+            if bundle is None or bundle.attempt > event.attempt or bundle.is_returning:
+                continue
+            if not bundle.leases:
+                table.remove_bundle(bundle)
+                continue
+            bundle.is_returning = True
+            for lease in [table.get(lease_id) for lease_id in bundle.leases]:
+                assert lease is not None
+                if isinstance(lease.state, AwaitingWorker):
+                    table.remove(lease)
+                    commands.append(do.AbandonWorker(lease.lease_id))
+                    commands.append(_refusal(lease.request, GROUP_REMOVED, message))
+                else:
+                    self._idle_wanted.ended(lease)
+                    self._end(lease, True, GROUP_REMOVED, message, 0.0, commands)
+
     # ---- what follows ----
 
     def _refuse_infeasible(self, now_s: float, commands: list[do.LeaseCommand]) -> None:
@@ -473,34 +569,52 @@ class LeaseMachine:
         return f"No node can ever hold it: it needs {needs}; the most that any has is {most}."
 
     def _grant_ready(self, now_s: float, commands: list[do.LeaseCommand]) -> None:
-        while self.queue:
+        while self.queue and not self._is_draining:
             item = self.queue.pop_next(self.supply(), now_s)
             if item is None:
                 return
-            request: Request = item.key  # type: ignore[assignment]  # see _enqueue
-            entry = self._forget(request)
-            device_ids = assign_devices(item.needs, self.table.free)
-            assert entry is not None
-            assert device_ids is not None, "the queue granted what does not fit"
-            self._count += 1
-            lease = Lease(
-                lease_id=self._config.id_prefix + self._count.to_bytes(8, "big"),
-                request=request,
-                holder_id=request.holder_id if isinstance(request, TaskRequest) else b"",
-                job_id=entry.job_id,
-                resources=item.needs,
-                env_vars=entry.env_vars,
-                created_s=now_s,
-                device_ids=device_ids,
-                state=AwaitingWorker(),
+            self._begin_lease(item, None, now_s, commands)
+
+    def _grant_inside(self, now_s: float, commands: list[do.LeaseCommand]) -> None:
+        while self._inside:
+            found = self._inside.pop_next(now_s)
+            if found is None:
+                return
+            self._begin_lease(*found, now_s, commands)
+
+    def _begin_lease(
+        self,
+        item: QueuedLease,
+        bundle: Bundle | None,
+        now_s: float,
+        commands: list[do.LeaseCommand],
+    ) -> None:
+        request: Request = item.key  # type: ignore[assignment]  # see _enqueue
+        entry = self._forget(request)
+        free = self.table.free if bundle is None else bundle.free
+        device_ids = assign_devices(item.needs, free)
+        assert entry is not None
+        assert device_ids is not None, "the queue granted what does not fit"
+        self._count += 1
+        lease = Lease(
+            lease_id=self._config.id_prefix + self._count.to_bytes(8, "big"),
+            request=request,
+            holder_id=request.holder_id if isinstance(request, TaskRequest) else b"",
+            job_id=entry.job_id,
+            resources=item.needs,
+            env_vars=entry.env_vars,
+            created_s=now_s,
+            device_ids=device_ids,
+            state=AwaitingWorker(),
+            bundle_key=None if bundle is None else bundle.key,
+        )
+        self.table.add(lease)
+        is_actor = isinstance(request, ActorRequest)
+        commands.append(
+            do.AcquireWorker(
+                lease.lease_id, lease.job_id, lease.env_vars, is_actor, lease.holder_id
             )
-            self.table.add(lease)
-            is_actor = isinstance(request, ActorRequest)
-            commands.append(
-                do.AcquireWorker(
-                    lease.lease_id, lease.job_id, lease.env_vars, is_actor, lease.holder_id
-                )
-            )
+        )
 
     def _tell_others_wait(self, commands: list[do.LeaseCommand]) -> None:
         commands.extend(
@@ -509,7 +623,7 @@ class LeaseMachine:
         )
 
     def _reclaim(self, now_s: float, commands: list[do.LeaseCommand]) -> None:
-        if not self.queue:
+        if not self.queue and not self._inside:
             self._reclaim_next_s = None
             return
         if now_s < self._reclaimed_at_s + RECLAIM_INTERVAL_S:
@@ -524,6 +638,15 @@ class LeaseMachine:
         chosen, self._reclaim_next_s = choose_leases_to_ask_back(
             waiting.values(), self.table, now_s
         )
+        for group_id in self._inside.groups() if self._inside else ():
+            for bundle in self.table.bundles.of_group(group_id):
+                more, next_s = choose_leases_to_ask_back(
+                    self._inside.waiting_for(bundle, now_s), cast("Pool", bundle), now_s
+                )
+                chosen += more
+                known_s = self._reclaim_next_s
+                if next_s is not None and (known_s is None or next_s < known_s):
+                    self._reclaim_next_s = next_s
         for lease in chosen:
             assert isinstance(lease.state, Granted)
             self.table.set_state(lease, replace(lease.state, is_asked_back=True))
@@ -537,7 +660,8 @@ class LeaseMachine:
         """Raise ``AssertionError`` when the parts disagree. O(leases + requests). For tests."""
         self.table.check_invariants()
         self.queue.check_invariants()
-        queued = {item.key for item in self.queue}
+        self._inside.check_invariants()
+        queued = {item.key for item in (*self.queue, *self._inside)}
         assert queued | set(self._infeasible) == set(self._waiting)
         assert not queued & set(self._infeasible)
         counts: dict[bytes, int] = {}
@@ -556,6 +680,10 @@ def _refusal(request: Request, kind: str, message: str) -> do.RefuseLease | do.R
             return do.RefuseLease(holder_id, request_id, kind, message)
         case ActorRequest(actor_id, incarnation):
             return do.RefuseActor(actor_id, incarnation, kind, message)
+
+
+def _place_of(strategy: on.Strategy) -> Place | None:
+    return (strategy.group_id, strategy.bundle_index) if strategy.group_id else None
 
 
 def _problem_with(needs: ResourceSet) -> str:

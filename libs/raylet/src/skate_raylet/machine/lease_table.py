@@ -9,6 +9,9 @@ drift:
 
 It is oversubscribed only after a blocked worker woke up while its CPUs were lent; ``available`` is
 then 0.
+
+Bundles of placement groups take their share as leases do; a lease inside a bundle takes nothing of
+the node's but of the bundle (``bundle_table``).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from skate_raylet.machine.bundle_table import Bundle, BundleKey, BundleTable
 from skate_raylet.machine.commands import DeviceIds
 from skate_raylet.machine.devices import free_devices
 from skate_raylet.machine.events import EnvVars
@@ -77,6 +81,7 @@ class Lease(msgspec.Struct):
     device_ids: DeviceIds
     state: LeaseState
     is_blocked: bool = False
+    bundle_key: BundleKey | None = None  # the bundle that it is inside of
 
     @property
     def effective(self) -> ResourceSet:
@@ -114,6 +119,7 @@ class LeaseTable:
         # Most actors hold nothing while they run; they cost nothing in the sums either.
         self._holding: dict[bytes, Lease] = {}
         self._derived: _Derived | None = None
+        self.bundles = BundleTable()
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -147,9 +153,23 @@ class LeaseTable:
         self._by_request[lease.request] = lease
         if lease.holder_id:
             self._by_holder.setdefault(lease.holder_id, {})[lease.lease_id] = lease
-        if lease.resources:
+        if lease.bundle_key is not None:
+            bundle = self.bundles.get(lease.bundle_key)
+            assert bundle is not None, "a lease begins in a bundle that is not here"
+            self.bundles.enter(bundle, lease)
+        elif lease.resources:
             self._holding[lease.lease_id] = lease
             self._derived = None
+
+    def add_bundle(self, bundle: Bundle) -> None:
+        """Set a bundle aside."""
+        self.bundles.add(bundle)
+        self._derived = None
+
+    def remove_bundle(self, bundle: Bundle) -> None:
+        """End a bundle that nobody uses: what it took is free."""
+        self.bundles.remove(bundle)
+        self._derived = None
 
     def remove(self, lease: Lease) -> None:
         """End a lease: what it held is free."""
@@ -161,7 +181,12 @@ class LeaseTable:
             del siblings[lease.lease_id]
             if not siblings:
                 del self._by_holder[lease.holder_id]
-        if self._holding.pop(lease.lease_id, None) is not None:
+        bundle = None if lease.bundle_key is None else self.bundles.get(lease.bundle_key)
+        if bundle is not None:
+            self.bundles.leave(bundle, lease)
+            if bundle.is_returning:
+                self._derived = None
+        elif self._holding.pop(lease.lease_id, None) is not None:
             self._derived = None
 
     def set_state(self, lease: Lease, state: LeaseState) -> None:
@@ -174,7 +199,11 @@ class LeaseTable:
         """Lend a lease's CPUs, or take them back."""
         if lease.is_blocked != is_blocked:
             lease.is_blocked = is_blocked
-            self._derived = None
+            bundle = None if lease.bundle_key is None else self.bundles.get(lease.bundle_key)
+            if bundle is not None:
+                bundle.derived = None
+            else:
+                self._derived = None
 
     @property
     def available(self) -> ResourceSet:
@@ -183,7 +212,7 @@ class LeaseTable:
 
     @property
     def used_by_actors(self) -> ResourceSet:
-        """What actors hold: it does not come back by waiting for tasks to end."""
+        """What actors and bundles hold: it does not come back by waiting for tasks to end."""
         return self._derive().used_by_actors
 
     @property
@@ -202,35 +231,52 @@ class LeaseTable:
             for lease in self._holding.values():
                 by_holder.setdefault(lease.holder_id, []).append(lease.effective)
             sums = {holder: ResourceSet.total_of(parts) for holder, parts in by_holder.items()}
-            used = ResourceSet.total_of(sums.values())
+            used, held_for_long = ResourceSet.total_of(sums.values()), sums.get(b"", ResourceSet())
+            if self.bundles:
+                used = used.plus(self.bundles.reserved)
+                held_for_long = held_for_long.plus(self.bundles.reserved)
             derived = self._derived = _Derived(
                 available=self.total.minus(used).clamped(),
                 used=used,
-                used_by_actors=sums.get(b"", ResourceSet()),
+                used_by_actors=held_for_long,
                 shares={holder: part.dominant_share(self.total) for holder, part in sums.items()},
-                free=free_devices(
-                    self.total,
-                    (lease.device_ids for lease in self._holding.values() if lease.device_ids),
-                ),
+                free=free_devices(self.total, self._assigned()),
             )
         return derived
 
+    def _assigned(self) -> Iterator[DeviceIds]:
+        """The devices that leases and bundles have of the node."""
+        for lease in self._holding.values():
+            if lease.device_ids:
+                yield lease.device_ids
+        yield from self.bundles.device_ids()
+
     def check_invariants(self) -> None:
         """Raise ``AssertionError`` when an index or a sum disagrees with the leases. O(leases)."""
-        used = ResourceSet.total_of(lease.effective for lease in self)
+        self.bundles.check_invariants()
+        used = ResourceSet.total_of(
+            lease.effective for lease in self if lease.bundle_key is None
+        ).plus(self.bundles.reserved)
         woken = any(lease.resources[CPU] for lease in self)
         for name in self.total:
             assert 0 <= self.available[name] <= self.total[name]
             exact = self.available[name] + used[name] == self.total[name]
             # Only CPUs are lent, so only they can be oversubscribed.
             assert exact or (name == CPU and woken and self.available[name] == 0), name
-        for parts in free_devices(self.total, (lease.device_ids for lease in self)).values():
+        for parts in free_devices(self.total, self._assigned()).values():
             assert all(units >= 0 for units in parts), "a device is assigned twice"
         for lease in self:
             assert self._by_request[lease.request] is lease
             assert not lease.worker_id or self._by_worker[lease.worker_id] is lease
             assert not lease.holder_id or lease.lease_id in self._by_holder[lease.holder_id]
-            assert bool(lease.resources) == (lease.lease_id in self._holding)
+            if lease.bundle_key is not None:
+                bundle = self.bundles.get(lease.bundle_key)
+                assert bundle is not None, "a lease outlives its bundle"
+                assert bundle.leases[lease.lease_id] is lease
+            is_holding = bool(lease.resources) and lease.bundle_key is None
+            assert is_holding == (lease.lease_id in self._holding)
+        inside = sum(len(bundle.leases) for bundle in self.bundles)
+        assert inside == sum(lease.bundle_key is not None for lease in self)
         assert len(self._by_request) == len(self._leases)
         assert len(self._by_worker) == sum(bool(lease.worker_id) for lease in self)
         assert sum(map(len, self._by_holder.values())) == sum(

@@ -200,7 +200,7 @@ class Lending:
         if ask.ask_id < borrower.floor:
             return [], [_answer(node_id, ask.ask_id, _UNKNOWN)]
         is_hurried = ask.wait_s <= 0
-        if self.is_closing or (is_hurried and not self._leases.supply().fits(ask.resources)):
+        if self.is_closing or (is_hurried and not self._has_room(ask)):
             # Not even for a moment is it one of those that wait: others would make room for it.
             borrower.floor = max(borrower.floor, ask.ask_id + 1)
             return [], [self.refuse(LoanOver(node_id, ask.ask_id))]
@@ -215,10 +215,19 @@ class Lending:
             ask.resources,
             ask.env_vars,
             ask.backlog,
+            on.Strategy(group_id=ask.group_id, bundle_index=ask.bundle_index)
+            if ask.group_id
+            else on.DEFAULT_STRATEGY,
             since_s=now_s - ask.waited_s,
             is_foreign=True,
         )
         return [request], []
+
+    def _has_room(self, ask: loans.Ask) -> bool:
+        if ask.group_id:
+            bundles = self._leases.table.bundles
+            return bundles.with_room(ask.group_id, ask.bundle_index, ask.resources) is not None
+        return self._leases.supply().fits(ask.resources)
 
     def _sync(
         self, node_id: bytes, borrower: _Borrower, sync: loans.Sync

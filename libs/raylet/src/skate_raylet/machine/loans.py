@@ -50,6 +50,8 @@ class Ask(msgspec.Struct, frozen=True):
     backlog: int
     waited_s: float  # since the holder asked: old requests go first at the lender too
     wait_s: float  # ended as "busy" when it has no resources after this long
+    group_id: bytes = b""  # these two as in ``events.Strategy``
+    bundle_index: int = -1
 
 
 class Drop(msgspec.Struct, frozen=True):

@@ -1,16 +1,24 @@
 """The other nodes as this one sees them, and which of them should serve a request.
 
 A view is a report old, so what was asked of a node and not yet answered counts as taken, and a node
-that said it is busy, or does not answer, is left alone for a while. O(nodes) for a choice.
+that said it is busy, or does not answer, is left alone for a while.
+
+A choice weighs at most ``CANDIDATES_MAX`` nodes with room, found from a random place on, and looks
+at those alone that have any of the request's scarcest resource free; without room anywhere, at the
+first that could ever hold it. So it costs the same in a cluster of any size, unless most of what it
+looks at is in the way: nodes with a little of that resource left but not enough. Requests with
+conditions on labels look at all nodes.
 """
 
 from __future__ import annotations
 
+import bisect
 from typing import Final
 
 import msgspec
 
 from skate_raylet.machine.events import DEFAULT_STRATEGY, LeaseRequested, Strategy
+from skate_raylet.machine.roomy_nodes import Ring, RoomyNodes, start_of
 from skate_scheduler import (
     DEVICE_RESOURCES,
     Fit,
@@ -27,6 +35,8 @@ SPREAD_THRESHOLD: Final = 0.5  # as in HybridConfig: below, no other node is loo
 SHUN_S: Final = 0.2  # a node that was busy is not asked again for this long
 UNREACHABLE_S: Final = 1.0  # nor one whose line broke, for this long after each attempt
 DEAD_KEPT_MAX: Final = 1000
+CANDIDATES_MAX: Final = 64  # nodes that a policy weighs for one request, as in the GCS
+HOMES_KEPT_MAX: Final = 1000
 
 
 class _Neighbour(msgspec.Struct):
@@ -44,6 +54,10 @@ class Neighbours:
         self._dead: dict[bytes, None] = {}
         self._shunned: dict[bytes, float] = {}  # until when; few, and dropped when it is over
         self._turn = b""  # the node that was last chosen by SPREAD
+        self._roomy = RoomyNodes()
+        self._ids: list[bytes] = []  # sorted: the order of turns
+        # Whether any of these nodes could ever hold a request; forgotten when one changes its size.
+        self._homes: dict[tuple[ResourceSet, Strategy], bool] = {}
 
     def __bool__(self) -> bool:
         return bool(self._nodes)
@@ -56,14 +70,23 @@ class Neighbours:
         if view.node_id in self._dead or view.node_id == self._node_id:
             return
         known = self._nodes.get(view.node_id)
+        before = None if known is None else known.view
+        self._roomy.update(before, view)
         if known is None:
             self._nodes[view.node_id] = _Neighbour(view)
+            bisect.insort(self._ids, view.node_id)
         else:
             known.view = view
+        if before is None or not _is_alike(before, view):
+            self._homes.clear()
 
     def forget(self, node_id: bytes) -> None:
         """The node is dead."""
-        self._nodes.pop(node_id, None)
+        node = self._nodes.pop(node_id, None)
+        if node is not None:
+            self._roomy.remove(node.view)
+            del self._ids[bisect.bisect_left(self._ids, node_id)]
+            self._homes.clear()
         self._shunned.pop(node_id, None)
         self._dead[node_id] = None
         while len(self._dead) > DEAD_KEPT_MAX:
@@ -109,9 +132,9 @@ class Neighbours:
                 return local.node_id  # to wait there until it may be asked again
             if affine is not None or not strategy.is_soft:
                 return affine
-        views = [local, *self._views(now_s)]
         if strategy.is_spread:
-            return self._spread(views, request)
+            return self._spread(local, request, now_s)
+        views = [local, *self._candidates(request, local, now_s)]
         placement = self._best(views, request, local.node_id)
         if placement.fit is Fit.LATER and _may_run_at(local, request):
             return local.node_id
@@ -129,7 +152,7 @@ class Neighbours:
             near = self._nearest(request, local, now_s)
             if near is not None:
                 return near if near != local.node_id else None
-        placement = self._best(self._views(now_s), request, None)
+        placement = self._best(self._candidates(request, local, now_s), request, None)
         if placement.fit is Fit.LATER and _may_run_at(local, request):
             return None
         return placement.node_id
@@ -140,7 +163,14 @@ class Neighbours:
         if strategy.node_id and not strategy.is_soft:
             node = self._nodes.get(strategy.node_id)
             return node is not None and _may_run_at(node.view, request)
-        return any(_may_run_at(node.view, request) for node in self._nodes.values())
+        key = (request.resources, strategy)
+        known = self._homes.get(key)
+        if known is None:
+            known = any(_may_run_at(node.view, request) for node in self._nodes.values())
+            if len(self._homes) >= HOMES_KEPT_MAX:
+                self._homes.clear()
+            self._homes[key] = known
+        return known
 
     def has_label_match(self, strategy: Strategy) -> bool:
         """Whether some other node has the labels that are asked for, whatever its size."""
@@ -209,15 +239,78 @@ class Neighbours:
 
         return labels.choose(choose) if labels else choose(None)
 
-    def _spread(self, views: list[NodeView], request: LeaseRequested) -> bytes | None:
+    def _spread(self, local: NodeView, request: LeaseRequested, now_s: float) -> bytes | None:
+        labels = request.strategy.labels
+        views = None if labels else self._in_turn(local, request.resources, now_s)
+        if views is None:
+            views = [local, *self._views(now_s)]
+
         def choose(test: LabelTest) -> Placement:
             nodes = [view for view in views if test(view.labels)]
             return choose_spread(request.resources, nodes, after=self._turn)
 
-        placement = request.strategy.labels.choose(choose)
+        placement = labels.choose(choose)
         if placement.node_id is not None:
             self._turn = placement.node_id
         return placement.node_id
+
+    def _in_turn(self, local: NodeView, needs: ResourceSet, now_s: float) -> list[NodeView] | None:
+        """The nodes among which the next turn is, for a request without conditions on labels.
+
+        None: it has to be looked for among all.
+        """
+        ring = self._roomy.ring_for(needs)
+        if len(ring) <= CANDIDATES_MAX:
+            return (
+                None if len(self._ids) <= CANDIDATES_MAX else self._few(ring, local, needs, now_s)
+            )
+        begin = bisect.bisect_right(self._ids, self._turn)
+        for step in range(len(self._ids)):
+            node_id = self._ids[(begin + step) % len(self._ids)]
+            if not self._is_shunned(node_id, now_s):
+                view = _claimed(self._nodes[node_id])
+                if view.can_hold_now(needs):
+                    return [local, view]
+        return None
+
+    def _few(
+        self, ring: Ring, local: NodeView, needs: ResourceSet, now_s: float
+    ) -> list[NodeView] | None:
+        views = [
+            _claimed(self._nodes[one]) for one in ring.walk(0) if not self._is_shunned(one, now_s)
+        ]
+        views = [view for view in [local, *views] if view.can_hold_now(needs)]
+        if not views and local.can_ever_hold(needs):
+            return [local]  # all are full: its own turn is as good as any other's
+        return views or None
+
+    def _candidates(self, request: LeaseRequested, local: NodeView, now_s: float) -> list[NodeView]:
+        """The other nodes for a policy to weigh: some with room; without any, and if this node is
+        too small, some that could have.
+        """
+        if request.strategy.labels or len(self._ids) <= CANDIDATES_MAX:
+            return self._views(now_s)
+        needs = request.resources
+        found: list[NodeView] = []
+        ring = self._roomy.ring_for(needs)
+        for node_id in ring.walk(start_of(ring, CANDIDATES_MAX, self._random)):
+            if self._is_shunned(node_id, now_s):
+                continue
+            view = _claimed(self._nodes[node_id])
+            if view.can_hold_now(needs):
+                found.append(view)
+                if len(found) == CANDIDATES_MAX:
+                    break
+        if found or _may_run_at(local, request) or not self.has_home(request):
+            return found
+        ring = self._roomy.all
+        for node_id in ring.walk(start_of(ring, CANDIDATES_MAX, self._random)):
+            view = _claimed(self._nodes[node_id])
+            if view.can_ever_hold(needs) and not self._is_shunned(node_id, now_s):
+                found.append(view)
+                if len(found) == CANDIDATES_MAX:
+                    break
+        return found
 
     def _is_shunned(self, node_id: bytes, now_s: float) -> bool:
         return self._shunned.get(node_id, now_s) > now_s
@@ -228,6 +321,16 @@ class Neighbours:
             for node in self._nodes.values()
             if not self._shunned or not self._is_shunned(node.view.node_id, now_s)
         ]
+
+
+def _is_alike(before: NodeView, after: NodeView) -> bool:
+    """Whether the same requests could ever run there."""
+    return (
+        before.total == after.total
+        and before.labels == after.labels
+        and before.is_alive == after.is_alive
+        and before.is_draining == after.is_draining
+    )
 
 
 def _claimed(node: _Neighbour) -> NodeView:

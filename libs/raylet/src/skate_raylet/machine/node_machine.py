@@ -8,7 +8,7 @@ tests can check every invariant after every event.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
 import msgspec
@@ -18,6 +18,8 @@ from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
 from skate_raylet.machine import loan_events as loan
 from skate_raylet.machine.borrowing import Borrowing
+from skate_raylet.machine.bundle_table import Bundle, Held
+from skate_raylet.machine.group_directory import GroupDirectory
 from skate_raylet.machine.lease_machine import LeaseConfig, LeaseMachine
 from skate_raylet.machine.lease_table import (
     ActorRequest,
@@ -104,9 +106,11 @@ class NodeMachine:
         """``random`` breaks ties between other nodes; None: the first."""
         self._node_id = lease_config.node_id
         self._labels = lease_config.labels
+        self._is_draining = False
         self._neighbours = Neighbours(lease_config.node_id, random or _NoChance())
         self._leases = LeaseMachine(lease_config, self._neighbours)
-        self._borrowing = Borrowing(self._neighbours)
+        self._groups = GroupDirectory()
+        self._borrowing = Borrowing(self._neighbours, self._groups)
         self._lending = Lending(self._leases)
         self._pool = WorkerPoolMachine(pool_config, self._is_holder)
 
@@ -128,6 +132,15 @@ class NodeMachine:
                 self._dispatch(event, now_s, out)
                 text = "The process that owned its tasks ended."
                 out += self._borrowing.lose_holder(holder_id, "owner_died", text)
+            case on.GroupSeen(group_id, node_ids):
+                self._groups.see(group_id, node_ids)
+                self._move_waiting(now_s, out)
+            case on.GroupGone(group_id, message):
+                self._groups.remove(group_id, message)
+                self._dispatch(event, now_s, out)
+            case on.GroupUnanswered(group_id):
+                self._groups.was_not_answered(group_id)
+                self._ask_for_groups(out)
             case on.TimePassed():
                 self._dispatch(event, now_s, out)
                 self._end_loans(self._lending.tick(now_s), now_s, out)
@@ -164,6 +177,8 @@ class NodeMachine:
                 # left.
                 from_pool = self._pool.handle(event, now_s)
                 self._settle(self._leases.handle(event, now_s), from_pool, now_s, out)
+            case on.GroupSeen() | on.GroupUnanswered():
+                pass  # of concern to what goes to other nodes alone
             case _:
                 self._settle(self._leases.handle(event, now_s), [], now_s, out)
 
@@ -185,6 +200,9 @@ class NodeMachine:
             return
         if request.since_s is None:
             request = replace(request, since_s=now_s)
+        if request.strategy.group_id:
+            self._place_in_group(request, now_s, out)
+            return
         local = self._local_view()
         strategy = request.strategy
         if strategy.node_id:
@@ -198,6 +216,41 @@ class NodeMachine:
             self._dispatch(request, now_s, out)
         else:
             self._ask(chosen, request, local, now_s, out)
+
+    def _place_in_group(self, request: on.LeaseRequested, now_s: float, out: list[Command]) -> None:
+        """Have a request served inside a placement group: here, or where its bundles are."""
+        group_id = request.strategy.group_id
+        why = self._groups.why_removed(group_id)
+        if why is not None:
+            kind = "placement_group_removed"
+            out.append(do.RefuseLease(request.holder_id, request.request_id, kind, why))
+            return
+        if self._groups.is_to_be_asked_for(group_id):
+            out.append(do.AskForGroup(group_id))
+        node_id = self._home_elsewhere(request, now_s)
+        if node_id is None:
+            self._dispatch(request, now_s, out)
+        else:
+            self._ask(node_id, request, self._local_view(), now_s, out)
+
+    def _home_elsewhere(self, request: on.LeaseRequested, now_s: float) -> bytes | None:
+        """Another node to ask for room in a bundle; None when it is best left waiting here."""
+        strategy, needs = request.strategy, request.resources
+        group_id, index = strategy.group_id, strategy.bundle_index
+        if self._leases.table.bundles.with_room(group_id, index, needs) is not None:
+            return None
+        for node_id in self._groups.homes(group_id, index):
+            is_known = node_id != self._node_id and node_id in self._neighbours
+            if is_known and not self._groups.is_shunned(group_id, node_id, now_s):
+                return node_id
+        return None
+
+    def _ask_for_groups(self, out: list[Command]) -> None:
+        """Ask for the groups that something waits for and nothing is known of."""
+        for request, _ in list(self._leases.movable()):
+            group_id = request.strategy.group_id
+            if group_id and self._groups.is_to_be_asked_for(group_id):
+                out.append(do.AskForGroup(group_id))
 
     def _bound(
         self, request: on.LeaseRequested, local: NodeView, now_s: float
@@ -234,6 +287,9 @@ class NodeMachine:
         is_homeless = not local.can_ever_hold(request.resources) or not strategy.labels.allow(
             self._labels
         )
+        if strategy.group_id:
+            # In one of several bundles: whoever is busy is not waited for while another may not be.
+            is_homeless = self._groups.has_one_home(strategy.group_id, strategy.bundle_index)
         wait_s = ELSEWHERE_WAIT_S if strategy.node_id or is_homeless else 0.0
         out.append(self._borrowing.ask(node_id, request, wait_s, now_s))
 
@@ -247,7 +303,10 @@ class NodeMachine:
             key = (request.resources, request.strategy)
             if key in hopeless:
                 continue
-            node_id = self._neighbours.choose_other(request, local, now_s)
+            if request.strategy.group_id:
+                node_id = self._home_elsewhere(request, now_s)
+            else:
+                node_id = self._neighbours.choose_other(request, local, now_s)
             if node_id is None:
                 hopeless[key] = None
                 continue
@@ -322,10 +381,24 @@ class NodeMachine:
             self._place(request, now_s, out)
 
     def _local_view(self) -> NodeView:
-        return NodeView(self._node_id, self.total, self.available, self._labels)
+        return NodeView(
+            self._node_id,
+            self.total,
+            self.available,
+            self._labels,
+            is_draining=self._is_draining,
+        )
 
     def _is_holder(self, worker_id: bytes) -> bool:
         return self._leases.is_holder(worker_id) or self._borrowing.is_holder(worker_id)
+
+    def drain(self, now_s: float) -> list[Command]:
+        """Give out nothing new: what waits goes to other nodes, or waits until there is one."""
+        out: list[Command] = []
+        self._is_draining = True
+        self._settle(self._leases.drain(), [], now_s, out)
+        self._move_waiting(now_s, out)
+        return out
 
     def close(self, now_s: float) -> list[Command]:
         """Start nothing any more; whoever waits for a worker is refused."""
@@ -340,6 +413,9 @@ class NodeMachine:
         if self._neighbours or self._lending:
             times += [self._borrowing.next_wakeup(), self._lending.next_wakeup()]
             change_s = self._neighbours.next_change_s(now_s)
+            group_s = self._groups.next_change_s(now_s)
+            if group_s is not None and (change_s is None or group_s < change_s):
+                change_s = group_s
             if change_s is not None and self._leases.has_movable():
                 times.append((change_s, "a node may be asked again"))
         return min((time for time in times if time is not None), default=None)
@@ -371,6 +447,7 @@ class NodeMachine:
                     | do.PlaceActor()
                     | do.RefuseActor()
                     | do.LoseActor()
+                    | do.AskForGroup()
                     | do.StartWorker()
                     | do.EndWorker()
                 ):
@@ -379,6 +456,41 @@ class NodeMachine:
                     assert_never(command)
 
     # ---- questions ----
+
+    def bundles(self) -> list[Bundle]:
+        """The bundles of placement groups that are here; not to be changed."""
+        return list(self._leases.table.bundles)
+
+    def held_bundles(self) -> list[Held]:
+        """The same by group and attempt, as the GCS is told."""
+        return self._leases.table.bundles.held()
+
+    def holds_bundles(self, group_id: bytes, attempt: int, indices: Iterable[int]) -> bool:
+        """Whether all of these are set aside here, under this very attempt."""
+        return self._leases.table.bundles.holds(group_id, attempt, indices)
+
+    def bundle_refusal(
+        self, group_id: bytes, attempt: int, bundles: Mapping[int, ResourceSet]
+    ) -> str:
+        """Why bundles can not be set aside here now; empty when they can, or are."""
+        return self._leases.bundle_refusal(group_id, attempt, bundles)
+
+    def actor_refusal(
+        self, strategy: on.Strategy, placement: ResourceSet, running: ResourceSet
+    ) -> str:
+        """Why an actor of a placement group can not come here; empty when it can, or may wait."""
+        bundles, place = self._leases.table.bundles, (strategy.group_id, strategy.bundle_index)
+        group = strategy.group_id.hex()
+        if not all(bundles.could_hold(*place, needs) for needs in (placement, running)):
+            return f"The node has no bundle of placement group {group} that could hold it."
+        is_elsewhere = self._groups.has_other_home(strategy.group_id, self._node_id)
+        if strategy.bundle_index < 0 and is_elsewhere and not bundles.with_room(*place, running):
+            return f"No bundle of placement group {group} has room on this node."
+        return ""
+
+    def known_groups(self) -> list[bytes]:
+        """The placement groups that are held for alive."""
+        return self._groups.known()
 
     @property
     def total(self) -> ResourceSet:
@@ -435,6 +547,8 @@ class NodeMachine:
         """What waits, by shape, in order of first arrival."""
         counts: dict[tuple[ResourceSet, bool], int] = {}
         for _, item, backlog in self._leases.waiting():
+            if self._leases.place_of(item.key) is not None:  # type: ignore[arg-type]  # a request
+                continue  # no node can be added for it; its group is the demand
             key = (item.needs, not item.needs.fits_in(self.total))
             counts[key] = counts.get(key, 0) + 1 + backlog
         return [Demand(shape, count, never) for (shape, never), count in counts.items()]
@@ -458,7 +572,14 @@ class NodeMachine:
         return found
 
     def _reason(self, item: QueuedLease, reserved: QueuedLease | None) -> WaitReason:
+        place = self._leases.place_of(item.key)  # type: ignore[arg-type]  # a request
+        if place is not None:
+            return self._reason_inside(item, *place)
         supply = self._leases.supply()
+        if self._is_draining:
+            return WaitReason(
+                WaitKind.DRAINING, item.needs, self.total, self.available, item.since_s
+            )
         blocked_by: tuple[str, ...] = ()
         missing: tuple[Missing, ...] = ()
         found = find_missing(item.needs, self.available, self.total)
@@ -482,6 +603,18 @@ class NodeMachine:
             blocked_by = self._holders_of([part.name for part in missing])
         return WaitReason(
             kind, item.needs, self.total, self.available, item.since_s, missing, blocked_by
+        )
+
+    def _reason_inside(self, item: QueuedLease, group_id: bytes, index: int) -> WaitReason:
+        bundles = self._leases.table.bundles.of_group(group_id, index)
+        which = "a bundle" if index < 0 else f"bundle {index}"
+        where = f"{which} of placement group {group_id.hex()}"
+        if not self._groups.homes(group_id, index):
+            where += ", which is not usable yet"
+        total = ResourceSet.total_of(bundle.total for bundle in bundles)
+        free = ResourceSet.total_of(bundle.available for bundle in bundles)
+        return WaitReason(
+            WaitKind.BUNDLE, item.needs, total, free, item.since_s, blocked_by=(where,)
         )
 
     def _holders_of(self, names: list[str]) -> tuple[str, ...]:

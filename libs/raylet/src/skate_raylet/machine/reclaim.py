@@ -15,9 +15,9 @@ the same pass may run as often as it likes. O(requests x leases).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Protocol
 
-from skate_raylet.machine.lease_table import Granted, Lease, LeaseTable, TaskRequest
+from skate_raylet.machine.lease_table import Granted, Lease, TaskRequest
 from skate_scheduler import QueuedLease, ResourceSet
 
 LEASE_MIN_S: Final = 0.1
@@ -27,8 +27,26 @@ REQUESTS_PER_PASS_MAX: Final = 16
 _Group = tuple[bytes, object] | bytes
 
 
+class Pool(Protocol):
+    """The node, or one bundle: what leases take from."""
+
+    @property
+    def total(self) -> ResourceSet:
+        """What it has."""
+        ...
+
+    @property
+    def available(self) -> ResourceSet:
+        """What is free."""
+        ...
+
+    def holding(self) -> Iterable[Lease]:
+        """The leases that hold of it."""
+        ...
+
+
 def choose_leases_to_ask_back(
-    waiting: Iterable[QueuedLease], table: LeaseTable, now_s: float
+    waiting: Iterable[QueuedLease], table: Pool, now_s: float
 ) -> tuple[list[Lease], float | None]:
     """The leases to ask back now, and when what is too young now can be looked at again.
 
@@ -106,7 +124,7 @@ def _granted_s(lease: Lease) -> float:
 class _Shares:
     """Dominant shares by holder, and by holder and shape, after the choices made so far."""
 
-    def __init__(self, table: LeaseTable) -> None:
+    def __init__(self, table: Pool) -> None:
         self._total = table.total
         self._used: dict[_Group, ResourceSet] = {}
         for lease in table.holding():

@@ -22,7 +22,13 @@ from dataclasses import dataclass, field
 import msgspec
 
 from skate_raylet.machine.commands import LoseActor, PlaceActor, RefuseActor
-from skate_raylet.machine.events import ActorEnded, ActorRequested, NodeEvent
+from skate_raylet.machine.events import (
+    DEFAULT_STRATEGY,
+    ActorEnded,
+    ActorRequested,
+    NodeEvent,
+    Strategy,
+)
 from skate_raylet.service.convert import death_to_proto
 from skate_raylet.service.gcs_link import GcsLink
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
@@ -57,7 +63,9 @@ class ActorHost:
     link: GcsLink
     processes: LocalProcesses
     tell: Callable[[NodeEvent], None]
+    group_refusal: Callable[[Strategy, ResourceSet, ResourceSet], str]  # of actors in bundles
     is_closing: bool = False  # the node stops: what it does not start is another's to start
+    is_draining: bool = False
     _actors: dict[_Life, _Actor] = field(default_factory=dict)
     _ended: dict[_Life, None] = field(default_factory=dict)
 
@@ -68,14 +76,25 @@ class ActorHost:
             return ""
         if self.is_closing:
             return "The node is shutting down."
+        if self.is_draining:
+            return "The node is draining: it is to leave."
         placement = ResourceSet(spec.placement_resources.amounts)
         running = ResourceSet(spec.running_resources.amounts)
+        strategy = DEFAULT_STRATEGY
+        if spec.strategy.placement_group_id:
+            strategy = Strategy(
+                group_id=spec.strategy.placement_group_id,
+                bundle_index=spec.strategy.bundle_index,
+            )
+            refusal = self.group_refusal(strategy, placement, running)
+            if refusal:
+                return refusal
         for needs in (placement, running):
             if not needs.fits_in(self.total):
                 return f"The node has {self.total}, which can never hold {needs}."
         self._actors[life] = _Actor(spec)
         env_vars = tuple(sorted(spec.env_vars.items()))
-        self.tell(ActorRequested(*life, spec.job_id, placement, running, env_vars))
+        self.tell(ActorRequested(*life, spec.job_id, placement, running, env_vars, strategy))
         return ""
 
     def kill(self, actor_id: bytes, incarnation: int, cause: Death) -> None:
@@ -110,7 +129,8 @@ class ActorHost:
 
     def refuse(self, command: RefuseActor) -> None:
         """There is no worker for it."""
-        kind = "unschedulable" if command.kind == "unschedulable" else "start_failed"
+        is_known = command.kind in ("unschedulable", "placement_group_removed")
+        kind = command.kind if is_known else "start_failed"
         if self.is_closing:
             kind = "node_died"  # which is no failure of the actor's
         self._fail((command.actor_id, command.incarnation), Death(kind, command.message))

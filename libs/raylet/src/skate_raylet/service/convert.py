@@ -11,6 +11,10 @@ from skate_scheduler import ANY_LABELS, LabelRules, LabelSelector
 
 _KIND_PREFIX = "KIND_"
 _STATE_PREFIX = "ACTOR_STATE_"
+_DRAIN_REASONS = {
+    gcs_pb2.DrainInfo.REASON_IDLE_TERMINATION: "idle_termination",
+    gcs_pb2.DrainInfo.REASON_PREEMPTION: "preemption",
+}
 
 
 def death_to_proto(death: Death) -> common_pb2.DeathCause:
@@ -69,6 +73,9 @@ def strategy_to_proto(body: node.ActorRegistration) -> gcs_pb2.SchedulingStrateg
         impatient=body.is_impatient,
         selectors=[_selector_to_proto(selector) for selector in rules.selectors],
         preferred=_selector_to_proto(rules.preferred) if rules.preferred else None,
+        placement_group_id=body.placement_group_id,
+        bundle_index=body.bundle_index,
+        capture_child_tasks=body.captures,
     )
 
 
@@ -109,6 +116,64 @@ def actor_view(info: gcs_pb2.ActorInfo) -> ActorView:
     )
 
 
+def drain_to_proto(order: node.DrainOrder) -> gcs_pb2.DrainInfo:
+    """What a node is to do. An unknown reason becomes REASON_UNSPECIFIED, which is refused."""
+    reason = next(
+        (number for number, name in _DRAIN_REASONS.items() if name == order.reason),
+        gcs_pb2.DrainInfo.REASON_UNSPECIFIED,
+    )
+    return gcs_pb2.DrainInfo(reason=reason, message=order.message, deadline_s=order.deadline_s)
+
+
+def group_spec_to_proto(
+    body: node.PlacementGroupCreation, job_id: bytes, owner: common_pb2.Address
+) -> gcs_pb2.PlacementGroupSpec:
+    """What a process asked for."""
+    selectors = body.selectors or [{}] * len(body.bundles)
+    return gcs_pb2.PlacementGroupSpec(
+        group_id=body.group_id,
+        job_id=job_id,
+        name=body.name,
+        namespace=body.namespace,
+        detached=body.is_detached,
+        strategy=body.strategy,
+        bundles=[
+            gcs_pb2.Bundle(resources=resources_to_proto(amounts), label_selector=selector)
+            for amounts, selector in zip(body.bundles, selectors, strict=True)
+        ],
+        owner=owner,
+        soft_target_node_id=body.soft_target_id,
+    )
+
+
+def group_view(info: gcs_pb2.PlacementGroupInfo) -> node.PlacementGroupView:
+    """A row of the placement-group table."""
+    spec = info.spec
+    try:
+        state = gcs_pb2.PlacementGroupState.Name(info.state)
+    except ValueError:
+        state = "PLACEMENT_GROUP_STATE_UNSPECIFIED"
+    return node.PlacementGroupView(
+        group_id=spec.group_id,
+        state=state.removeprefix("PLACEMENT_GROUP_STATE_"),
+        job_id=spec.job_id,
+        name=spec.name,
+        namespace=spec.namespace,
+        strategy=spec.strategy,
+        bundles=[dict(bundle.resources.amounts) for bundle in spec.bundles],
+        selectors=[dict(bundle.label_selector) for bundle in spec.bundles],
+        node_ids=list(info.node_ids),
+        is_detached=spec.detached,
+        pending_reason=info.pending_reason,
+        pending_since_s=info.pending_since_s,
+        scheduling_state=info.scheduling_state,
+        attempts=info.attempts,
+        creation_latency_ms=info.creation_latency_ms,
+        highest_retry_delay_ms=info.highest_retry_delay_ms,
+        removal_reason=info.removal_reason,
+    )
+
+
 def node_view(info: gcs_pb2.NodeInfo) -> NodeView:
     """A row of the node table."""
     return NodeView(
@@ -127,4 +192,8 @@ def node_view(info: gcs_pb2.NodeInfo) -> NodeView:
         labels=dict(info.labels),
         death=death_from_proto(info.death_cause) if info.HasField("death_cause") else None,
         session_dir=info.session_dir,
+        is_suspect=info.suspect,
+        drain_reason=_DRAIN_REASONS.get(info.drain.reason, ""),
+        drain_message=info.drain.message,
+        drain_deadline_s=info.drain.deadline_s,
     )

@@ -15,6 +15,7 @@ import msgspec
 
 from skate_raylet.service.convert import (
     actor_view,
+    drain_to_proto,
     node_view,
     resources_to_proto,
     strategy_to_proto,
@@ -32,6 +33,8 @@ from skate_rpc.node_protocol import (
     ActorView,
     ControlCall,
     ControlReply,
+    DrainAnswer,
+    DrainOrder,
     Empty,
     KvGet,
     KvPut,
@@ -78,6 +81,7 @@ class Gateway:
         self._encode = msgspec.msgpack.Encoder().encode
         self._tasks: set[asyncio.Task[None]] = set()
         self._fetching: dict[bytes, asyncio.Task[bytes | None]] = {}
+        self._gathered: dict[str, None] = {}
         self._methods: dict[
             str, tuple[type[Any], Callable[[LocalProcess, Any], Awaitable[Any]]]
         ] = {
@@ -91,6 +95,7 @@ class Gateway:
             "kill_actor": (ActorKill, self._kill_actor),
             "release_actor": (ActorRelease, self._release_actor),
             "list_nodes": (Empty, self._list_nodes),
+            "drain_node": (DrainOrder, self._drain_node),
             "list_actors": (Empty, self._list_actors),
         }
 
@@ -104,9 +109,13 @@ class Gateway:
         name: str,
         body_type: type[Any],
         method: Callable[[LocalProcess, Any], Awaitable[Any]],
+        *,
+        is_gathered: bool = False,
     ) -> None:
-        """Answer a call by another part of the node."""
+        """Answer a call by another part of the node. ``is_gathered``: answers come many at once."""
         self._methods[name] = body_type, method
+        if is_gathered:
+            self._gathered[name] = None
 
     def call(self, process: LocalProcess, call: ControlCall) -> None:
         """Begin a call; the reply goes to the process."""
@@ -141,7 +150,10 @@ class Gateway:
             reply = ControlReply(call.call_id, error=repr(error), error_kind="internal")
         finally:
             process.calls_under_way -= 1
-        process.send(reply)
+        if call.method in self._gathered:
+            process.post(reply)
+        else:
+            process.send(reply)
 
     async def _run(self, process: LocalProcess, call: ControlCall) -> Any:
         entry = self._methods.get(call.method)
@@ -250,6 +262,10 @@ class Gateway:
             if view.node_id == self._node_id and view.is_alive:
                 view.available = self._local_available()
         return views
+
+    async def _drain_node(self, process: LocalProcess, body: DrainOrder) -> DrainAnswer:
+        reply = await self._client.nodes.drain(body.node_id, drain_to_proto(body))
+        return DrainAnswer(reply.accepted, reply.rejection)
 
     async def _list_actors(self, process: LocalProcess, body: Empty) -> list[ActorView]:
         return [actor_view(info) for info in await self._client.actors.list()]

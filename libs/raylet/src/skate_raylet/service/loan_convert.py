@@ -26,6 +26,8 @@ def order_to_proto(message: loans.ToLender) -> raylet_pb2.LoanOrder:
                     backlog=message.backlog,
                     waited_s=message.waited_s,
                     wait_s=message.wait_s,
+                    placement_group_id=message.group_id,
+                    bundle_index=message.bundle_index,
                 )
             )
         case loans.Drop(ask_id, kind, text, discard):
@@ -54,6 +56,8 @@ def order_from_proto(order: raylet_pb2.LoanOrder) -> loans.ToLender | None:
                 ask.backlog,
                 ask.waited_s,
                 ask.wait_s,
+                ask.placement_group_id,
+                ask.bundle_index if ask.placement_group_id else -1,
             )
         case "drop":
             drop = order.drop

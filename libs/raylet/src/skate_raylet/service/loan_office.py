@@ -60,6 +60,7 @@ class LoanOffice:
             ResourceSet(info.total.amounts),
             ResourceSet(info.available.amounts),
             dict(info.labels),
+            is_draining=info.HasField("drain"),
         )
         self._tell(loan.NodeSeen(view))
 

@@ -45,6 +45,20 @@ class LocalProcess:
         except StreamClosedError:
             return
 
+    def queue(self, message: Any) -> None:
+        """Have a message go with whatever is sent next; see :meth:`flush`."""
+        try:
+            self.connection.queue(message)
+        except StreamClosedError:
+            return
+
+    def flush(self) -> None:
+        """Send what is queued."""
+        try:
+            self.connection.flush()
+        except StreamClosedError:
+            return
+
 
 class LocalProcesses:
     """All registered processes, by worker id."""

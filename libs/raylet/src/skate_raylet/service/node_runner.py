@@ -47,6 +47,12 @@ class NodeRunner:
             self._is_running = False
         self._plan_wakeup()
 
+    def drain(self) -> None:
+        """Give out nothing new."""
+        for command in self._machine.drain(self._loop.time()):
+            self._perform(command)
+        self._plan_wakeup()
+
     def close(self) -> None:
         """Start no more workers and refuse who waits for one. Events are still taken."""
         for command in self._machine.close(self._loop.time()):

@@ -23,6 +23,7 @@ from skate_raylet.service.actor_host import ActorHost
 from skate_raylet.service.convert import label_rules
 from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
+from skate_raylet.service.group_desk import GroupDesk
 from skate_raylet.service.job_book import LOGS_KEY, SYS_PATH_KEY, Job, JobBook
 from skate_raylet.service.local_process import Connection, LocalProcess, LocalProcesses
 from skate_raylet.service.logs.log_office import LogOffice
@@ -72,6 +73,7 @@ class ProcessServer:
         transfers: ObjectTransfers,
         owners: OwnerBook,
         logs: LogOffice,
+        groups: GroupDesk,
         on_driver_gone: Callable[[LocalProcess, str], None],
         on_task_events: Callable[[list[node.TaskEvent]], None] | None,
         user_metrics: UserMetricsSink | None,
@@ -121,6 +123,7 @@ class ProcessServer:
             node.DeleteCopies: self._on_delete_copies,
             node.KeepCopies: self._on_keep_copies,
             node.KnowOwner: self._on_know_owner,
+            node.SubscribePlacementGroup: groups.subscribe,
             node.LogsTaken: self._logs.on_taken,
             node.FlushLogs: self._logs.on_flush,
         }
@@ -399,6 +402,8 @@ class ProcessServer:
 
 
 def _strategy_of(message: node.RequestLease) -> on.Strategy:
+    if message.placement_group_id:
+        return on.Strategy(group_id=message.placement_group_id, bundle_index=message.bundle_index)
     if message.node_id or message.is_spread or message.labels:
         return on.Strategy(
             message.is_spread,

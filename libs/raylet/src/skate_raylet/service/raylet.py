@@ -18,13 +18,12 @@ import resource
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import grpc.aio
 import msgspec
 
 from skate_object_store import StoreConfig, StoreServer, StoreStatistics
-from skate_raylet.config import RayletConfig
+from skate_raylet.config import GCS_CALL_SHARE, RayletConfig
 from skate_raylet.machine import commands as do
 from skate_raylet.machine import events as on
 from skate_raylet.machine.lease_machine import LeaseConfig
@@ -39,9 +38,11 @@ from skate_raylet.service.convert import (
     death_to_proto,
     resources_to_proto,
 )
+from skate_raylet.service.draining import Draining
 from skate_raylet.service.function_cache import FunctionCache
 from skate_raylet.service.gateway import Gateway
 from skate_raylet.service.gcs_link import GcsLink
+from skate_raylet.service.group_desk import GroupDesk
 from skate_raylet.service.job_book import JobBook, job_of
 from skate_raylet.service.job_forks import JobForks
 from skate_raylet.service.loan_office import LoanOffice
@@ -62,15 +63,17 @@ from skate_rpc import node_protocol as node
 from skate_rpc.errors import RpcError
 from skate_rpc.gcs_client import GcsClient
 from skate_rpc.gen.skate.v1 import gcs_pb2, raylet_pb2, raylet_pb2_grpc
-from skate_rpc.grpc_channel import open_channel
 from skate_rpc.grpc_server import SecureServer
 from skate_rpc.handshake import ServerHandshake
+from skate_rpc.movable_channel import MovableChannel
 from skate_scheduler import ResourceSet
 
 _log = logging.getLogger(__name__)
 
 DEAD_REMEMBERED_MAX = 10_000
 RELEASE_AGAIN_S = 10.0
+DRAINED_GRACE_S = 1.0
+REGISTER_TIMEOUT_S = 10.0  # somebody waits for the start
 DEMANDS_REPORTED_MAX = 1000
 STATISTICS_TIMEOUT_S = 5.0
 ZYGOTE_END_S = 1.0
@@ -111,6 +114,8 @@ class Raylet:
         self._user_metrics = user_metrics
         self._early_zygote = zygote
         self.on_driver_gone: Callable[[bytes], None] | None = None
+        self.on_gcs_moved: Callable[[str], None] | None = None
+        self._cluster_id = ""
         self.on_ready_step: Callable[[str], None] | None = None
         self.grpc_endpoint = ""
         self.stream_endpoint = ""
@@ -167,14 +172,27 @@ class Raylet:
             self._send,
         )
         self._start_processes()
-        self._channel: grpc.aio.Channel = open_channel(config.gcs_endpoint, config.token)
-        client = GcsClient(self._channel, config.gcs_endpoint)
+        self._channel = MovableChannel(config.gcs_endpoint, config.token)
+        patience_s = config.gcs_reconnect_s * GCS_CALL_SHARE
+        client = GcsClient(self._channel, config.gcs_endpoint, patience_s=patience_s)
         self._link = GcsLink(
-            client, config.node_id, self._make_report, self._on_gcs_event, self._fenced
+            client,
+            config.node_id,
+            self._make_report,
+            self._on_gcs_event,
+            self._fenced,
+            config.gcs_reconnect_s,
         )
+        self._draining = Draining(self._why_busy, self._begin_drain, self._leave_drained)
+        self._link.held_bundles = self._held_bundles
+        self._link.on_stale_bundles = self._give_back
         self._directory = ActorDirectory(self._ask_for_actor)
         cache = FunctionCache(config.function_cache_bytes)
         self._gateway = Gateway(client, config.node_id, cache, self._available)
+        self._groups = GroupDesk(
+            client, config.node_id, self._runner.tell, self._machine.known_groups
+        )
+        self._groups.serve_by(self._gateway)
         self._objects = ObjectReporter(
             self._node_info,
             config.token,
@@ -193,7 +211,12 @@ class Raylet:
         self._gateway.serve("list_logs", node.ListLogs, log_reader.list_logs)
         self._gateway.serve("read_log", node.ReadLog, log_reader.read_log)
         self._actors = ActorHost(
-            config.node_id, self._machine.total, self._link, self._processes, self._runner.tell
+            config.node_id,
+            self._machine.total,
+            self._link,
+            self._processes,
+            self._runner.tell,
+            self._machine.actor_refusal,
         )
         self._loans = LoanOffice(
             config.node_id,
@@ -216,6 +239,7 @@ class Raylet:
             jobs=self._jobs,
             transfers=self._transfers,
             owners=self._owners,
+            groups=self._groups,
             logs=self._logs,
             on_driver_gone=self._driver_gone,
             on_task_events=self._task_events,
@@ -226,6 +250,7 @@ class Raylet:
         self._grpc = SecureServer(config.token)
         servicer = RayletServicer(
             self._machine,
+            self._runner.tell,
             self._actors,
             self._processes,
             self._loop.time,
@@ -235,12 +260,16 @@ class Raylet:
             self._logs.serve,
             log_reader,
             self._objects,
+            self._draining.ask,
+            self._follow_gcs,
         )
         self._grpc.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, servicer)
         self.grpc_endpoint = await self._grpc.start(config.grpc_endpoint)
         self.object_endpoint = self._transfers.start(config.object_listen_endpoint)
         self.stream_endpoint = self._server.start()
-        await client.nodes.register(self._node_info())
+        registered = await client.nodes.register(self._node_info(), timeout_s=REGISTER_TIMEOUT_S)
+        self._cluster_id = registered.cluster_id
+        self._link.note_life(registered.gcs_life)
         self._link.start()
         _log.info("event=raylet_started node_id=%s", config.node_id.hex())
 
@@ -317,19 +346,25 @@ class Raylet:
         ends_at_s = self._loop.time() + grace_s
         self._server.stop_listening()
         self._transfers.stop_serving()
+        self._draining.close()
         self._actors.is_closing = True
         self._job_forks.release_all()
         self._runner.close()
-        await self._workers.end_all(reason, grace_s / 2)
+        is_preempted = self._draining.is_preempted
+        await self._workers.end_all(
+            "node_preempted" if is_preempted else "node_died", reason, grace_s / 2
+        )
         self._runner.stop()
         await self._loans.close()
         await self._logs.close()
-        death = death_to_proto(node.Death("intended_exit", reason, os.getpid()))
+        kind = "node_preempted" if is_preempted else "intended_exit"
+        death = death_to_proto(node.Death(kind, reason, os.getpid()))
         left_s = max(0.1, ends_at_s - self._loop.time())
         await self._link.close(left_s / 2)
         await self._link.unregister(death, left_s / 2)
         await self._server.close(reason)
         await self._gateway.close()
+        await self._groups.close()
         for question in self._questions:
             question.cancel()
         self._reaper.kill_strays()
@@ -347,6 +382,43 @@ class Raylet:
 
     def _fenced(self, reason: str) -> None:
         self._begin_stop(reason, 1.0)
+
+    # ---- leaving ----
+
+    def _why_busy(self) -> str:
+        leases = self._machine.leases()
+        if leases:
+            return f"{len(leases)} of its workers are in use"
+        bundles = len(self._held_bundles())
+        if bundles:
+            return f"it holds bundles of {bundles} placement groups"
+        drivers = sum(process.is_driver for process in self._processes)
+        if drivers:
+            return f"{drivers} drivers are connected to it"
+        store = self._store.statistics()
+        if store.primary_bytes or store.disk_bytes:
+            size_bytes = store.primary_bytes + store.disk_bytes
+            return f"its object store holds {size_bytes} bytes that may be nowhere else"
+        return ""
+
+    def _begin_drain(self) -> None:
+        self._actors.is_draining = True
+        self._runner.drain()
+        self._link.changed()
+
+    def _leave_drained(self, reason: str) -> None:
+        self._begin_stop(reason, DRAINED_GRACE_S)
+
+    def _follow_gcs(self, endpoint: str, cluster_id: str, life: int) -> bool:
+        """A GCS that was started elsewhere says where it is; False: this node knows better."""
+        if cluster_id != self._cluster_id or self._link.knows(life):
+            return endpoint == self._channel.target
+        _log.warning("event=gcs_moved from=%s to=%s", self._channel.target, endpoint)
+        self._channel.move(endpoint)
+        self._link.moved(life)
+        if self.on_gcs_moved is not None:
+            self.on_gcs_moved(endpoint)
+        return True
 
     # ---- commands of the machine ----
 
@@ -372,6 +444,8 @@ class Raylet:
                 self._actors.refuse(command)
             case do.LoseActor(_, _, worker_id):
                 self._actors.lose(command, self._deaths[worker_id])
+            case do.AskForGroup(group_id):
+                self._groups.ask(group_id)
             case _:
                 self._loans.perform(command)
         self._link.changed()
@@ -405,6 +479,7 @@ class Raylet:
         self._death_count += 1
         self._processes.remove(process.worker_id)
         self._directory.forget(process)
+        self._groups.forget(process)
         self._deaths[process.worker_id] = death
         self._runner.tell(on.WorkerGone(worker.startup_id, process.worker_id))
         del self._deaths[process.worker_id]
@@ -499,14 +574,20 @@ class Raylet:
                 self._tell_of_death(worker.worker_id, cause, worker.job_id)
             case "node":
                 self._on_node(event.node)
-            case "snapshot_end" | None:
-                pass  # rows and news are taken alike
+            case "placement_group":
+                self._groups.take_news(event.placement_group)
+            case "snapshot_end":
+                self._groups.snapshot_taken()
+            case None:
+                pass  # what a newer GCS may say
 
     def _on_node(self, info: gcs_pb2.NodeInfo) -> None:
         node_id = info.node_id
         if node_id != self._config.node_id:
             self._loans.take_news(info)
             self._logs.node_seen(info)
+        elif info.HasField("drain") and info.state != gcs_pb2.NodeInfo.STATE_DEAD:
+            self._draining.take(info.drain)
         if info.state != gcs_pb2.NodeInfo.STATE_DEAD:
             self._transfers.node_seen(node_id, info.object_endpoint)
         elif node_id == self._config.node_id:
@@ -573,6 +654,7 @@ class Raylet:
             node_id=self._config.node_id,
             available=resources_to_proto(self._machine.available),
             total=resources_to_proto(self._machine.total),
+            drain=self._draining.order,
         )
         for demand in self._machine.demands()[:DEMANDS_REPORTED_MAX]:
             report.demands.add(
@@ -581,6 +663,18 @@ class Raylet:
                 infeasible=demand.is_infeasible,
             )
         return report
+
+    def _held_bundles(self) -> list[gcs_pb2.BundleRef]:
+        return [
+            gcs_pb2.BundleRef(group_id=held.group_id, attempt=held.attempt, indices=held.indices)
+            for held in self._machine.held_bundles()
+        ]
+
+    def _give_back(self, refs: Sequence[gcs_pb2.BundleRef]) -> None:
+        _log.info("event=stale_bundles groups=%d", len(refs))
+        for ref in refs:
+            indices = tuple(ref.indices)
+            self._runner.tell(on.BundlesReturned(ref.group_id, ref.attempt, indices))
 
     # ---- questions ----
 

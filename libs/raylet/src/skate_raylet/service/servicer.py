@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 import msgspec
 
+from skate_raylet.machine import events as on
 from skate_raylet.machine.lease_table import ActorRequest, Ending, Granted
 from skate_raylet.machine.node_machine import NodeMachine
 from skate_raylet.service.actor_host import ActorHost
@@ -17,7 +18,8 @@ from skate_raylet.service.convert import death_from_proto, resources_to_proto
 from skate_raylet.service.local_process import LocalProcesses
 from skate_raylet.service.logs.log_reader import LogReader
 from skate_raylet.service.object_reporter import ObjectReporter
-from skate_rpc.gen.skate.v1 import raylet_pb2, raylet_pb2_grpc
+from skate_rpc.gen.skate.v1 import gcs_pb2, raylet_pb2, raylet_pb2_grpc
+from skate_scheduler import ResourceSet
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -28,6 +30,7 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
     def __init__(
         self,
         machine: NodeMachine,
+        tell: Callable[[on.NodeEvent], None],
         actors: ActorHost,
         processes: LocalProcesses,
         clock: Callable[[], float],
@@ -41,8 +44,11 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         ],
         log_reader: LogReader,
         objects: ObjectReporter,
+        drain: Callable[[gcs_pb2.DrainInfo], str],
+        follow_gcs: Callable[[str, str, int], bool],
     ) -> None:
         self._machine = machine
+        self._tell = tell
         self._actors = actors
         self._processes = processes
         self._clock = clock
@@ -52,6 +58,8 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         self._serve_forwarder = serve_forwarder
         self._log_reader = log_reader
         self._objects = objects
+        self._drain = drain
+        self._follow_gcs = follow_gcs
 
     async def StartActor(  # noqa: N802  gRPC's name
         self, request: raylet_pb2.StartActorRequest, context: Context
@@ -67,6 +75,40 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         cause = death_from_proto(request.cause)
         self._actors.kill(request.actor_id, request.incarnation, cause)
         return raylet_pb2.KillActorOnNodeReply()
+
+    async def PrepareBundles(  # noqa: N802
+        self, request: raylet_pb2.PrepareBundlesRequest, context: Context
+    ) -> raylet_pb2.PrepareBundlesReply:
+        """Set bundles aside, or say why not."""
+        refusals: list[str] = []
+        for order in request.orders:
+            bundles = {index: ResourceSet(one.amounts) for index, one in order.bundles.items()}
+            refusal = self._machine.bundle_refusal(order.group_id, order.attempt, bundles)
+            if not refusal:
+                self._tell(on.BundlesWanted(order.group_id, order.attempt, bundles, order.commit))
+            refusals.append(refusal)
+        return raylet_pb2.PrepareBundlesReply(refusals=refusals)
+
+    async def CommitBundles(  # noqa: N802
+        self, request: raylet_pb2.CommitBundlesRequest, context: Context
+    ) -> raylet_pb2.CommitBundlesReply:
+        """Open bundles that were set aside."""
+        refusals: list[str] = []
+        for ref in request.orders:
+            indices = tuple(ref.indices)
+            is_held = self._machine.holds_bundles(ref.group_id, ref.attempt, indices)
+            if is_held:
+                self._tell(on.BundlesOpened(ref.group_id, ref.attempt, indices))
+            refusals.append("" if is_held else "The node does not hold them (any more).")
+        return raylet_pb2.CommitBundlesReply(refusals=refusals)
+
+    async def ReturnBundles(  # noqa: N802
+        self, request: raylet_pb2.ReturnBundlesRequest, context: Context
+    ) -> raylet_pb2.ReturnBundlesReply:
+        """Give bundles back; who uses them is ended."""
+        for ref in request.orders:
+            self._tell(on.BundlesReturned(ref.group_id, ref.attempt, tuple(ref.indices)))
+        return raylet_pb2.ReturnBundlesReply()
 
     async def Status(  # noqa: N802
         self, request: raylet_pb2.NodeStatusRequest, context: Context
@@ -88,7 +130,18 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
                     resources=resources_to_proto(lease.resources),
                     actor_id=request_.actor_id if isinstance(request_, ActorRequest) else b"",
                     lending_cpu=lease.is_blocked,
+                    placement_group_id=lease.bundle_key.group_id if lease.bundle_key else b"",
+                    bundle_index=lease.bundle_key.index if lease.bundle_key else -1,
                 )
+        for bundle in self._machine.bundles():
+            reply.bundles.add(
+                group_id=bundle.key.group_id,
+                index=bundle.key.index,
+                total=resources_to_proto(bundle.total),
+                available=resources_to_proto(bundle.available),
+                committed=bundle.is_open,
+                returning=bundle.is_returning,
+            )
         for waiting in self._machine.waiting(now_s):
             reply.pending.add(
                 holder_id=waiting.holder_id,
@@ -97,6 +150,20 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
                 waiting_s=now_s - waiting.reason.since_s,
             )
         return reply
+
+    async def Drain(  # noqa: N802
+        self, request: raylet_pb2.DrainRequest, context: Context
+    ) -> raylet_pb2.DrainReply:
+        """Agree to leave, or say why not."""
+        rejection = self._drain(request.drain)
+        return raylet_pb2.DrainReply(accepted=not rejection, rejection=rejection)
+
+    async def MoveGcs(  # noqa: N802
+        self, request: raylet_pb2.MoveGcsRequest, context: Context
+    ) -> raylet_pb2.MoveGcsReply:
+        """Follow the GCS to where it is now."""
+        accepted = self._follow_gcs(request.endpoint, request.cluster_id, request.gcs_life)
+        return raylet_pb2.MoveGcsReply(accepted=accepted)
 
     async def Objects(  # noqa: N802
         self, request: raylet_pb2.NodeObjectsRequest, context: Context

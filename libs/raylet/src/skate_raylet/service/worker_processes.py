@@ -160,10 +160,10 @@ class WorkerProcesses:
             self._forget(process)
             self._events.tell(WorkerStartFailed(startup_id, message, is_transient))
 
-    async def end_all(self, reason: str, grace_s: float) -> None:
+    async def end_all(self, kind: str, reason: str, grace_s: float) -> None:
         """Ask all to end, kill those that have not after ``grace_s``, and wait for every end."""
         for process in list(self._processes.values()):
-            self.end(EndWorker(process.startup_id, "node_died", reason, grace_s))
+            self.end(EndWorker(process.startup_id, kind, reason, grace_s))
             if grace_s > 0 and process.local is None:
                 self._kill(process)  # nobody uses it yet, and it can not be asked
         while self._processes:

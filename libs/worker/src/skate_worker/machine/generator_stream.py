@@ -60,6 +60,7 @@ class GeneratorStream:
         "is_dropped",
         "limit",
         "lost",
+        "lost_at",
         "producer",
         "task_id",
     )
@@ -76,6 +77,8 @@ class GeneratorStream:
         self.producer: Any = None
         self.has_stored = False
         self.lost: list[Entry] = []
+        # Where attempts died, and which items they may have stored without saying so: from this on.
+        self.lost_at: list[tuple[bytes, int]] = []
         self._table = table
         self._unread: dict[int, Entry] = {}
         self.arrived = 0  # items of this attempt

@@ -51,6 +51,7 @@ class Lease(Generic[T]):
         "is_taking_back",
         "is_wanted",
         "lease_id",
+        "node_id",
         "pid",
         "queue",
         "run_s",
@@ -64,6 +65,7 @@ class Lease(Generic[T]):
         self.worker_id = worker_id
         self.endpoint = endpoint
         self.pid = pid
+        self.node_id = b""  # where the worker runs, once that is known
         self.connection: Any = None
         self.serials: Iterator[int] = iter(())  # of what is sent to the worker; set when granted
         self.queue: KeyQueue[T] | None = None

@@ -163,6 +163,12 @@ class Lineage(Generic[T]):
             self._drop_unneeded(task_id, dropped)
         return dropped
 
+    def revived(self, object_id: bytes) -> None:
+        """A return that nobody referred to is needed again, by a task that runs again."""
+        record = self._records.get(object_id[:TASK_ID_BYTES])
+        if record is not None:
+            record.live[object_id] = None
+
     def plan(
         self, object_id: bytes, presence_of: Callable[[T, bytes], Presence]
     ) -> list[T] | Refusal:

@@ -78,6 +78,9 @@ class ObjectDirectory:
     def __init__(self) -> None:
         self._records: dict[bytes, _Record] = {}
         self._dead_nodes: OrderedDict[bytes, None] = OrderedDict()
+        # Nodes that may have a copy of which nobody says so: the puller died, a report that it is
+        # lost there may mean a bad line. They are told when the object goes.
+        self._strays: dict[bytes, dict[bytes, None]] = {}
 
     # ---- what pullers say; take `turns` after each, and then look at `is_orphan` ----
 
@@ -138,6 +141,9 @@ class ObjectDirectory:
         record = self._records.get(object_id)
         if record is not None:
             record.waiting.pop(worker_id, None)
+            pull = record.pulls.get(worker_id)
+            if pull is not None:
+                self._add_stray(object_id, pull.node_id)
             self._end_pull(record, worker_id)
 
     def lost_at(
@@ -157,6 +163,7 @@ class ObjectDirectory:
             strikes = record.strikes[node_id] = record.strikes.get(node_id, 0) + 1
             if not is_precious or strikes >= STRIKES_MAX or node_id == reporter:
                 self._drop_copy(record, node_id)
+                self._add_stray(object_id, node_id)
 
     def turns(self, object_id: bytes) -> list[Sources]:
         """Takes the processes that waited and may pull now."""
@@ -190,17 +197,26 @@ class ObjectDirectory:
         return sorted(record.copies, key=lambda node_id: node_id != primary)
 
     def forget(self, object_id: bytes, primary: bytes) -> list[bytes]:
-        """The object was released, or is made again. Returns the nodes where copies are or may
-        come.
+        """The object was released. Returns the nodes where copies are or may come.
 
         Who waits is forgotten too: the caller answers them.
         """
         record = self._records.pop(object_id, None)
+        nodes = self._strays.pop(object_id, {})
         if record is None:
-            return [primary] if primary and primary not in self._dead_nodes else []
-        nodes = dict.fromkeys(record.copies)
-        nodes.update(dict.fromkeys(pull.node_id for pull in record.pulls.values()))
+            nodes[primary] = None
+        else:
+            nodes.update(dict.fromkeys(record.copies))
+            nodes.update(dict.fromkeys(pull.node_id for pull in record.pulls.values()))
+        nodes.pop(b"", None)
         return [node_id for node_id in nodes if node_id not in self._dead_nodes]
+
+    def reopened(self, object_id: bytes) -> None:
+        """The object has no copy, and is made again; who waits is forgotten, as above."""
+        record = self._records.pop(object_id, None)
+        if record is not None:
+            for pull in record.pulls.values():
+                self._add_stray(object_id, pull.node_id)
 
     def waiting(self, object_id: bytes) -> dict[bytes, bytes]:
         """The processes that wait for a source, with their nodes."""
@@ -260,6 +276,10 @@ class ObjectDirectory:
                 assert all(load == PULLS_PER_COPY for load in record.copies.values())
 
     # ---- slots ----
+
+    def _add_stray(self, object_id: bytes, node_id: bytes) -> None:
+        if node_id not in self._dead_nodes:
+            self._strays.setdefault(object_id, {})[node_id] = None
 
     def _take_slot(
         self, record: _Record, worker_id: bytes, node_id: bytes, avoid: Sequence[bytes]

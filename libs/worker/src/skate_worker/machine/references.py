@@ -236,6 +236,8 @@ class ReferenceTable:
                 continue
             self.entries.pop(entry.object_id, None)
             released.append(entry)
+            if entry.state == INLINE and entry.owner is None:
+                entry.data = None  # here and not later, when it may have been revived
             if entry.contained:
                 for inner in entry.contained:
                     inner.pins -= 1

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skate/v1/common.proto\x12\x08skate.v1\"?\n\x07\x41\x64\x64ress\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x11\n\tworker_id\x18\x02 \x01(\x0c\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\"\xb8\x03\n\nDeathCause\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.skate.v1.DeathCause.Kind\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x11\n\texit_code\x18\x04 \x01(\x05\x12\x0e\n\x06signal\x18\x05 \x01(\x05\x12\x10\n\x08log_tail\x18\x06 \x01(\t\"\xad\x02\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_EXITED\x10\x01\x12\x11\n\rKIND_SIGNALED\x10\x02\x12\x16\n\x12KIND_OUT_OF_MEMORY\x10\x03\x12\x17\n\x13KIND_KILLED_BY_USER\x10\x04\x12\x15\n\x11KIND_JOB_FINISHED\x10\x05\x12\x12\n\x0eKIND_NODE_DIED\x10\x06\x12\x13\n\x0fKIND_OWNER_DIED\x10\x07\x12\x18\n\x14KIND_CREATION_FAILED\x10\x08\x12\x19\n\x15KIND_HANDLES_RELEASED\x10\t\x12\x16\n\x12KIND_INTENDED_EXIT\x10\n\x12\x15\n\x11KIND_START_FAILED\x10\x0b\x12\x16\n\x12KIND_UNSCHEDULABLE\x10\x0c\"r\n\x0bResourceSet\x12\x33\n\x07\x61mounts\x18\x01 \x03(\x0b\x32\".skate.v1.ResourceSet.AmountsEntry\x1a.\n\x0c\x41mountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15skate/v1/common.proto\x12\x08skate.v1\"?\n\x07\x41\x64\x64ress\x12\x0f\n\x07node_id\x18\x01 \x01(\x0c\x12\x11\n\tworker_id\x18\x02 \x01(\x0c\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\"\xf3\x03\n\nDeathCause\x12\'\n\x04kind\x18\x01 \x01(\x0e\x32\x19.skate.v1.DeathCause.Kind\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x11\n\texit_code\x18\x04 \x01(\x05\x12\x0e\n\x06signal\x18\x05 \x01(\x05\x12\x10\n\x08log_tail\x18\x06 \x01(\t\"\xe8\x02\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_EXITED\x10\x01\x12\x11\n\rKIND_SIGNALED\x10\x02\x12\x16\n\x12KIND_OUT_OF_MEMORY\x10\x03\x12\x17\n\x13KIND_KILLED_BY_USER\x10\x04\x12\x15\n\x11KIND_JOB_FINISHED\x10\x05\x12\x12\n\x0eKIND_NODE_DIED\x10\x06\x12\x13\n\x0fKIND_OWNER_DIED\x10\x07\x12\x18\n\x14KIND_CREATION_FAILED\x10\x08\x12\x19\n\x15KIND_HANDLES_RELEASED\x10\t\x12\x16\n\x12KIND_INTENDED_EXIT\x10\n\x12\x15\n\x11KIND_START_FAILED\x10\x0b\x12\x16\n\x12KIND_UNSCHEDULABLE\x10\x0c\x12 \n\x1cKIND_PLACEMENT_GROUP_REMOVED\x10\r\x12\x17\n\x13KIND_NODE_PREEMPTED\x10\x0e\"r\n\x0bResourceSet\x12\x33\n\x07\x61mounts\x18\x01 \x03(\x0b\x32\".skate.v1.ResourceSet.AmountsEntry\x1a.\n\x0c\x41mountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADDRESS']._serialized_start=35
   _globals['_ADDRESS']._serialized_end=98
   _globals['_DEATHCAUSE']._serialized_start=101
-  _globals['_DEATHCAUSE']._serialized_end=541
+  _globals['_DEATHCAUSE']._serialized_end=600
   _globals['_DEATHCAUSE_KIND']._serialized_start=240
-  _globals['_DEATHCAUSE_KIND']._serialized_end=541
-  _globals['_RESOURCESET']._serialized_start=543
-  _globals['_RESOURCESET']._serialized_end=657
-  _globals['_RESOURCESET_AMOUNTSENTRY']._serialized_start=611
-  _globals['_RESOURCESET_AMOUNTSENTRY']._serialized_end=657
+  _globals['_DEATHCAUSE_KIND']._serialized_end=600
+  _globals['_RESOURCESET']._serialized_start=602
+  _globals['_RESOURCESET']._serialized_end=716
+  _globals['_RESOURCESET_AMOUNTSENTRY']._serialized_start=670
+  _globals['_RESOURCESET_AMOUNTSENTRY']._serialized_end=716
 # @@protoc_insertion_point(module_scope)

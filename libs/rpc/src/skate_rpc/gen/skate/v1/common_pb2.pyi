@@ -80,6 +80,9 @@ class DeathCause(_message.Message):
         KIND_START_FAILED: DeathCause._Kind.ValueType  # 11
         """the worker process never came up"""
         KIND_UNSCHEDULABLE: DeathCause._Kind.ValueType  # 12
+        KIND_PLACEMENT_GROUP_REMOVED: DeathCause._Kind.ValueType  # 13
+        KIND_NODE_PREEMPTED: DeathCause._Kind.ValueType  # 14
+        """its node was drained because its machine would go: not counted"""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: DeathCause.Kind.ValueType  # 0
@@ -103,6 +106,9 @@ class DeathCause(_message.Message):
     KIND_START_FAILED: DeathCause.Kind.ValueType  # 11
     """the worker process never came up"""
     KIND_UNSCHEDULABLE: DeathCause.Kind.ValueType  # 12
+    KIND_PLACEMENT_GROUP_REMOVED: DeathCause.Kind.ValueType  # 13
+    KIND_NODE_PREEMPTED: DeathCause.Kind.ValueType  # 14
+    """its node was drained because its machine would go: not counted"""
 
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int

@@ -46,6 +46,36 @@ ACTOR_STATE_RESTARTING: ActorState.ValueType  # 4
 ACTOR_STATE_DEAD: ActorState.ValueType  # 5
 Global___ActorState: _TypeAlias = ActorState  # noqa: Y015
 
+class _PlacementGroupState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PlacementGroupStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PlacementGroupState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PLACEMENT_GROUP_STATE_UNSPECIFIED: _PlacementGroupState.ValueType  # 0
+    PLACEMENT_GROUP_STATE_PENDING: _PlacementGroupState.ValueType  # 1
+    """nothing is reserved, but by an attempt under way"""
+    PLACEMENT_GROUP_STATE_PREPARED: _PlacementGroupState.ValueType  # 2
+    """everything is reserved; the nodes are being told"""
+    PLACEMENT_GROUP_STATE_CREATED: _PlacementGroupState.ValueType  # 3
+    PLACEMENT_GROUP_STATE_RESCHEDULING: _PlacementGroupState.ValueType  # 4
+    """some bundles were lost with their nodes"""
+    PLACEMENT_GROUP_STATE_REMOVED: _PlacementGroupState.ValueType  # 5
+
+class PlacementGroupState(_PlacementGroupState, metaclass=_PlacementGroupStateEnumTypeWrapper):
+    """---- placement groups ----"""
+
+PLACEMENT_GROUP_STATE_UNSPECIFIED: PlacementGroupState.ValueType  # 0
+PLACEMENT_GROUP_STATE_PENDING: PlacementGroupState.ValueType  # 1
+"""nothing is reserved, but by an attempt under way"""
+PLACEMENT_GROUP_STATE_PREPARED: PlacementGroupState.ValueType  # 2
+"""everything is reserved; the nodes are being told"""
+PLACEMENT_GROUP_STATE_CREATED: PlacementGroupState.ValueType  # 3
+PLACEMENT_GROUP_STATE_RESCHEDULING: PlacementGroupState.ValueType  # 4
+"""some bundles were lost with their nodes"""
+PLACEMENT_GROUP_STATE_REMOVED: PlacementGroupState.ValueType  # 5
+Global___PlacementGroupState: _TypeAlias = PlacementGroupState  # noqa: Y015
+
 @_typing.final
 class NodeInfo(_message.Message):
     """---- nodes ----"""
@@ -106,6 +136,8 @@ class NodeInfo(_message.Message):
     END_TIME_S_FIELD_NUMBER: _builtins.int
     SESSION_DIR_FIELD_NUMBER: _builtins.int
     OBJECT_ENDPOINT_FIELD_NUMBER: _builtins.int
+    SUSPECT_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     node_id: _builtins.bytes
     node_name: _builtins.str
     hostname: _builtins.str
@@ -128,6 +160,8 @@ class NodeInfo(_message.Message):
     session_dir: _builtins.str
     object_endpoint: _builtins.str
     """where other nodes fetch objects: "unix:/path" or "tcp:ip:port" """
+    suspect: _builtins.bool
+    """silent for a while, but not yet held for dead: it gets no new actors"""
     @_builtins.property
     def total(self) -> _common_pb2.ResourceSet: ...
     @_builtins.property
@@ -136,6 +170,10 @@ class NodeInfo(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def death_cause(self) -> _common_pb2.DeathCause: ...
+    @_builtins.property
+    def drain(self) -> Global___DrainInfo:
+        """it is to leave: it gets no new work; kept after its end"""
+
     def __init__(
         self,
         *,
@@ -158,14 +196,64 @@ class NodeInfo(_message.Message):
         end_time_s: _builtins.float = ...,
         session_dir: _builtins.str = ...,
         object_endpoint: _builtins.str = ...,
+        suspect: _builtins.bool = ...,
+        drain: Global___DrainInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "death_cause", b"death_cause", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "death_cause", b"death_cause", "drain", b"drain", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "death_cause", b"death_cause", "end_time_s", b"end_time_s", "hostname", b"hostname", "ip_address", b"ip_address", "is_head", b"is_head", "labels", b"labels", "metrics_endpoint", b"metrics_endpoint", "node_id", b"node_id", "node_name", b"node_name", "object_endpoint", b"object_endpoint", "pid", b"pid", "raylet_endpoint", b"raylet_endpoint", "session_dir", b"session_dir", "start_time_s", b"start_time_s", "state", b"state", "store_endpoint", b"store_endpoint", "stream_endpoint", b"stream_endpoint", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "death_cause", b"death_cause", "drain", b"drain", "end_time_s", b"end_time_s", "hostname", b"hostname", "ip_address", b"ip_address", "is_head", b"is_head", "labels", b"labels", "metrics_endpoint", b"metrics_endpoint", "node_id", b"node_id", "node_name", b"node_name", "object_endpoint", b"object_endpoint", "pid", b"pid", "raylet_endpoint", b"raylet_endpoint", "session_dir", b"session_dir", "start_time_s", b"start_time_s", "state", b"state", "store_endpoint", b"store_endpoint", "stream_endpoint", b"stream_endpoint", "suspect", b"suspect", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeInfo: _TypeAlias = NodeInfo  # noqa: Y015
+
+@_typing.final
+class DrainInfo(_message.Message):
+    """Why and until when a node is to leave."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Reason:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DrainInfo._Reason.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        REASON_UNSPECIFIED: DrainInfo._Reason.ValueType  # 0
+        REASON_IDLE_TERMINATION: DrainInfo._Reason.ValueType  # 1
+        """refused unless the node is idle"""
+        REASON_PREEMPTION: DrainInfo._Reason.ValueType  # 2
+        """its machine will go: what is lost by it is not counted as a retry or restart"""
+
+    class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
+    REASON_UNSPECIFIED: DrainInfo.Reason.ValueType  # 0
+    REASON_IDLE_TERMINATION: DrainInfo.Reason.ValueType  # 1
+    """refused unless the node is idle"""
+    REASON_PREEMPTION: DrainInfo.Reason.ValueType  # 2
+    """its machine will go: what is lost by it is not counted as a retry or restart"""
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DEADLINE_S_FIELD_NUMBER: _builtins.int
+    reason: Global___DrainInfo.Reason.ValueType
+    message: _builtins.str
+    """for a person"""
+    deadline_s: _builtins.float
+    """Unix time at which it ends whatever runs there; 0: when it is idle"""
+    def __init__(
+        self,
+        *,
+        reason: Global___DrainInfo.Reason.ValueType = ...,
+        message: _builtins.str = ...,
+        deadline_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_s", b"deadline_s", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainInfo: _TypeAlias = DrainInfo  # noqa: Y015
 
 @_typing.final
 class RegisterNodeRequest(_message.Message):
@@ -192,15 +280,19 @@ class RegisterNodeReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    GCS_LIFE_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
+    gcs_life: _builtins.int
+    """grows with each start of a GCS on the same storage"""
     def __init__(
         self,
         *,
         cluster_id: _builtins.str = ...,
+        gcs_life: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "gcs_life", b"gcs_life"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -288,15 +380,26 @@ class ReportResourcesRequest(_message.Message):
     AVAILABLE_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     DEMANDS_FIELD_NUMBER: _builtins.int
+    HAS_BUNDLES_FIELD_NUMBER: _builtins.int
+    BUNDLES_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     node_id: _builtins.bytes
     version: _builtins.int
     """grows with each report of one node; older ones are ignored"""
+    has_bundles: _builtins.bool
+    """whether bundles lists what the node holds; not every report does"""
     @_builtins.property
     def available(self) -> _common_pb2.ResourceSet: ...
     @_builtins.property
     def total(self) -> _common_pb2.ResourceSet: ...
     @_builtins.property
     def demands(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingDemand]: ...
+    @_builtins.property
+    def bundles(self) -> _containers.RepeatedCompositeFieldContainer[Global___BundleRef]: ...
+    @_builtins.property
+    def drain(self) -> Global___DrainInfo:
+        """as the node knows it, so that a GCS that missed it learns it"""
+
     def __init__(
         self,
         *,
@@ -305,10 +408,13 @@ class ReportResourcesRequest(_message.Message):
         available: _common_pb2.ResourceSet | None = ...,
         total: _common_pb2.ResourceSet | None = ...,
         demands: _abc.Iterable[Global___PendingDemand] | None = ...,
+        has_bundles: _builtins.bool = ...,
+        bundles: _abc.Iterable[Global___BundleRef] | None = ...,
+        drain: Global___DrainInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "drain", b"drain", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "demands", b"demands", "node_id", b"node_id", "total", b"total", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "bundles", b"bundles", "demands", b"demands", "drain", b"drain", "has_bundles", b"has_bundles", "node_id", b"node_id", "total", b"total", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -346,20 +452,104 @@ class ReportResourcesReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KNOWN_FIELD_NUMBER: _builtins.int
+    GCS_LIFE_FIELD_NUMBER: _builtins.int
+    STALE_BUNDLES_FIELD_NUMBER: _builtins.int
     known: _builtins.bool
     """false: the GCS thinks this node dead; the raylet must exit"""
+    gcs_life: _builtins.int
+    @_builtins.property
+    def stale_bundles(self) -> _containers.RepeatedCompositeFieldContainer[Global___BundleRef]:
+        """that the node holds and must not: to be given back"""
+
     def __init__(
         self,
         *,
         known: _builtins.bool = ...,
+        gcs_life: _builtins.int = ...,
+        stale_bundles: _abc.Iterable[Global___BundleRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gcs_life", b"gcs_life", "known", b"known", "stale_bundles", b"stale_bundles"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportResourcesReply: _TypeAlias = ReportResourcesReply  # noqa: Y015
+
+@_typing.final
+class DrainNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.bytes
+    @_builtins.property
+    def drain(self) -> Global___DrainInfo: ...
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.bytes = ...,
+        drain: Global___DrainInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeRequest: _TypeAlias = DrainNodeRequest  # noqa: Y015
+
+@_typing.final
+class DrainNodeReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    REJECTION_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.bool
+    """true for a node that is dead already"""
+    rejection: _builtins.str
+    """why not, when accepted is false"""
+    def __init__(
+        self,
+        *,
+        accepted: _builtins.bool = ...,
+        rejection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "rejection", b"rejection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeReply: _TypeAlias = DrainNodeReply  # noqa: Y015
+
+@_typing.final
+class BundleRef(_message.Message):
+    """Bundles of one placement group at one node, as the attempt of that number placed them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.bytes
+    attempt: _builtins.int
+    @_builtins.property
+    def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.bytes = ...,
+        attempt: _builtins.int = ...,
+        indices: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "group_id", b"group_id", "indices", b"indices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BundleRef: _TypeAlias = BundleRef  # noqa: Y015
 
 @_typing.final
 class JobInfo(_message.Message):
@@ -620,6 +810,9 @@ class SchedulingStrategy(_message.Message):
     SPREAD_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
     SOFT_FIELD_NUMBER: _builtins.int
+    PLACEMENT_GROUP_ID_FIELD_NUMBER: _builtins.int
+    BUNDLE_INDEX_FIELD_NUMBER: _builtins.int
+    CAPTURE_CHILD_TASKS_FIELD_NUMBER: _builtins.int
     SELECTORS_FIELD_NUMBER: _builtins.int
     PREFERRED_FIELD_NUMBER: _builtins.int
     IMPATIENT_FIELD_NUMBER: _builtins.int
@@ -629,6 +822,12 @@ class SchedulingStrategy(_message.Message):
     """this node"""
     soft: _builtins.bool
     """with node_id: any node once that one is dead or too small"""
+    placement_group_id: _builtins.bytes
+    """inside this group's bundles"""
+    bundle_index: _builtins.int
+    """with placement_group_id: in this bundle; -1: in any with room"""
+    capture_child_tasks: _builtins.bool
+    """with placement_group_id: what it starts goes there too"""
     impatient: _builtins.bool
     """with node_id: a busy node is like one that is too small"""
     @_builtins.property
@@ -645,13 +844,16 @@ class SchedulingStrategy(_message.Message):
         spread: _builtins.bool = ...,
         node_id: _builtins.bytes = ...,
         soft: _builtins.bool = ...,
+        placement_group_id: _builtins.bytes = ...,
+        bundle_index: _builtins.int = ...,
+        capture_child_tasks: _builtins.bool = ...,
         selectors: _abc.Iterable[Global___LabelSelector] | None = ...,
         preferred: Global___LabelSelector | None = ...,
         impatient: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["preferred", b"preferred"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["impatient", b"impatient", "node_id", b"node_id", "preferred", b"preferred", "selectors", b"selectors", "soft", b"soft", "spread", b"spread"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_index", b"bundle_index", "capture_child_tasks", b"capture_child_tasks", "impatient", b"impatient", "node_id", b"node_id", "placement_group_id", b"placement_group_id", "preferred", b"preferred", "selectors", b"selectors", "soft", b"soft", "spread", b"spread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1130,6 +1332,345 @@ class ReportActorFailedReply(_message.Message):
 Global___ReportActorFailedReply: _TypeAlias = ReportActorFailedReply  # noqa: Y015
 
 @_typing.final
+class Bundle(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelSelectorEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    LABEL_SELECTOR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def resources(self) -> _common_pb2.ResourceSet: ...
+    @_builtins.property
+    def label_selector(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """as people write it: "v", "!v", "in(a,b)", "!in(a,b)" """
+
+    def __init__(
+        self,
+        *,
+        resources: _common_pb2.ResourceSet | None = ...,
+        label_selector: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label_selector", b"label_selector", "resources", b"resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bundle: _TypeAlias = Bundle  # noqa: Y015
+
+@_typing.final
+class PlacementGroupSpec(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    DETACHED_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    BUNDLES_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    SOFT_TARGET_NODE_ID_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.bytes
+    job_id: _builtins.bytes
+    name: _builtins.str
+    """empty: unnamed"""
+    namespace: _builtins.str
+    detached: _builtins.bool
+    strategy: _builtins.str
+    """"PACK", "SPREAD", "STRICT_PACK" or "STRICT_SPREAD" """
+    soft_target_node_id: _builtins.bytes
+    """STRICT_PACK goes there if it can"""
+    @_builtins.property
+    def bundles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Bundle]: ...
+    @_builtins.property
+    def owner(self) -> _common_pb2.Address:
+        """the creator"""
+
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.bytes = ...,
+        job_id: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        detached: _builtins.bool = ...,
+        strategy: _builtins.str = ...,
+        bundles: _abc.Iterable[Global___Bundle] | None = ...,
+        owner: _common_pb2.Address | None = ...,
+        soft_target_node_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "detached", b"detached", "group_id", b"group_id", "job_id", b"job_id", "name", b"name", "namespace", b"namespace", "owner", b"owner", "soft_target_node_id", b"soft_target_node_id", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacementGroupSpec: _TypeAlias = PlacementGroupSpec  # noqa: Y015
+
+@_typing.final
+class PlacementGroupInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NODE_IDS_FIELD_NUMBER: _builtins.int
+    PENDING_REASON_FIELD_NUMBER: _builtins.int
+    PENDING_SINCE_S_FIELD_NUMBER: _builtins.int
+    SCHEDULING_STATE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    CREATION_LATENCY_MS_FIELD_NUMBER: _builtins.int
+    HIGHEST_RETRY_DELAY_MS_FIELD_NUMBER: _builtins.int
+    REMOVAL_REASON_FIELD_NUMBER: _builtins.int
+    state: Global___PlacementGroupState.ValueType
+    pending_reason: _builtins.str
+    """why it is not created; empty otherwise"""
+    pending_since_s: _builtins.float
+    """Unix time"""
+    scheduling_state: _builtins.str
+    """"QUEUED", "NO_RESOURCES", ... (SURFACE P12)"""
+    attempts: _builtins.int
+    creation_latency_ms: _builtins.float
+    """from its registration; 0 before the first creation"""
+    highest_retry_delay_ms: _builtins.float
+    removal_reason: _builtins.str
+    @_builtins.property
+    def spec(self) -> Global___PlacementGroupSpec: ...
+    @_builtins.property
+    def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """one for each bundle; empty where it is not reserved"""
+
+    def __init__(
+        self,
+        *,
+        spec: Global___PlacementGroupSpec | None = ...,
+        state: Global___PlacementGroupState.ValueType = ...,
+        node_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+        pending_reason: _builtins.str = ...,
+        pending_since_s: _builtins.float = ...,
+        scheduling_state: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        creation_latency_ms: _builtins.float = ...,
+        highest_retry_delay_ms: _builtins.float = ...,
+        removal_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "creation_latency_ms", b"creation_latency_ms", "highest_retry_delay_ms", b"highest_retry_delay_ms", "node_ids", b"node_ids", "pending_reason", b"pending_reason", "pending_since_s", b"pending_since_s", "removal_reason", b"removal_reason", "scheduling_state", b"scheduling_state", "spec", b"spec", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacementGroupInfo: _TypeAlias = PlacementGroupInfo  # noqa: Y015
+
+@_typing.final
+class RegisterPlacementGroupsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPECS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def specs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacementGroupSpec]: ...
+    def __init__(
+        self,
+        *,
+        specs: _abc.Iterable[Global___PlacementGroupSpec] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["specs", b"specs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterPlacementGroupsRequest: _TypeAlias = RegisterPlacementGroupsRequest  # noqa: Y015
+
+@_typing.final
+class RegisteredPlacementGroup(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INFO_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    IS_NAME_TAKEN_FIELD_NUMBER: _builtins.int
+    refusal: _builtins.str
+    """not empty: it was not registered, and why"""
+    is_name_taken: _builtins.bool
+    """the refusal is of the name"""
+    @_builtins.property
+    def info(self) -> Global___PlacementGroupInfo: ...
+    def __init__(
+        self,
+        *,
+        info: Global___PlacementGroupInfo | None = ...,
+        refusal: _builtins.str = ...,
+        is_name_taken: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["info", b"info", "is_name_taken", b"is_name_taken", "refusal", b"refusal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisteredPlacementGroup: _TypeAlias = RegisteredPlacementGroup  # noqa: Y015
+
+@_typing.final
+class RegisterPlacementGroupsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegisteredPlacementGroup]: ...
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___RegisteredPlacementGroup] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterPlacementGroupsReply: _TypeAlias = RegisterPlacementGroupsReply  # noqa: Y015
+
+@_typing.final
+class RemovePlacementGroupsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_IDS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    @_builtins.property
+    def group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        group_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_ids", b"group_ids", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemovePlacementGroupsRequest: _TypeAlias = RemovePlacementGroupsRequest  # noqa: Y015
+
+@_typing.final
+class RemovePlacementGroupsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemovePlacementGroupsReply: _TypeAlias = RemovePlacementGroupsReply  # noqa: Y015
+
+@_typing.final
+class GetPlacementGroupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.bytes
+    name: _builtins.str
+    namespace: _builtins.str
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "name", b"name", "namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPlacementGroupRequest: _TypeAlias = GetPlacementGroupRequest  # noqa: Y015
+
+@_typing.final
+class GetPlacementGroupReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: _builtins.int
+    INFO_FIELD_NUMBER: _builtins.int
+    found: _builtins.bool
+    @_builtins.property
+    def info(self) -> Global___PlacementGroupInfo: ...
+    def __init__(
+        self,
+        *,
+        found: _builtins.bool = ...,
+        info: Global___PlacementGroupInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "info", b"info"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPlacementGroupReply: _TypeAlias = GetPlacementGroupReply  # noqa: Y015
+
+@_typing.final
+class ListPlacementGroupsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPlacementGroupsRequest: _TypeAlias = ListPlacementGroupsRequest  # noqa: Y015
+
+@_typing.final
+class ListPlacementGroupsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacementGroupInfo]: ...
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___PlacementGroupInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPlacementGroupsReply: _TypeAlias = ListPlacementGroupsReply  # noqa: Y015
+
+@_typing.final
 class WorkerInfo(_message.Message):
     """---- workers ----"""
 
@@ -1432,7 +1973,7 @@ class SubscribeRequest(_message.Message):
     """of the raylet that subscribes: when the stream breaks, it is looked whether it lives"""
     @_builtins.property
     def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """"actor", "node", "job", "worker" """
+        """"actor", "node", "job", "worker", "placement_group" """
 
     def __init__(
         self,
@@ -1458,6 +1999,8 @@ class Event(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     SNAPSHOT_END_FIELD_NUMBER: _builtins.int
+    PLACEMENT_GROUP_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """grows by one per GCS life"""
     snapshot_end: _builtins.bool
@@ -1470,6 +2013,12 @@ class Event(_message.Message):
     def job(self) -> Global___JobInfo: ...
     @_builtins.property
     def worker(self) -> Global___WorkerInfo: ...
+    @_builtins.property
+    def placement_group(self) -> Global___PlacementGroupInfo: ...
+    @_builtins.property
+    def batch(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """instead of a payload: several events in their order"""
+
     def __init__(
         self,
         *,
@@ -1479,12 +2028,14 @@ class Event(_message.Message):
         job: Global___JobInfo | None = ...,
         worker: Global___WorkerInfo | None = ...,
         snapshot_end: _builtins.bool = ...,
+        placement_group: Global___PlacementGroupInfo | None = ...,
+        batch: _abc.Iterable[Global___Event] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "job", b"job", "node", b"node", "payload", b"payload", "snapshot_end", b"snapshot_end", "worker", b"worker"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "job", b"job", "node", b"node", "payload", b"payload", "placement_group", b"placement_group", "snapshot_end", b"snapshot_end", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "job", b"job", "node", b"node", "payload", b"payload", "sequence", b"sequence", "snapshot_end", b"snapshot_end", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "batch", b"batch", "job", b"job", "node", b"node", "payload", b"payload", "placement_group", b"placement_group", "sequence", b"sequence", "snapshot_end", b"snapshot_end", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["actor", "node", "job", "worker", "snapshot_end"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["actor", "node", "job", "worker", "snapshot_end", "placement_group"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

@@ -49,6 +49,11 @@ class NodeServiceStub:
                 request_serializer=skate_dot_v1_dot_gcs__pb2.ListNodesRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_gcs__pb2.ListNodesReply.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/skate.v1.NodeService/Drain',
+                request_serializer=skate_dot_v1_dot_gcs__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_gcs__pb2.DrainNodeReply.FromString,
+                _registered_method=True)
         self.ReportResources = channel.unary_unary(
                 '/skate.v1.NodeService/ReportResources',
                 request_serializer=skate_dot_v1_dot_gcs__pb2.ReportResourcesRequest.SerializeToString,
@@ -80,6 +85,13 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """idempotent: a later one replaces it
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReportResources(self, request, context):
         """idempotent by version; is the heartbeat
         """
@@ -104,6 +116,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=skate_dot_v1_dot_gcs__pb2.ListNodesRequest.FromString,
                     response_serializer=skate_dot_v1_dot_gcs__pb2.ListNodesReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=skate_dot_v1_dot_gcs__pb2.DrainNodeRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_gcs__pb2.DrainNodeReply.SerializeToString,
             ),
             'ReportResources': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportResources,
@@ -192,6 +209,33 @@ class NodeService:
             '/skate.v1.NodeService/List',
             skate_dot_v1_dot_gcs__pb2.ListNodesRequest.SerializeToString,
             skate_dot_v1_dot_gcs__pb2.ListNodesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.NodeService/Drain',
+            skate_dot_v1_dot_gcs__pb2.DrainNodeRequest.SerializeToString,
+            skate_dot_v1_dot_gcs__pb2.DrainNodeReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -761,6 +805,211 @@ class ActorService:
             '/skate.v1.ActorService/ReportFailed',
             skate_dot_v1_dot_gcs__pb2.ReportActorFailedRequest.SerializeToString,
             skate_dot_v1_dot_gcs__pb2.ReportActorFailedReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class PlacementGroupServiceStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Register = channel.unary_unary(
+                '/skate.v1.PlacementGroupService/Register',
+                request_serializer=skate_dot_v1_dot_gcs__pb2.RegisterPlacementGroupsRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_gcs__pb2.RegisterPlacementGroupsReply.FromString,
+                _registered_method=True)
+        self.Remove = channel.unary_unary(
+                '/skate.v1.PlacementGroupService/Remove',
+                request_serializer=skate_dot_v1_dot_gcs__pb2.RemovePlacementGroupsRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_gcs__pb2.RemovePlacementGroupsReply.FromString,
+                _registered_method=True)
+        self.Get = channel.unary_unary(
+                '/skate.v1.PlacementGroupService/Get',
+                request_serializer=skate_dot_v1_dot_gcs__pb2.GetPlacementGroupRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_gcs__pb2.GetPlacementGroupReply.FromString,
+                _registered_method=True)
+        self.List = channel.unary_unary(
+                '/skate.v1.PlacementGroupService/List',
+                request_serializer=skate_dot_v1_dot_gcs__pb2.ListPlacementGroupsRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_gcs__pb2.ListPlacementGroupsReply.FromString,
+                _registered_method=True)
+
+
+class PlacementGroupServiceServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def Register(self, request, context):
+        """idempotent by group_id
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Remove(self, request, context):
+        """idempotent
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Get(self, request, context):
+        """read only
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def List(self, request, context):
+        """read only
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_PlacementGroupServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Register': grpc.unary_unary_rpc_method_handler(
+                    servicer.Register,
+                    request_deserializer=skate_dot_v1_dot_gcs__pb2.RegisterPlacementGroupsRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_gcs__pb2.RegisterPlacementGroupsReply.SerializeToString,
+            ),
+            'Remove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remove,
+                    request_deserializer=skate_dot_v1_dot_gcs__pb2.RemovePlacementGroupsRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_gcs__pb2.RemovePlacementGroupsReply.SerializeToString,
+            ),
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=skate_dot_v1_dot_gcs__pb2.GetPlacementGroupRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_gcs__pb2.GetPlacementGroupReply.SerializeToString,
+            ),
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=skate_dot_v1_dot_gcs__pb2.ListPlacementGroupsRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_gcs__pb2.ListPlacementGroupsReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'skate.v1.PlacementGroupService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('skate.v1.PlacementGroupService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class PlacementGroupService:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Register(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.PlacementGroupService/Register',
+            skate_dot_v1_dot_gcs__pb2.RegisterPlacementGroupsRequest.SerializeToString,
+            skate_dot_v1_dot_gcs__pb2.RegisterPlacementGroupsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Remove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.PlacementGroupService/Remove',
+            skate_dot_v1_dot_gcs__pb2.RemovePlacementGroupsRequest.SerializeToString,
+            skate_dot_v1_dot_gcs__pb2.RemovePlacementGroupsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.PlacementGroupService/Get',
+            skate_dot_v1_dot_gcs__pb2.GetPlacementGroupRequest.SerializeToString,
+            skate_dot_v1_dot_gcs__pb2.GetPlacementGroupReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.PlacementGroupService/List',
+            skate_dot_v1_dot_gcs__pb2.ListPlacementGroupsRequest.SerializeToString,
+            skate_dot_v1_dot_gcs__pb2.ListPlacementGroupsReply.FromString,
             options,
             channel_credentials,
             insecure,

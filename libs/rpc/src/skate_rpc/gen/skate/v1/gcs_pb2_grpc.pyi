@@ -39,6 +39,8 @@ class NodeServiceStub:
     """idempotent"""
     List: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.ListNodesRequest, _gcs_pb2.ListNodesReply]
     """read only"""
+    Drain: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.DrainNodeRequest, _gcs_pb2.DrainNodeReply]
+    """idempotent: a later one replaces it"""
     ReportResources: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.ReportResourcesRequest, _gcs_pb2.ReportResourcesReply]
     """idempotent by version; is the heartbeat"""
 
@@ -51,6 +53,8 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """idempotent"""
     List: _aio.UnaryUnaryMultiCallable[_gcs_pb2.ListNodesRequest, _gcs_pb2.ListNodesReply]  # type: ignore[assignment]
     """read only"""
+    Drain: _aio.UnaryUnaryMultiCallable[_gcs_pb2.DrainNodeRequest, _gcs_pb2.DrainNodeReply]  # type: ignore[assignment]
+    """idempotent: a later one replaces it"""
     ReportResources: _aio.UnaryUnaryMultiCallable[_gcs_pb2.ReportResourcesRequest, _gcs_pb2.ReportResourcesReply]  # type: ignore[assignment]
     """idempotent by version; is the heartbeat"""
 
@@ -78,6 +82,14 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gcs_pb2.ListNodesReply, _abc.Awaitable[_gcs_pb2.ListNodesReply]]:
         """read only"""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _gcs_pb2.DrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gcs_pb2.DrainNodeReply, _abc.Awaitable[_gcs_pb2.DrainNodeReply]]:
+        """idempotent: a later one replaces it"""
 
     @_abc_1.abstractmethod
     def ReportResources(
@@ -246,6 +258,67 @@ class ActorServiceServicer(metaclass=_abc_1.ABCMeta):
         """idempotent by incarnation"""
 
 def add_ActorServiceServicer_to_server(servicer: ActorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class PlacementGroupServiceStub:
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> PlacementGroupServiceAsyncStub: ...
+    Register: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.RegisterPlacementGroupsRequest, _gcs_pb2.RegisterPlacementGroupsReply]
+    """idempotent by group_id"""
+    Remove: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.RemovePlacementGroupsRequest, _gcs_pb2.RemovePlacementGroupsReply]
+    """idempotent"""
+    Get: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.GetPlacementGroupRequest, _gcs_pb2.GetPlacementGroupReply]
+    """read only"""
+    List: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.ListPlacementGroupsRequest, _gcs_pb2.ListPlacementGroupsReply]
+    """read only"""
+
+@_typing.type_check_only
+class PlacementGroupServiceAsyncStub(PlacementGroupServiceStub):
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Register: _aio.UnaryUnaryMultiCallable[_gcs_pb2.RegisterPlacementGroupsRequest, _gcs_pb2.RegisterPlacementGroupsReply]  # type: ignore[assignment]
+    """idempotent by group_id"""
+    Remove: _aio.UnaryUnaryMultiCallable[_gcs_pb2.RemovePlacementGroupsRequest, _gcs_pb2.RemovePlacementGroupsReply]  # type: ignore[assignment]
+    """idempotent"""
+    Get: _aio.UnaryUnaryMultiCallable[_gcs_pb2.GetPlacementGroupRequest, _gcs_pb2.GetPlacementGroupReply]  # type: ignore[assignment]
+    """read only"""
+    List: _aio.UnaryUnaryMultiCallable[_gcs_pb2.ListPlacementGroupsRequest, _gcs_pb2.ListPlacementGroupsReply]  # type: ignore[assignment]
+    """read only"""
+
+class PlacementGroupServiceServicer(metaclass=_abc_1.ABCMeta):
+    @_abc_1.abstractmethod
+    def Register(
+        self,
+        request: _gcs_pb2.RegisterPlacementGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gcs_pb2.RegisterPlacementGroupsReply, _abc.Awaitable[_gcs_pb2.RegisterPlacementGroupsReply]]:
+        """idempotent by group_id"""
+
+    @_abc_1.abstractmethod
+    def Remove(
+        self,
+        request: _gcs_pb2.RemovePlacementGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gcs_pb2.RemovePlacementGroupsReply, _abc.Awaitable[_gcs_pb2.RemovePlacementGroupsReply]]:
+        """idempotent"""
+
+    @_abc_1.abstractmethod
+    def Get(
+        self,
+        request: _gcs_pb2.GetPlacementGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gcs_pb2.GetPlacementGroupReply, _abc.Awaitable[_gcs_pb2.GetPlacementGroupReply]]:
+        """read only"""
+
+    @_abc_1.abstractmethod
+    def List(
+        self,
+        request: _gcs_pb2.ListPlacementGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gcs_pb2.ListPlacementGroupsReply, _abc.Awaitable[_gcs_pb2.ListPlacementGroupsReply]]:
+        """read only"""
+
+def add_PlacementGroupServiceServicer_to_server(servicer: PlacementGroupServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class WorkerServiceStub:
     @_typing.overload

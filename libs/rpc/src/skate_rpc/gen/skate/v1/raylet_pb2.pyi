@@ -109,6 +109,216 @@ class KillActorOnNodeReply(_message.Message):
 Global___KillActorOnNodeReply: _TypeAlias = KillActorOnNodeReply  # noqa: Y015
 
 @_typing.final
+class PrepareBundles(_message.Message):
+    """---- bundles of placement groups: set aside by Prepare, open to leases by Commit, given back by Return ----
+
+    An attempt to place a group has a number that grows; an order of an attempt that was given back is refused, however late.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class BundlesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        @_builtins.property
+        def value(self) -> _common_pb2.ResourceSet: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _common_pb2.ResourceSet | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    BUNDLES_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.bytes
+    attempt: _builtins.int
+    commit: _builtins.bool
+    """this node alone holds the attempt: they are open at once"""
+    @_builtins.property
+    def bundles(self) -> _containers.MessageMap[_builtins.int, _common_pb2.ResourceSet]:
+        """by index"""
+
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.bytes = ...,
+        attempt: _builtins.int = ...,
+        bundles: _abc.Mapping[_builtins.int, _common_pb2.ResourceSet] | None = ...,
+        commit: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bundles", b"bundles", "commit", b"commit", "group_id", b"group_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareBundles: _TypeAlias = PrepareBundles  # noqa: Y015
+
+@_typing.final
+class PrepareBundlesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrepareBundles]: ...
+    def __init__(
+        self,
+        *,
+        orders: _abc.Iterable[Global___PrepareBundles] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareBundlesRequest: _TypeAlias = PrepareBundlesRequest  # noqa: Y015
+
+@_typing.final
+class PrepareBundlesReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        refusals: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refusals", b"refusals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrepareBundlesReply: _TypeAlias = PrepareBundlesReply  # noqa: Y015
+
+@_typing.final
+class CommitBundlesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[_gcs_pb2.BundleRef]: ...
+    def __init__(
+        self,
+        *,
+        orders: _abc.Iterable[_gcs_pb2.BundleRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitBundlesRequest: _TypeAlias = CommitBundlesRequest  # noqa: Y015
+
+@_typing.final
+class CommitBundlesReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFUSALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        refusals: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refusals", b"refusals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitBundlesReply: _TypeAlias = CommitBundlesReply  # noqa: Y015
+
+@_typing.final
+class ReturnBundlesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[_gcs_pb2.BundleRef]: ...
+    def __init__(
+        self,
+        *,
+        orders: _abc.Iterable[_gcs_pb2.BundleRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orders", b"orders"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnBundlesRequest: _TypeAlias = ReturnBundlesRequest  # noqa: Y015
+
+@_typing.final
+class ReturnBundlesReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnBundlesReply: _TypeAlias = ReturnBundlesReply  # noqa: Y015
+
+@_typing.final
+class BundleInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    RETURNING_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.bytes
+    index: _builtins.int
+    committed: _builtins.bool
+    returning: _builtins.bool
+    """its users are ending"""
+    @_builtins.property
+    def total(self) -> _common_pb2.ResourceSet: ...
+    @_builtins.property
+    def available(self) -> _common_pb2.ResourceSet: ...
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.bytes = ...,
+        index: _builtins.int = ...,
+        total: _common_pb2.ResourceSet | None = ...,
+        available: _common_pb2.ResourceSet | None = ...,
+        committed: _builtins.bool = ...,
+        returning: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "committed", b"committed", "group_id", b"group_id", "index", b"index", "returning", b"returning", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BundleInfo: _TypeAlias = BundleInfo  # noqa: Y015
+
+@_typing.final
 class LeaseInfo(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -119,6 +329,8 @@ class LeaseInfo(_message.Message):
     RESOURCES_FIELD_NUMBER: _builtins.int
     ACTOR_ID_FIELD_NUMBER: _builtins.int
     LENDING_CPU_FIELD_NUMBER: _builtins.int
+    PLACEMENT_GROUP_ID_FIELD_NUMBER: _builtins.int
+    BUNDLE_INDEX_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.bytes
     worker_id: _builtins.bytes
     worker_pid: _builtins.int
@@ -128,6 +340,9 @@ class LeaseInfo(_message.Message):
     """empty for a task lease"""
     lending_cpu: _builtins.bool
     """blocked in get or wait"""
+    placement_group_id: _builtins.bytes
+    """in a bundle of this group"""
+    bundle_index: _builtins.int
     @_builtins.property
     def resources(self) -> _common_pb2.ResourceSet: ...
     def __init__(
@@ -140,10 +355,12 @@ class LeaseInfo(_message.Message):
         resources: _common_pb2.ResourceSet | None = ...,
         actor_id: _builtins.bytes = ...,
         lending_cpu: _builtins.bool = ...,
+        placement_group_id: _builtins.bytes = ...,
+        bundle_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "holder_id", b"holder_id", "lease_id", b"lease_id", "lending_cpu", b"lending_cpu", "resources", b"resources", "worker_id", b"worker_id", "worker_pid", b"worker_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "bundle_index", b"bundle_index", "holder_id", b"holder_id", "lease_id", b"lease_id", "lending_cpu", b"lending_cpu", "placement_group_id", b"placement_group_id", "resources", b"resources", "worker_id", b"worker_id", "worker_pid", b"worker_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -206,6 +423,7 @@ class NodeStatusReply(_message.Message):
     STORE_CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
     STORE_USED_BYTES_FIELD_NUMBER: _builtins.int
     STORE_OBJECTS_FIELD_NUMBER: _builtins.int
+    BUNDLES_FIELD_NUMBER: _builtins.int
     workers_idle: _builtins.int
     workers_total: _builtins.int
     store_capacity_bytes: _builtins.int
@@ -217,6 +435,8 @@ class NodeStatusReply(_message.Message):
     def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseInfo]: ...
     @_builtins.property
     def pending(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingLease]: ...
+    @_builtins.property
+    def bundles(self) -> _containers.RepeatedCompositeFieldContainer[Global___BundleInfo]: ...
     def __init__(
         self,
         *,
@@ -228,10 +448,11 @@ class NodeStatusReply(_message.Message):
         store_capacity_bytes: _builtins.int = ...,
         store_used_bytes: _builtins.int = ...,
         store_objects: _builtins.int = ...,
+        bundles: _abc.Iterable[Global___BundleInfo] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "node", b"node", "pending", b"pending", "store_capacity_bytes", b"store_capacity_bytes", "store_objects", b"store_objects", "store_used_bytes", b"store_used_bytes", "workers_idle", b"workers_idle", "workers_total", b"workers_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "leases", b"leases", "node", b"node", "pending", b"pending", "store_capacity_bytes", b"store_capacity_bytes", "store_objects", b"store_objects", "store_used_bytes", b"store_used_bytes", "workers_idle", b"workers_idle", "workers_total", b"workers_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -273,6 +494,95 @@ class ShutdownNodeReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShutdownNodeReply: _TypeAlias = ShutdownNodeReply  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def drain(self) -> _gcs_pb2.DrainInfo: ...
+    def __init__(
+        self,
+        *,
+        drain: _gcs_pb2.DrainInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    REJECTION_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.bool
+    rejection: _builtins.str
+    """why not, when accepted is false"""
+    def __init__(
+        self,
+        *,
+        accepted: _builtins.bool = ...,
+        rejection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "rejection", b"rejection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainReply: _TypeAlias = DrainReply  # noqa: Y015
+
+@_typing.final
+class MoveGcsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    GCS_LIFE_FIELD_NUMBER: _builtins.int
+    endpoint: _builtins.str
+    """where the GCS listens now"""
+    cluster_id: _builtins.str
+    gcs_life: _builtins.int
+    """an announcement of an older GCS than the one known is refused"""
+    def __init__(
+        self,
+        *,
+        endpoint: _builtins.str = ...,
+        cluster_id: _builtins.str = ...,
+        gcs_life: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "endpoint", b"endpoint", "gcs_life", b"gcs_life"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveGcsRequest: _TypeAlias = MoveGcsRequest  # noqa: Y015
+
+@_typing.final
+class MoveGcsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.bool
+    def __init__(
+        self,
+        *,
+        accepted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveGcsReply: _TypeAlias = MoveGcsReply  # noqa: Y015
 
 @_typing.final
 class NodeObjectsRequest(_message.Message):
@@ -388,6 +698,8 @@ class LoanAsk(_message.Message):
     BACKLOG_FIELD_NUMBER: _builtins.int
     WAITED_S_FIELD_NUMBER: _builtins.int
     WAIT_S_FIELD_NUMBER: _builtins.int
+    PLACEMENT_GROUP_ID_FIELD_NUMBER: _builtins.int
+    BUNDLE_INDEX_FIELD_NUMBER: _builtins.int
     ask_id: _builtins.int
     holder_id: _builtins.bytes
     job_id: _builtins.bytes
@@ -396,6 +708,9 @@ class LoanAsk(_message.Message):
     """since the holder asked"""
     wait_s: _builtins.float
     """without resources after this long it ends as "busy" """
+    placement_group_id: _builtins.bytes
+    """in a bundle of this group"""
+    bundle_index: _builtins.int
     @_builtins.property
     def resources(self) -> _common_pb2.ResourceSet: ...
     @_builtins.property
@@ -411,10 +726,12 @@ class LoanAsk(_message.Message):
         backlog: _builtins.int = ...,
         waited_s: _builtins.float = ...,
         wait_s: _builtins.float = ...,
+        placement_group_id: _builtins.bytes = ...,
+        bundle_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_id", b"ask_id", "backlog", b"backlog", "env_vars", b"env_vars", "holder_id", b"holder_id", "job_id", b"job_id", "resources", b"resources", "wait_s", b"wait_s", "waited_s", b"waited_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_id", b"ask_id", "backlog", b"backlog", "bundle_index", b"bundle_index", "env_vars", b"env_vars", "holder_id", b"holder_id", "job_id", b"job_id", "placement_group_id", b"placement_group_id", "resources", b"resources", "wait_s", b"wait_s", "waited_s", b"waited_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

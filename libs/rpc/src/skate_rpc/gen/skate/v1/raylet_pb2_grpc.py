@@ -44,6 +44,21 @@ class RayletServiceStub:
                 request_serializer=skate_dot_v1_dot_raylet__pb2.KillActorOnNodeRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.KillActorOnNodeReply.FromString,
                 _registered_method=True)
+        self.PrepareBundles = channel.unary_unary(
+                '/skate.v1.RayletService/PrepareBundles',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.PrepareBundlesRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.PrepareBundlesReply.FromString,
+                _registered_method=True)
+        self.CommitBundles = channel.unary_unary(
+                '/skate.v1.RayletService/CommitBundles',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.CommitBundlesRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.CommitBundlesReply.FromString,
+                _registered_method=True)
+        self.ReturnBundles = channel.unary_unary(
+                '/skate.v1.RayletService/ReturnBundles',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.ReturnBundlesRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.ReturnBundlesReply.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/skate.v1.RayletService/Status',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.NodeStatusRequest.SerializeToString,
@@ -69,6 +84,16 @@ class RayletServiceStub:
                 request_serializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeReply.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/skate.v1.RayletService/Drain',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.DrainRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.DrainReply.FromString,
+                _registered_method=True)
+        self.MoveGcs = channel.unary_unary(
+                '/skate.v1.RayletService/MoveGcs',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.MoveGcsRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.MoveGcsReply.FromString,
+                _registered_method=True)
         self.Borrow = channel.stream_stream(
                 '/skate.v1.RayletService/Borrow',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.LoanOrders.SerializeToString,
@@ -93,6 +118,27 @@ class RayletServiceServicer:
 
     def KillActor(self, request, context):
         """idempotent
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PrepareBundles(self, request, context):
+        """idempotent by group_id and attempt
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitBundles(self, request, context):
+        """idempotent by group_id and attempt
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReturnBundles(self, request, context):
+        """idempotent by group_id and attempt
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,6 +179,20 @@ class RayletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """idempotent: a later one replaces it
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveGcs(self, request, context):
+        """idempotent by gcs_life
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Borrow(self, request_iterator, context):
         """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
         the loans of a borrower that is not heard of for ten seconds end.
@@ -164,6 +224,21 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.KillActorOnNodeRequest.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.KillActorOnNodeReply.SerializeToString,
             ),
+            'PrepareBundles': grpc.unary_unary_rpc_method_handler(
+                    servicer.PrepareBundles,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.PrepareBundlesRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.PrepareBundlesReply.SerializeToString,
+            ),
+            'CommitBundles': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitBundles,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.CommitBundlesRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.CommitBundlesReply.SerializeToString,
+            ),
+            'ReturnBundles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReturnBundles,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.ReturnBundlesRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.ReturnBundlesReply.SerializeToString,
+            ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.NodeStatusRequest.FromString,
@@ -188,6 +263,16 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     servicer.Shutdown,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.ShutdownNodeReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.DrainRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.DrainReply.SerializeToString,
+            ),
+            'MoveGcs': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveGcs,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.MoveGcsRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.MoveGcsReply.SerializeToString,
             ),
             'Borrow': grpc.stream_stream_rpc_method_handler(
                     servicer.Borrow,
@@ -254,6 +339,87 @@ class RayletService:
             '/skate.v1.RayletService/KillActor',
             skate_dot_v1_dot_raylet__pb2.KillActorOnNodeRequest.SerializeToString,
             skate_dot_v1_dot_raylet__pb2.KillActorOnNodeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PrepareBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/PrepareBundles',
+            skate_dot_v1_dot_raylet__pb2.PrepareBundlesRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.PrepareBundlesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/CommitBundles',
+            skate_dot_v1_dot_raylet__pb2.CommitBundlesRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.CommitBundlesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReturnBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/ReturnBundles',
+            skate_dot_v1_dot_raylet__pb2.ReturnBundlesRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.ReturnBundlesReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -389,6 +555,60 @@ class RayletService:
             '/skate.v1.RayletService/Shutdown',
             skate_dot_v1_dot_raylet__pb2.ShutdownNodeRequest.SerializeToString,
             skate_dot_v1_dot_raylet__pb2.ShutdownNodeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/Drain',
+            skate_dot_v1_dot_raylet__pb2.DrainRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveGcs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/MoveGcs',
+            skate_dot_v1_dot_raylet__pb2.MoveGcsRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.MoveGcsReply.FromString,
             options,
             channel_credentials,
             insecure,

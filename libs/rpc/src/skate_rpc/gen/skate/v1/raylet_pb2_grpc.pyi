@@ -35,6 +35,12 @@ class RayletServiceStub:
     """idempotent by actor_id and incarnation"""
     KillActor: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.KillActorOnNodeRequest, _raylet_pb2.KillActorOnNodeReply]
     """idempotent"""
+    PrepareBundles: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.PrepareBundlesRequest, _raylet_pb2.PrepareBundlesReply]
+    """idempotent by group_id and attempt"""
+    CommitBundles: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.CommitBundlesRequest, _raylet_pb2.CommitBundlesReply]
+    """idempotent by group_id and attempt"""
+    ReturnBundles: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ReturnBundlesRequest, _raylet_pb2.ReturnBundlesReply]
+    """idempotent by group_id and attempt"""
     Status: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeStatusRequest, _raylet_pb2.NodeStatusReply]
     """read only"""
     Objects: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]
@@ -45,6 +51,10 @@ class RayletServiceStub:
     """read only"""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]
     """idempotent"""
+    Drain: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.DrainRequest, _raylet_pb2.DrainReply]
+    """idempotent: a later one replaces it"""
+    MoveGcs: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.MoveGcsRequest, _raylet_pb2.MoveGcsReply]
+    """idempotent by gcs_life"""
     Borrow: _grpc.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]
     """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
     the loans of a borrower that is not heard of for ten seconds end.
@@ -63,6 +73,12 @@ class RayletServiceAsyncStub(RayletServiceStub):
     """idempotent by actor_id and incarnation"""
     KillActor: _aio.UnaryUnaryMultiCallable[_raylet_pb2.KillActorOnNodeRequest, _raylet_pb2.KillActorOnNodeReply]  # type: ignore[assignment]
     """idempotent"""
+    PrepareBundles: _aio.UnaryUnaryMultiCallable[_raylet_pb2.PrepareBundlesRequest, _raylet_pb2.PrepareBundlesReply]  # type: ignore[assignment]
+    """idempotent by group_id and attempt"""
+    CommitBundles: _aio.UnaryUnaryMultiCallable[_raylet_pb2.CommitBundlesRequest, _raylet_pb2.CommitBundlesReply]  # type: ignore[assignment]
+    """idempotent by group_id and attempt"""
+    ReturnBundles: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ReturnBundlesRequest, _raylet_pb2.ReturnBundlesReply]  # type: ignore[assignment]
+    """idempotent by group_id and attempt"""
     Status: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeStatusRequest, _raylet_pb2.NodeStatusReply]  # type: ignore[assignment]
     """read only"""
     Objects: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]  # type: ignore[assignment]
@@ -73,6 +89,10 @@ class RayletServiceAsyncStub(RayletServiceStub):
     """read only"""
     Shutdown: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ShutdownNodeRequest, _raylet_pb2.ShutdownNodeReply]  # type: ignore[assignment]
     """idempotent"""
+    Drain: _aio.UnaryUnaryMultiCallable[_raylet_pb2.DrainRequest, _raylet_pb2.DrainReply]  # type: ignore[assignment]
+    """idempotent: a later one replaces it"""
+    MoveGcs: _aio.UnaryUnaryMultiCallable[_raylet_pb2.MoveGcsRequest, _raylet_pb2.MoveGcsReply]  # type: ignore[assignment]
+    """idempotent by gcs_life"""
     Borrow: _aio.StreamStreamMultiCallable[_raylet_pb2.LoanOrders, _raylet_pb2.LoanNews]  # type: ignore[assignment]
     """A borrower's line to a lender, for as long as both live. A broken one is opened again and begins with LoanSync;
     the loans of a borrower that is not heard of for ten seconds end.
@@ -100,6 +120,30 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_raylet_pb2.KillActorOnNodeReply, _abc.Awaitable[_raylet_pb2.KillActorOnNodeReply]]:
         """idempotent"""
+
+    @_abc_1.abstractmethod
+    def PrepareBundles(
+        self,
+        request: _raylet_pb2.PrepareBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.PrepareBundlesReply, _abc.Awaitable[_raylet_pb2.PrepareBundlesReply]]:
+        """idempotent by group_id and attempt"""
+
+    @_abc_1.abstractmethod
+    def CommitBundles(
+        self,
+        request: _raylet_pb2.CommitBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.CommitBundlesReply, _abc.Awaitable[_raylet_pb2.CommitBundlesReply]]:
+        """idempotent by group_id and attempt"""
+
+    @_abc_1.abstractmethod
+    def ReturnBundles(
+        self,
+        request: _raylet_pb2.ReturnBundlesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.ReturnBundlesReply, _abc.Awaitable[_raylet_pb2.ReturnBundlesReply]]:
+        """idempotent by group_id and attempt"""
 
     @_abc_1.abstractmethod
     def Status(
@@ -140,6 +184,22 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_raylet_pb2.ShutdownNodeReply, _abc.Awaitable[_raylet_pb2.ShutdownNodeReply]]:
         """idempotent"""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _raylet_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.DrainReply, _abc.Awaitable[_raylet_pb2.DrainReply]]:
+        """idempotent: a later one replaces it"""
+
+    @_abc_1.abstractmethod
+    def MoveGcs(
+        self,
+        request: _raylet_pb2.MoveGcsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.MoveGcsReply, _abc.Awaitable[_raylet_pb2.MoveGcsReply]]:
+        """idempotent by gcs_life"""
 
     @_abc_1.abstractmethod
     def Borrow(

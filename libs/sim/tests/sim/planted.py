@@ -1,0 +1,289 @@
+"""Bugs to plant one at a time, to see whether the simulation notices: each a plausible slip.
+
+Each names the scenario in which it is looked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from skate_gcs.machine.actor_table import ActorTable
+from skate_gcs.machine.kill_orders import KillOrders
+from skate_gcs.machine.node_table import NodeTable
+from skate_raylet.machine.borrowing import Borrowing
+from skate_raylet.machine.lease_machine import LeaseMachine
+from skate_raylet.machine.lease_table import LeaseTable
+from skate_raylet.machine.lending import Lending
+from skate_raylet.machine.worker_pool_machine import WorkerPoolMachine
+from skate_worker.actor_submitter import ActorSubmitter
+from skate_worker.machine.actor_calls import ActorCalls
+from skate_worker.machine.lease_pool import LeasePool
+from skate_rpc.serials import Received
+from skate_worker.submission import Submission
+from skate_worker.task_submitter import TaskSubmitter
+
+PLANTED: dict[str, tuple[str, Callable[[], Any]]] = {}
+
+
+def planted(scenario: str) -> Callable[[Callable[[], Iterator[None]]], None]:
+    """Make a generator a planted bug; its docstring says what is wrong."""
+
+    def note(change: Callable[[], Iterator[None]]) -> None:
+        PLANTED[change.__name__] = (scenario, contextmanager(change))
+
+    return note
+
+
+def replaced(owner: type, name: str, replacement: Callable[..., Any]) -> Any:
+    """Put ``replacement(original, self, *args)`` in the place of a method."""
+    original = getattr(owner, name)
+
+    def call(self: Any, *args: Any, **named: Any) -> Any:
+        return replacement(original, self, *args, **named)
+
+    return mock.patch.object(owner, name, call)
+
+
+# ---- owners ----
+
+
+@planted("tasks")
+def retry_costs_no_attempt() -> Iterator[None]:
+    """A death does not use up a retry."""
+
+    def take(original: Any, self: Any) -> bool:
+        if self.attempts_left == 0:
+            return False
+        self.message.attempt += 1
+        self.is_solo = True
+        return True
+
+    with replaced(Submission, "take_attempt", take):
+        yield
+
+
+@planted("tasks")
+def dead_task_without_retries_runs_again() -> Iterator[None]:
+    """A task without retries is taken for one that never started."""
+
+    def died(original: Any, self: Any, *args: Any, **named: Any) -> Any:
+        return original(self, *args, **{**named, "has_started": False})
+
+    with replaced(TaskSubmitter, "_worker_died", died):
+        yield
+
+
+@planted("tasks")
+def window_is_shared_by_the_last_attempt() -> Iterator[None]:
+    """A task whose last attempt this is travels with others."""
+
+    def has_room(original: Any, self: Any, lease: Any, task: Any) -> bool:
+        was_solo, task.is_solo = task.is_solo, False
+        try:
+            return bool(original(self, lease, task))
+        finally:
+            task.is_solo = was_solo
+
+    with replaced(LeasePool, "_has_room", has_room):
+        yield
+
+
+@planted("tasks")
+def tasks_of_a_dead_worker_are_forgotten() -> Iterator[None]:
+    """What stood behind the running task at a worker that died is dropped."""
+
+    def lost(original: Any, self: Any, lease_id: bytes) -> Any:
+        found = original(self, lease_id)
+        return None if found is None else (found[0], found[1][:1])
+
+    with replaced(LeasePool, "lost", lost):
+        yield
+
+
+@planted("tasks")
+def given_back_tasks_are_dropped() -> Iterator[None]:
+    """Tasks that a worker gave back are not queued again."""
+
+    def given_back(original: Any, self: Any, lease: Any, task_ids: Any, is_blocked: bool) -> Any:
+        tasks = original(self, lease, task_ids, is_blocked)
+        for _ in tasks:
+            lease.queue.pending.popleft()
+        return tasks
+
+    with replaced(LeasePool, "given_back", given_back):
+        yield
+
+
+@planted("actors")
+def restarted_actor_is_not_called_again() -> Iterator[None]:
+    """The caller keeps its line to the first life."""
+
+    def on_update(original: Any, self: Any, message: Any) -> None:
+        if message.actor.incarnation == 0 or message.actor.state != "ALIVE":
+            original(self, message)
+
+    with replaced(ActorSubmitter, "on_update", on_update):
+        yield
+
+
+@planted("actors")
+def retried_calls_go_last() -> Iterator[None]:
+    """Calls that are retried stand behind later ones."""
+
+    def disconnected(original: Any, self: Any) -> Any:
+        later = list(self.waiting)
+        self.waiting.clear()
+        failed = original(self)
+        self.waiting.extendleft(reversed(later))
+        return failed
+
+    with replaced(ActorCalls, "disconnected", disconnected):
+        yield
+
+
+@planted("actors")
+def calls_without_retries_are_sent_again() -> Iterator[None]:
+    """Every call that was in flight is repeated after a restart."""
+
+    def disconnected(original: Any, self: Any) -> Any:
+        failed = original(self)
+        self.waiting.extendleft(reversed(failed))
+        return []
+
+    with replaced(ActorCalls, "disconnected", disconnected):
+        yield
+
+
+@planted("network")
+def broken_connection_keeps_its_lease() -> Iterator[None]:
+    """A lease whose connection broke is buried and never returned."""
+    with replaced(
+        TaskSubmitter,
+        "_give_up",
+        lambda _, self, lease_id, cause: self._bury(lease_id, cause),
+    ):
+        yield
+
+
+@planted("network")
+def repeated_messages_act_twice() -> Iterator[None]:
+    """Nobody looks at serials."""
+    with replaced(Received, "is_new", lambda _, self, serial: True):
+        yield
+
+
+# ---- nodes ----
+
+
+@planted("tasks")
+def returned_lease_keeps_its_resources() -> Iterator[None]:
+    """A return is noted, and what the lease held is still taken."""
+
+    def remove(original: Any, self: Any, lease: Any) -> None:
+        derived = self._derive()
+        original(self, lease)
+        self._derived = derived
+
+    with replaced(LeaseTable, "remove", remove):
+        yield
+
+
+@planted("tasks")
+def lent_cpus_are_not_counted() -> Iterator[None]:
+    """The sums of what is free stay as they were when a worker blocks or wakes."""
+
+    def set_blocked(original: Any, self: Any, lease: Any, is_blocked: bool) -> None:
+        lease.is_blocked = is_blocked  # and the sums stay as they were
+
+    with replaced(LeaseTable, "set_blocked", set_blocked):
+        yield
+
+
+@planted("tasks")
+def dead_holder_keeps_its_leases() -> Iterator[None]:
+    """The leases of a process that ended stay."""
+    with replaced(LeaseMachine, "_lose_holder", lambda _, self, holder_id, commands: None):
+        yield
+
+
+@planted("tasks")
+def leases_of_a_dead_holder_elsewhere_stay() -> Iterator[None]:
+    """What other nodes lent to a process that ended is not given back."""
+    with replaced(Borrowing, "lose_holder", lambda *_: []):
+        yield
+
+
+@planted("network")
+def sync_is_ignored_by_the_lender() -> Iterator[None]:
+    """A lender keeps loans that the borrower no longer knows."""
+    with replaced(Lending, "_sync", lambda *_: ([], [])):
+        yield
+
+
+@planted("nodes")
+def loans_to_a_dead_node_stay() -> Iterator[None]:
+    """A borrower's death ends none of its loans."""
+    with replaced(Lending, "lose_node", lambda *_: []):
+        yield
+
+
+@planted("nodes")
+def leases_at_a_dead_node_are_not_reported() -> Iterator[None]:
+    """The holder of a lease at a node that died hears nothing, and the request is forgotten."""
+
+    def lose(original: Any, self: Any, node_id: bytes, cause: Any) -> Any:
+        commands, _ = original(self, node_id, cause)
+        return commands, []
+
+    with replaced(Borrowing, "lose_node", lose):
+        yield
+
+
+@planted("tasks")
+def failed_start_is_forgotten() -> Iterator[None]:
+    """A fork that failed is not tried again."""
+
+    with replaced(WorkerPoolMachine, "_fail_start", lambda *_: None):
+        yield
+
+
+# ---- the GCS ----
+
+
+@planted("actors")
+def restarts_are_not_counted() -> Iterator[None]:
+    """An actor restarts as often as it dies."""
+    with mock.patch("skate_gcs.machine.actor_table.may_restart", return_value=True):
+        yield
+
+
+@planted("gcs")
+def kill_orders_are_forgotten_in_a_crash() -> Iterator[None]:
+    """A GCS that restarts does not know which processes it still has to end."""
+    with replaced(KillOrders, "restore", lambda *_: None):
+        yield
+
+
+@planted("everything")
+def silent_nodes_stay_alive() -> Iterator[None]:
+    """No node is ever held for dead for its silence."""
+
+    def tick(original: Any, self: Any, now: Any, out: Any) -> Any:
+        original(self, now, out)
+        return []
+
+    with replaced(NodeTable, "tick", tick):
+        yield
+
+
+@planted("gcs")
+def actors_of_a_dead_owner_live_on() -> Iterator[None]:
+    """The end of a job ends none of its actors."""
+    with (
+        replaced(ActorTable, "job_finished", lambda *_: None),
+        replaced(ActorTable, "owner_died", lambda *_: None),
+    ):
+        yield
