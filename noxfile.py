@@ -208,7 +208,7 @@ def sim(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def chaos(session: nox.Session) -> None:
-    """Kill processes of a running cluster: ``nox -s chaos -- --faults 3000``."""
+    """Kill processes of a running cluster: ``nox -s chaos -- --faults 3000``; 40 take a minute."""
     install(session, MEMBERS.values(), *TESTING, *INTEGRATION)
     run_pytest(session, "tests", "-m", "chaos")
 

@@ -27,6 +27,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, default=50, help="faults that a chaos test injects")
     parser.addoption("--log-lines", type=int, default=3000, help="lines that each worker prints")
     parser.addoption("--objects", type=int, default=4000, help="objects that exist at once")
+    parser.addoption(
+        "--new-work-s",
+        type=float,
+        default=15.0,
+        help="how long new work may take after the last fault of a chaos test; 2 when nothing else"
+        " runs on the machine",
+    )
     parser.addoption("--chaos-seed", type=int, help="seed of the chaos tests; random if not given")
 
 
@@ -49,6 +56,13 @@ def object_count(request: pytest.FixtureRequest) -> int:
     """How many objects exist at once in the test of many objects."""
     count: int = request.config.getoption("--objects")
     return count
+
+
+@pytest.fixture
+def new_work_s(request: pytest.FixtureRequest) -> float:
+    """How long new work may take once it is calm."""
+    limit_s: float = request.config.getoption("--new-work-s")
+    return limit_s
 
 
 @pytest.fixture

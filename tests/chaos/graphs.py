@@ -18,7 +18,7 @@ DEPTH_MAX = 12
 WIDTH_MAX = 4
 SIZES = (1_000, 20_000, 90_000, 110_000, 500_000, 4_000_000)
 WEIGHTS = (30, 15, 10, 25, 15, 5)
-KINDS = ("direct", "direct", "nested", "carry", "pair")
+KINDS = ("direct", "direct", "nested", "carry", "pair", "call")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Step:
     """One vertex: a value that is put, or a task of the steps before it.
 
     ``put`` has no inputs. ``direct`` takes them as arguments, ``nested`` as references in a list,
-    ``carry`` returns those references within its value, ``pair`` returns two values.
+    ``carry`` returns those references within its value, ``pair`` returns two values, and ``call``
+    is made of an actor, which holds on to the references.
     """
 
     number: int
@@ -78,14 +79,15 @@ def run_in_sequence(seed: int, steps: Iterable[Step]) -> dict[int, bytes]:
     return found
 
 
-def submit(seed: int, steps: Iterable[Step]) -> dict[int, Any]:
-    """Run the graph on the cluster; the references of its leaves and of what was put.
+def submit(seed: int, steps: Iterable[Step]) -> tuple[dict[int, Any], Any]:
+    """Run the graph on the cluster; the references of its leaves and of what was put; its actor.
 
-    All others are dropped: lineage makes those values again. What was put it can not make, so that
-    is kept for as long as a task may run again.
+    All others are dropped: lineage makes those values again. What was put it can not make, and it
+    keeps no actor alive, so these are kept for as long as something may run again.
     """
     refs: dict[int, Any] = {}
     steps = list(steps)
+    actor = Holder.remote() if any(step.kind == "call" for step in steps) else None
     for step in steps:
         inputs = [refs[number] for number in step.inputs]
         if step.kind == "put":
@@ -94,10 +96,12 @@ def submit(seed: int, steps: Iterable[Step]) -> dict[int, Any]:
             refs[step.number] = direct.remote(seed, step, *inputs)
         elif step.kind == "pair":
             refs[step.number] = pair.remote(seed, step, *inputs)[step.number % 2]
+        elif step.kind == "call":
+            refs[step.number] = actor.work.remote(seed, step, inputs)
         else:
             refs[step.number] = TASKS[step.kind].remote(seed, step, inputs)
     kept = {step.number for step in steps if step.kind == "put"}.union(leaves(steps))
-    return {number: refs[number] for number in kept}
+    return {number: refs[number] for number in kept}, actor
 
 
 def digest_of(value: Any, get: Callable[[list[Any]], list[Any]]) -> bytes:
@@ -149,6 +153,28 @@ def carry(seed: int, step: Step, refs: list[Any]) -> Carrier:
 def pair(seed: int, step: Step, *inputs: Any) -> tuple[bytes, bytes]:
     body = body_of(seed, step, _digests(inputs))
     return (body, b"other") if step.number % 2 == 0 else (b"other", body)
+
+
+def ballast_of(number: int) -> bytes:
+    """Sixteen megabytes."""
+    return number.to_bytes(8, "big") * (2 << 20)
+
+
+@skate.remote(max_retries=-1, scheduling_strategy="SPREAD")
+def ballast(number: int) -> bytes:
+    return ballast_of(number)
+
+
+@skate.remote(max_restarts=-1, max_task_retries=-1)
+class Holder:
+    """Holds every reference that it was given since it last started."""
+
+    def __init__(self) -> None:
+        self.held: list[Any] = []
+
+    def work(self, seed: int, step: Step, refs: list[Any]) -> bytes:
+        self.held += refs
+        return body_of(seed, step, _digests(skate.get(refs)))
 
 
 TASKS = {"nested": nested, "carry": carry}

@@ -18,13 +18,14 @@ from skate.cluster_utils import Cluster
 from skate.exceptions import GetTimeoutError
 from skate.util.state import list_objects
 from tests.chaos import graphs
-from tests.chaos.end_check import assert_ends, assert_settled
+from tests.chaos.end_check import assert_ends, assert_settled, eventually, rest_of, stored
 from tests.chaos.killer import Killer
 
 GET_S = 60.0
 NODES = 3
 AT_ONCE = 4
-NODE_ARGS = {"num_cpus": 1}
+BALLAST = 4 * (NODES + 1)
+NODE_ARGS = {"num_cpus": 1, "object_store_memory": 80 << 20}  # little above the least
 PER_FAULT_S = 5.0  # how long a run may take for each fault
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(0)]
@@ -62,25 +63,29 @@ class Watched:
         return found
 
 
-def check(seed: int, submitted: dict[int, Any], watched: Watched) -> None:
+def check(seed: int, submitted: tuple[dict[int, Any], Any], watched: Watched) -> None:
     expected = graphs.run_in_sequence(seed, graphs.make_graph(seed))
-    for number in sorted(submitted):
-        (value,) = watched.get([submitted[number]])
+    refs = submitted[0]  # the other one is only held
+    for number in sorted(refs):
+        (value,) = watched.get([refs[number]])
         digest = graphs.digest_of(value, watched.get)
         assert digest == expected[number], f"graph {seed}, step {number} is wrong"
 
 
 def test_leaves_are_those_of_a_sequential_run(
-    chaos_cluster: Cluster, faults: int, chaos_seed: int
+    chaos_cluster: Cluster, faults: int, chaos_seed: int, new_work_s: float
 ) -> None:
+    base = rest_of(chaos_cluster)
     print(
         f"\nseed {chaos_seed}; again: nox -s chaos -- -k leaves --chaos-seed {chaos_seed}"
         f" --faults {faults}"
     )
     rng = random.Random(chaos_seed)
     watched = Watched()
-    running: list[tuple[int, dict[int, Any]]] = []
+    running: list[tuple[int, tuple[dict[int, Any], Any]]] = []
     made = 0
+    # Fills most of every store, so that the graphs' values make it spill.
+    ballast = [graphs.ballast.remote(number) for number in range(BALLAST)]
     start_s = time.monotonic()
     with Killer(chaos_cluster, chaos_seed, NODE_ARGS) as killer:
         while killer.total() < faults and killer.error is None:
@@ -92,6 +97,9 @@ def test_leaves_are_those_of_a_sequential_run(
             check(*running.pop(0), watched)
         while running:
             check(*running.pop(0), watched)
+        for number, ref in enumerate(ballast):
+            assert watched.get([ref]) == [graphs.ballast_of(number)], f"ballast {number} is wrong"
+        del ballast, ref
     if killer.error is not None:
         raise killer.error
     print(
@@ -99,5 +107,12 @@ def test_leaves_are_those_of_a_sequential_run(
         f" longest wait {watched.longest_s:.1f} s, {time.monotonic() - start_s:.0f} s"
     )
     gc.collect()
-    assert_settled(chaos_cluster)
+    assert_settled(chaos_cluster, base, new_work_s)
     assert_ends(chaos_cluster)
+
+
+def test_end_check_sees_what_is_spilled(chaos_cluster: Cluster) -> None:
+    refs = [skate.put(bytes(16 << 20)) for _ in range(8)]  # more than the head's store holds
+    assert [found for found in stored() if isinstance(found, str)] != []
+    del refs
+    eventually("stores are empty", stored)

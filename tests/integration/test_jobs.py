@@ -20,11 +20,11 @@ from skate_jobs import (
     InvalidJobError,
     Job,
     JobExistsError,
-    JobManager,
     JobNotFoundError,
     JobRunsError,
     JobStatus,
 )
+from skate_jobs.manager import JobManager
 from skate_worker.current import require_core
 
 WAIT_S = 20.0

@@ -7,8 +7,10 @@ import concurrent.futures
 import copy
 import gc
 import logging
+import os
 import pickle
 import re
+import signal
 import subprocess
 import textwrap
 import threading
@@ -23,12 +25,15 @@ import pytest
 
 import skate
 from skate.exceptions import (
+    ActorDiedError,
     GetTimeoutError,
     ObjectFreedError,
+    OwnerDiedError,
     TaskError,
 )
 from skate.experimental import get_local_object_locations, get_object_locations
 from skate.internal import free
+from skate.util.state import list_objects
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
 WAIT_S = 20.0
@@ -220,6 +225,68 @@ def test_get_after_free_raises_object_freed_error(value: Any) -> None:
 @skate.remote
 def large_of(value: Any) -> Any:
     return value
+
+
+@skate.remote
+class Owner:
+    """Owns what others put for it."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@skate.remote
+class Giver:
+    """Puts values that another one owns."""
+
+    def give(self, owner: Any, value: Any) -> list[Any]:
+        inner = skate.put("inside")
+        return [skate.put(value, _owner=owner), skate.put([inner], _owner=owner)]
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@pytest.mark.surface("O2")
+@pytest.mark.parametrize("size", [10, 300_000], ids=["small", "stored"])
+def test_value_put_for_an_actor_outlives_its_maker_and_dies_with_the_actor(size: int) -> None:
+    owner, giver = Owner.remote(), Giver.remote()
+    value = np.arange(size, dtype=np.uint8)
+    ref, container = skate.get(giver.give.remote(owner, value), timeout=WAIT_S)
+    object_id = ref.hex()
+    giver_pid = skate.get(giver.pid.remote(), timeout=WAIT_S)
+    pid = skate.get(owner.pid.remote(), timeout=WAIT_S)
+    (row,) = (r for r in list_objects() if r.object_id == object_id and r.pid == pid)
+    assert row.owner_pid == pid
+    os.kill(giver_pid, signal.SIGKILL)
+    with pytest.raises(ActorDiedError):
+        skate.get(giver.pid.remote(), timeout=WAIT_S)
+    assert (skate.get(ref, timeout=WAIT_S) == value).all()
+    inner = skate.get(container, timeout=WAIT_S)[0]
+    # What was its maker's own went with it.
+    with pytest.raises(OwnerDiedError):
+        skate.get(inner, timeout=WAIT_S)
+    again = skate.put(value, _owner=owner)
+    assert (skate.get(again, timeout=WAIT_S) == value).all()
+    # Not read before: a small value that was is with the reader as well.
+    unread = skate.put(value, _owner=owner)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(OwnerDiedError, match=f"pid={pid}"):
+        skate.get(unread, timeout=WAIT_S)
+    with pytest.raises(RuntimeError, match=r"actor Owner \(\w+\), (is dead|died)"):
+        skate.put(1, _owner=owner)
+    wait_until(lambda: object_id not in {r.object_id for r in list_objects() if r.stored_on})
+
+
+@pytest.mark.surface("O2")
+def test_value_put_for_an_actor_goes_with_its_last_reference() -> None:
+    owner = Owner.remote()
+    ref = skate.put([skate.put(np.zeros(LARGE))], _owner=owner)
+    (inner,) = skate.get(ref, timeout=WAIT_S)
+    assert skate.get(inner, timeout=WAIT_S).sum() == 0
+    ids = {ref.hex(), inner.hex()}
+    del ref, inner
+    wait_until(lambda: not ids & {row.object_id for row in list_objects()})
 
 
 def test_free_of_an_owner_reaches_those_who_hold_the_value() -> None:

@@ -333,13 +333,19 @@ def test_thousands_of_arguments_and_returns_fit() -> None:
     assert sum(map(len, skate.get(many.remote(), timeout=WAIT_S))) == 1500 * 20_000
 
 
-def test_impossible_request_fails_with_what_is_missing() -> None:
+def test_impossible_request_waits_and_says_what_is_missing() -> None:
     @skate.remote(num_cpus=1000)
     def never() -> None:
         return None
 
-    with pytest.raises(skate.exceptions.TaskUnschedulableError, match="CPU"):
-        skate.get(never.remote(), timeout=30)
+    ref = never.remote()
+
+    with pytest.raises(skate.exceptions.GetTimeoutError, match="CPU 1000"):
+        skate.get(ref, timeout=1)
+    assert "it needs CPU 1000 and the node has CPU" in str(ref.why())
+    skate.cancel(ref)
+    with pytest.raises(skate.exceptions.TaskCancelledError):
+        skate.get(ref, timeout=WAIT_S)
 
 
 def test_what_a_task_prints_and_its_modules_do_not_disturb_the_next() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -86,7 +87,7 @@ def test_task_runs_where_its_resource_is(nodes: Cluster) -> None:
 
 
 def test_task_that_no_node_can_hold_fails_and_says_what_the_most_is(nodes: Cluster) -> None:
-    nodes.add_node(num_cpus=2)
+    nodes.add_node(num_cpus=2, infeasible_timeout_s=0.2)
     nodes.add_node(num_cpus=3)
     nodes.connect()
 
@@ -303,11 +304,17 @@ def test_spread_tasks_use_every_node(nodes: Cluster, tmp_path: Path) -> None:
     nodes.connect()
 
     spread = meet.options(scheduling_strategy="SPREAD")
-    places = skate.get(
-        [spread.remote(str(tmp_path), str(number), 3) for number in range(3)], timeout=WAIT_S
-    )
-
-    assert sorted(places) == sorted(node.node_id for node in started)
+    everywhere = sorted(node.node_id for node in started)
+    deadline_s = time.monotonic() + WAIT_S
+    for number in itertools.count():
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        round_ = [spread.remote(str(folder), str(person), 3) for person in range(3)]
+        places = sorted(skate.get(round_, timeout=WAIT_S))
+        if places == everywhere:
+            return
+        # The driver's node may not have heard of the last one when the first round was placed.
+        assert time.monotonic() < deadline_s, f"round {number} ran on {places}"
 
 
 @skate.remote(num_cpus=0, max_restarts=1)

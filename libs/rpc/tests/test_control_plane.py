@@ -40,6 +40,7 @@ from skate_rpc.handshake import AuthenticationError
 from skate_rpc.methods import METHODS
 from skate_rpc.movable_channel import MovableChannel
 from skate_rpc.object_report import NodeObjects
+from skate_rpc.wait_report import Explanation, NodeWaits
 from skate_telemetry.context import TraceContext, current_trace, use_trace
 
 TOKEN = "5e" * 32
@@ -857,6 +858,10 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
         ListLogs=raylet_pb2.ListLogsReply(files=[raylet_pb2.LogFile(name="a.log", size=3)]),
         ReadLog=raylet_pb2.ReadLogReply(found=True, data=b"abc", size=3),
         Objects=raylet_pb2.NodeObjectsReply(nodes=[msgspec.msgpack.encode(NodeObjects(b"n"))]),
+        Waits=raylet_pb2.NodeWaitsReply(node=msgspec.msgpack.encode(NodeWaits(b"n"))),
+        Why=raylet_pb2.WhyReply(
+            explanations=[msgspec.msgpack.encode(Explanation("task f", "task", "RUNNING"))]
+        ),
         Borrow=raylet_pb2.LoanNews(),  # tested below: it is no call with one answer
         ForwardLogs=raylet_pb2.LogOrder(),  # as Borrow; tested with the raylet
     )
@@ -876,6 +881,10 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
             assert (await client.status()).workers_idle == 4
             objects = await client.objects(whole_cluster=True, rows_max=7, timeout_s=1.5)
             assert [node.node_id for node in objects] == [b"n"]
+            assert (await client.waits("ab", timeout_s=1.5)).node_id == b"n"
+            assert [str(one) for one in await client.why("cd", timeout_s=2.5)] == [
+                "task f: RUNNING"
+            ]
             assert (await client.drain(gcs_pb2.DrainInfo(message="spot"))).accepted
             assert await client.move_gcs("a:1", "c", 3)
             assert [file.name for file in await client.list_logs()] == ["a.log"]
@@ -890,6 +899,8 @@ def test_raylet_client_methods_send_their_arguments_and_return_plain_values(
             raylet_pb2.ReturnBundlesRequest(orders=[ref]),
             raylet_pb2.NodeStatusRequest(),
             raylet_pb2.NodeObjectsRequest(whole_cluster=True, rows_max=7, timeout_s=1.5),
+            raylet_pb2.NodeWaitsRequest(prefix="ab", timeout_s=1.5),
+            raylet_pb2.WhyRequest(prefix="cd", timeout_s=2.5),
             raylet_pb2.DrainRequest(drain=gcs_pb2.DrainInfo(message="spot")),
             raylet_pb2.MoveGcsRequest(endpoint="a:1", cluster_id="c", gcs_life=3),
             raylet_pb2.ListLogsRequest(),

@@ -26,6 +26,7 @@ _COMMANDS = {
     "status": _Entry("skate_cluster.status_command", "Show nodes, resources and what waits."),
     "drain-node": _Entry("skate_cluster.drain_command", "Have a node take no work and leave."),
     "memory": _Entry("skate_cluster.memory_command", "Explain what the object stores hold."),
+    "why": _Entry("skate_cluster.why_command", "Explain why something waits."),
     "run": _Entry("skate_cluster.run_command", "Run a Python script on the cluster."),
 }
 

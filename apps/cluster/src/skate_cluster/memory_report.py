@@ -7,10 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from skate_rpc.clients import GcsClient, RayletClient
-from skate_rpc.errors import RpcError
-from skate_rpc.gen.skate.v1 import gcs_pb2
-from skate_rpc.grpc_channel import open_channel
+from skate_cluster.first_node import ask_first_node
 from skate_rpc.object_report import NodeObjects
 from skate_rpc.object_rows import ReferenceRow, rows_of
 
@@ -91,32 +88,13 @@ async def collect_memory(gcs_endpoint: str, token: str, timeout_s: float) -> Mem
 
     Raises ``RpcError`` when the GCS or every node fails to answer.
     """
-    channel = open_channel(gcs_endpoint, token)
-    try:
-        nodes = await GcsClient(channel, gcs_endpoint).nodes.list(timeout_s=timeout_s)
-    finally:
-        await channel.close()
-    alive = [row for row in nodes if row.state == gcs_pb2.NodeInfo.STATE_ALIVE]
-    failure: RpcError | None = None
-    for row in sorted(alive, key=lambda row: not row.is_head):
-        try:
-            found = await _ask(row, token, timeout_s)
-        except RpcError as error:
-            failure = error
-        else:
-            return make_report(gcs_endpoint, found)
-    if failure is not None:
-        raise failure
-    return make_report(gcs_endpoint, [])
-
-
-async def _ask(row: gcs_pb2.NodeInfo, token: str, timeout_s: float) -> list[NodeObjects]:
-    channel = open_channel(row.raylet_endpoint, token)
-    try:
-        client = RayletClient(channel, row.raylet_endpoint)
-        return await client.objects(whole_cluster=True, timeout_s=timeout_s)
-    finally:
-        await channel.close()
+    found = await ask_first_node(
+        gcs_endpoint,
+        token,
+        timeout_s,
+        lambda raylet: raylet.objects(whole_cluster=True, timeout_s=timeout_s),
+    )
+    return make_report(gcs_endpoint, found)
 
 
 def make_report(address: str, nodes: Sequence[NodeObjects]) -> MemoryReport:

@@ -75,6 +75,12 @@ def _refuse_open(_context: click.Context, parameter: click.Parameter, value: obj
 )
 @click.option("--resources", metavar="JSON", help="""Custom resources: '{"disk": 2}'.""")
 @click.option("--labels", metavar="JSON|K=V,...", help="Labels of the node.")
+@click.option(
+    "--infeasible-timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Fail tasks that no node can ever hold after so long.  [default: they wait]",
+)
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, show_default="any free")
 @click.option(
     "--storage",
@@ -117,6 +123,7 @@ def command(
     object_spilling_directory: str | None,
     resources: str | None,
     labels: str | None,
+    infeasible_timeout: float | None,
     metrics_port: int,
     storage: str | None,
     gcs_reconnect_timeout: float,
@@ -145,6 +152,7 @@ def command(
             memory=memory,
             resources=parse_resources(resources) if resources else {},
             labels=parse_labels(labels) if labels else {},
+            infeasible_timeout_s=infeasible_timeout,
             object_store_memory=object_store_memory,
             spill_dir=object_spilling_directory,
             host=host or (DEFAULT_HOST if head else None),

@@ -32,6 +32,20 @@ class Nodes(gcs_pb2_grpc.NodeServiceServicer):
         return gcs_pb2.ListNodesReply(nodes=self.rows)
 
 
+class Groups(gcs_pb2_grpc.PlacementGroupServiceServicer):
+    async def List(self, request: Any, context: Any) -> Any:  # noqa: N802
+        needs = common_pb2.ResourceSet(amounts={"CPU": 990000})
+        waiting = gcs_pb2.PlacementGroupInfo(
+            spec=gcs_pb2.PlacementGroupSpec(
+                group_id=b"\x09", strategy="PACK", bundles=[gcs_pb2.Bundle(resources=needs)]
+            ),
+            state=gcs_pb2.PLACEMENT_GROUP_STATE_PENDING,
+            node_ids=[b""],
+            pending_reason="no node has 99 CPUs",
+        )
+        return gcs_pb2.ListPlacementGroupsReply(groups=[waiting])
+
+
 class Raylet(raylet_pb2_grpc.RayletServiceServicer):
     async def Status(self, request: Any, context: Any) -> raylet_pb2.NodeStatusReply:  # noqa: N802
         return raylet_pb2.NodeStatusReply(
@@ -76,6 +90,7 @@ class Cluster:
     async def _start(self, folder: str) -> str:
         self.gcs = SecureServer(self.token)
         self.gcs.add(gcs_pb2_grpc.add_NodeServiceServicer_to_server, self.nodes)
+        self.gcs.add(gcs_pb2_grpc.add_PlacementGroupServiceServicer_to_server, Groups())
         self.raylet = SecureServer(self.token)
         self.raylet.add(raylet_pb2_grpc.add_RayletServiceServicer_to_server, Raylet())
         self.nodes.rows = [
@@ -136,6 +151,8 @@ def test_status_json_has_a_schema_and_live_amounts(cluster: Cluster) -> None:
     assert head["leases"][0]["worker_pid"] == 77
     assert silent["problem"]
     assert not dead["is_alive"]
+    (group,) = report["placement_groups"]
+    assert (group["state"], group["bundles"]) == ("PENDING", [{"CPU": 99.0}])
     assert cluster.token not in result.output
 
 
@@ -144,6 +161,7 @@ def test_status_table_shows_pending_reasons_and_silent_nodes(cluster: Cluster) -
     assert result.exit_code == 0
     assert "CPU 2 wanted, 0.5 free" in result.output
     assert "no answer" in result.output
+    assert "no node has 99 CPUs" in result.output
     assert "dead (silent for 10 s)" in result.output
 
 

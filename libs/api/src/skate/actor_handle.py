@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from skate.actor_state import ActorState, MethodSpec, check_group, decode_state
 from skate.options import check_call_options, is_single
 from skate_core_ids import ActorID
+from skate_rpc.wait_report import TIMEOUT_S, Explanation
 from skate_worker.current import current_core, require_core
 from skate_worker.errors import ActorHandleNotFoundError
 
@@ -41,13 +42,26 @@ class ActorHandle(Generic[T]):
         self._state: ActorState = decode_state(state_bytes)
         self._keeper = keeper
 
-    def __getattr__(self, name: str) -> ActorMethod:
+    def __getattr__(self, name: str) -> Any:
         try:
             return ActorMethod(self, self._state.methods[name])
         except KeyError:
+            if name == "why":  # not a method of this class, which an actor's own would be hidden by
+                return self._why
             raise AttributeError(
                 f"The actor {self._state.class_name} has no method {name!r}."
             ) from None
+
+    def _why(self, timeout: float = TIMEOUT_S) -> Explanation:
+        """``handle.why()``, unless the actor has a method of that name: what it does or waits for.
+
+        As :meth:`ObjectRef.why`; raises what that raises.
+        """
+        found = self._live_core().why(self._actor_id.hex(), timeout)
+        if found:
+            return found[0]
+        text = "The GCS knows no such actor: its registration is under way."
+        return Explanation(f"actor {self._actor_id.hex()}", "actor", "", (text,))
 
     def __dir__(self) -> list[str]:
         return sorted({*object.__dir__(self), *self._state.methods})

@@ -34,6 +34,7 @@ _FIELDS: Final = {
     "object_store_memory": "object_store_memory",
     "resources": "resources",
     "labels": "labels",
+    "infeasible_timeout_s": "infeasible_timeout_s",
     "node_name": "node_name",
     "node_ip_address": "host",
     "metrics_export_port": "metrics_port",
@@ -101,6 +102,7 @@ class Cluster:
             env_vars: Added to the environment of the node and of its workers.
             **node_args: ``num_cpus``, ``num_gpus``, ``memory``, ``object_store_memory``,
                 ``resources``, ``labels``, ``node_name``, ``node_ip_address``,
+                ``metrics_export_port``, ``infeasible_timeout_s`` (see ``NodeOptions``).
                 ``metrics_export_port``, ``gcs_reconnect_s``, ``storage`` (of the head).
 
         Raises:

@@ -11,6 +11,8 @@ from skate.runtime_env import EnvVars, check_runtime_env
 from skate_node import NodeOptions
 
 ADDRESS_VARIABLE: Final = "SKATE_ADDRESS"
+EARLY_EXIT: Final = "enable_infeasible_task_early_exit"
+EARLY_EXIT_S: Final = 10.0  # a task that no node can hold fails then, if it is asked for
 LOGS_VARIABLE: Final = "SKATE_LOG_TO_DRIVER"
 LOCAL: Final = "local"
 AUTO: Final = "auto"
@@ -106,6 +108,8 @@ def parse_init_options(options: dict[str, Any]) -> InitOptions:
             f"{names} can not be given when init() connects to the running cluster at {address!r};"
             " leave it out, or pass address='local' to start a cluster of your own."
         )
+    if given.get("_system_config", {}).get(EARLY_EXIT):
+        node_values["infeasible_timeout_s"] = EARLY_EXIT_S
     if "temp_dir" in node_values and not os.path.isabs(node_values["temp_dir"]):
         raise ValueError(f"_temp_dir must be an absolute path, got {node_values['temp_dir']!r}.")
     return InitOptions(
@@ -129,8 +133,11 @@ def _check_known(name: str, value: Any) -> None:
     if name == "_system_config":
         if not isinstance(value, dict):
             raise TypeError(f"_system_config must be a dict, got {type(value).__name__}.")
-        if value:
-            raise ValueError("init() does not support _system_config yet; leave it out.")
+        for key, setting in value.items():
+            if key != EARLY_EXIT:
+                raise ValueError(f"_system_config knows {EARLY_EXIT!r} alone, got {key!r}.")
+            if not isinstance(setting, bool):
+                raise TypeError(f"_system_config[{key!r}] must be True or False, got {setting!r}.")
     allowed = _ASKS_FOR_NOTHING.get(name)
     if allowed is not None and value not in allowed:
         raise ValueError(f"init() does not support {name}={value!r} yet; leave it out.")

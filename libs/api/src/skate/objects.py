@@ -28,11 +28,18 @@ _ENTRY = operator.attrgetter("_entry")
 _CORE = operator.attrgetter("_core")
 
 
-def put(value: T, *, _owner: None = None, _tensor_transport: None = None) -> ObjectRef[T]:
+def put(
+    value: T, *, _owner: ActorHandle[Any] | None = None, _tensor_transport: None = None
+) -> ObjectRef[T]:
     """Store a value; returns a reference that this process owns.
 
+    ``_owner``: an actor that owns the object in this process's place. The object outlives this
+    process then, and ends with the actor's.
+
     Raises:
-        TypeError: the value is a reference, or has a part that can not be pickled (it is named).
+        TypeError: the value is a reference, or has a part that can not be pickled (it is named);
+            ``_owner`` is no actor handle.
+        RuntimeError: the actor ``_owner`` is dead.
         ObjectStoreFullError: the store has no room.
         ValueError: an option that is not supported yet.
     """
@@ -40,10 +47,14 @@ def put(value: T, *, _owner: None = None, _tensor_transport: None = None) -> Obj
         raise TypeError(
             "put() takes a value, not a reference; put a list that contains the reference instead."
         )
-    for name, option in (("_owner", _owner), ("_tensor_transport", _tensor_transport)):
-        if option is not None:
-            raise ValueError(f"put() does not support {name} yet; leave it out.")
-    return (current_core() or require_session()).put(value)
+    if _tensor_transport is not None:
+        raise ValueError("put() does not support _tensor_transport yet; leave it out.")
+    core = current_core() or require_session()
+    if _owner is None:
+        return core.put(value)
+    if not isinstance(_owner, ActorHandle):
+        raise TypeError(f"put() takes an actor handle as _owner, got {type(_owner).__name__}.")
+    return core.put_for(value, bytes(_owner._actor_id))
 
 
 @overload

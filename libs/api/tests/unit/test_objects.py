@@ -173,8 +173,10 @@ def test_put_refuses_references_and_unsupported_options(runtime: Runtime) -> Non
     skate.put([ref(1)])
     with pytest.raises(TypeError, match="not a reference"):
         skate.put(ref(1))
-    with pytest.raises(ValueError, match="_owner"):
+    with pytest.raises(TypeError, match="actor handle as _owner, got str"):
         skate.put(1, _owner="actor")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="_tensor_transport"):
+        skate.put(1, _tensor_transport="nccl")  # type: ignore[arg-type]
 
 
 def test_cancel_checks_its_arguments(runtime: Runtime) -> None:

@@ -304,6 +304,7 @@ class NodeService:
             is_tracing=is_tracing,
             zygote_command=self._zygote.command,
             worker_umask=self._launch.umask,
+            infeasible_grace_s=options.infeasible_timeout_s,
             gcs_reconnect_s=options.gcs_reconnect_s,
         )
         if options.workers_max is None:

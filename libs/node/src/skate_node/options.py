@@ -76,6 +76,9 @@ class NodeOptions:
     keep_logs: bool = False
     """Leave ``logs/`` behind at a stop, for people; a later start deletes the oldest."""
     workers_max: int | None = None
+    infeasible_timeout_s: float | None = None
+    """Tasks of this node's processes that no node can ever hold fail after so many seconds.
+    None: they wait for a node that can, and their author is told after ten seconds."""
     """Hard limit of worker processes on the node. None: the raylet's default."""
     gcs_reconnect_s: float = 60.0
     """A GCS that has not answered for this long is given up, and the node ends."""
@@ -83,6 +86,11 @@ class NodeOptions:
     def __post_init__(self) -> None:
         for name in ("num_cpus", "num_gpus"):
             _check_quantity(name, getattr(self, name))
+        timeout_s: Any = self.infeasible_timeout_s
+        if timeout_s is not None and not (
+            isinstance(timeout_s, int | float) and 0 <= timeout_s < math.inf
+        ):
+            raise ValueError(f"infeasible_timeout_s must be seconds or None, got {timeout_s!r}.")
         for name in ("memory", "object_store_memory"):
             _check_bytes(name, getattr(self, name))
         for name in ("port", "metrics_port"):

@@ -38,6 +38,8 @@ from skate_node.options import NodeOptions, parse_labels, parse_resources
         ("storage", "redis:x", ValueError),
         ("storage", "etcd://x", ValueError),
         ("storage", "sqlite:relative", ValueError),
+        ("infeasible_timeout_s", -1, ValueError),
+        ("infeasible_timeout_s", "10", ValueError),
         ("token", "  ", ValueError),
         ("gcs_address", "127.0.0.1:1", ValueError),
     ],

@@ -69,6 +69,9 @@ class ObjectStore(Protocol):
     ) -> list[bytes]:
         """The ids that are ready."""
 
+    def keep(self, object_ids: Sequence[bytes]) -> list[bytes]:
+        """Make evictable copies primary; the ids that stay."""
+
     def delete(self, object_ids: Sequence[bytes]) -> None:
         """Forget objects."""
 
@@ -258,6 +261,29 @@ class StoreConformance:
         assert pinned is not None
         assert store.contains(b"a")
         assert not store.contains(b"b")
+
+    def test_kept_copy_does_not_make_room(self, connect: Connect) -> None:
+        """It is there afterwards; of what is not there nothing is promised."""
+        store = connect()
+        quarter = bytes(CAPACITY_BYTES // 4)
+        store.put(b"kept", [quarter], evictable=True)
+        store.put(b"copy", [quarter], evictable=True)
+        assert store.keep([b"kept", b"nowhere"]) == [b"kept"]
+        store.put(b"primary", [bytes(CAPACITY_BYTES // 2)])
+        assert store.contains(b"kept")
+        store.delete([b"primary"])
+        assert _bytes_of(store, b"kept") == quarter
+
+    def test_id_of_a_deleted_object_is_another_object(self, connect: Connect) -> None:
+        """Views of the first keep its bytes; who gets the second sees its own."""
+        store, other = connect(), connect()
+        store.put(b"id", [b"first"])
+        (view,) = other.get([b"id"])
+        store.delete([b"id"])
+        store.put(b"id", [b"second"])
+        assert view is not None
+        assert bytes(view) == b"first"
+        assert _bytes_of(store, b"id") == b"second"
 
     def test_create_that_may_wait_gets_the_room_when_it_comes(self, connect: Connect) -> None:
         """A delete elsewhere serves it."""

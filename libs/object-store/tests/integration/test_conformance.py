@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,18 +33,41 @@ class TestFileStore(StoreConformance):
 
 
 class TestSpillingStore(StoreConformance):
-    """The memfd arena over a folder, in batches so small that every test spills."""
+    """Each arena over each kind of place, in batches so small that every test spills."""
 
     is_spilling = True
 
+    @pytest.fixture(params=["memfd", "file"])
+    def arena_directory(
+        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> str | None:
+        return None if request.param == "memfd" else str(tmp_path_factory.mktemp("arena"))
+
+    @pytest.fixture(params=["folder", "fsspec files", "fsspec memory"])
+    def place(
+        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> dict[str, Any]:
+        folder = str(tmp_path_factory.mktemp("spill"))
+        places: dict[str, dict[str, Any]] = {
+            "folder": {"directories": (folder,)},
+            "fsspec files": {"url": f"file://{folder}"},
+            "fsspec memory": {"url": "memory://stores"},
+        }
+        return places[request.param]
+
     @pytest.fixture
     def server(
-        self, serve: Callable[..., StoreServer], tmp_path_factory: pytest.TempPathFactory
+        self,
+        serve: Callable[..., StoreServer],
+        arena_directory: str | None,
+        place: dict[str, Any],
     ) -> StoreServer:
-        spill = SpillConfig(
-            directories=(str(tmp_path_factory.mktemp("spill")),), threshold=0.3, min_batch_bytes=1
+        config = StoreConfig(
+            commit_ahead_min_bytes=0,
+            is_poisoning=True,
+            arena_directory=arena_directory,
+            spill=SpillConfig(**place, threshold=0.3, min_batch_bytes=1),
         )
-        config = StoreConfig(commit_ahead_min_bytes=0, is_poisoning=True, spill=spill)
         return serve(CAPACITY_BYTES, config=config)
 
 

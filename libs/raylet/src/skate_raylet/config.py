@@ -50,8 +50,8 @@ class RayletConfig:
     workers_soft_limit: int | None = None
     # Processes starting at once; None: two a CPU, at least four.
     starts_max: int | None = None
-    # A task that this node can never hold fails after this; None: it waits for ever.
-    infeasible_grace_s: float | None = 10.0
+    # A task that no node can ever hold fails after this; None: it waits for one that can.
+    infeasible_grace_s: float | None = None
     # A GCS that has not answered for this long is given up, and the node ends.
     gcs_reconnect_s: float = GCS_RECONNECT_S
     # Where the object store spills to when memory is short; the default: nowhere.

@@ -21,7 +21,7 @@ from skate_raylet.machine import loans
 from skate_raylet.machine.lease_machine import LeaseConfig
 from skate_raylet.machine.node_machine import NodeMachine
 from skate_raylet.machine.worker_pool_machine import PoolConfig
-from skate_scheduler import NodeView, ResourceSet
+from skate_scheduler import LabelRules, LabelSelector, NodeView, ResourceSet, WaitKind
 
 SEEDS = range(30)
 STEPS = 400
@@ -33,6 +33,7 @@ TOTALS: list[dict[str, float]] = [
     {"CPU": 4},
 ]
 JOB = b"\0\0\0\1"
+ZONES = ["a", "b", "a", "b"]
 LINE_S = 1.0  # at most, from one side to the other
 FOREVER_S = 45.0
 
@@ -40,11 +41,12 @@ FOREVER_S = 45.0
 class Node:
     """One node: its machine, its processes, and its holders' own account."""
 
-    def __init__(self, node_id: bytes, total: dict[str, float], seed: int) -> None:
+    def __init__(self, node_id: bytes, total: dict[str, float], zone: str, seed: int) -> None:
         self.node_id = node_id
+        self.labels = {"zone": zone}
         self.total = ResourceSet.from_amounts(total)
         self.machine = NodeMachine(
-            LeaseConfig(self.total, node_id[:8], infeasible_grace_s=None, node_id=node_id),
+            LeaseConfig(self.total, node_id[:8], node_id=node_id, labels=self.labels),
             PoolConfig(soft_limit=4, starts_max=4, workers_max=20),
             random.Random(seed),
         )
@@ -65,7 +67,7 @@ class World:
         self.nodes: dict[bytes, Node] = {}
         for number in range(count or self.random.randrange(2, 5)):
             node_id = b"node-%d-" % number * 2
-            self.nodes[node_id] = Node(node_id, TOTALS[number], seed)
+            self.nodes[node_id] = Node(node_id, TOTALS[number], ZONES[number], seed)
         # Under way: (when, to, event). Lines by (borrower, lender): open or not.
         self.under_way: list[tuple[float, int, bytes, Any]] = []
         self.is_open: dict[tuple[bytes, bytes], bool] = {}
@@ -89,6 +91,30 @@ class World:
             self.log.append(f"        {command}")
             self.obey(node, command)
         node.machine.check_invariants()
+        self.check_reasons(node)
+
+    def check_reasons(self, node: Node) -> None:
+        """Whatever waits has a reason, and it is what an independent look at the node says."""
+        reasons = {}
+        for waiting in node.machine.waiting(self.now_s):
+            reason, needs = waiting.reason, waiting.needs
+            assert reason.sentence()
+            assert reason.since_s <= self.now_s
+            if not waiting.is_foreign:
+                reasons[waiting.request.request_id] = reason
+            fits = needs.fits_in(node.machine.available)
+            match reason.kind:
+                case WaitKind.RESOURCES:
+                    is_device = all(part.name == "GPU" for part in reason.missing)
+                    assert needs.fits_in(node.total)
+                    assert is_device or not fits
+                case WaitKind.TURN | WaitKind.RESERVED:
+                    assert fits
+                case WaitKind.NOWHERE:
+                    assert not needs.fits_in(reason.most) or "label" in reason.detail
+                case _:
+                    pass
+        assert node.asked.keys() <= reasons.keys(), "a request waits and nothing says why"
 
     def obey(self, node: Node, command: Any) -> None:
         match command:
@@ -103,6 +129,10 @@ class World:
             case loan.GrantBorrowed(holder_id, request_id, _, granted):
                 self.far_grants += 1
                 self.grant(node, holder_id, request_id, granted.lease_id, granted.worker_id)
+            case do.WarnHolder(holder_id, request_id, message):
+                assert holder_id == node.driver
+                assert message
+                assert request_id in node.asked or not node.has_driver
             case do.RefuseLease(holder_id, request_id, kind):
                 assert holder_id == node.driver
                 assert kind == "worker_start_failed"
@@ -211,7 +241,7 @@ class World:
 
     def publish_all(self) -> None:
         for node in self.alive():
-            view = NodeView(node.node_id, node.total, node.machine.available)
+            view = NodeView(node.node_id, node.total, node.machine.available, node.labels)
             for other in self.alive():
                 if other is not node:
                     self.post(other.node_id, loan.NodeSeen(view))
@@ -230,9 +260,20 @@ class World:
             strategy = on.Strategy(node_id=other.node_id, is_soft=True)
         elif self.random.random() < 0.2:
             strategy = on.Strategy(is_spread=True)
+        elif self.random.random() < 0.3:
+            zones = self.random.sample(["a", "!a", "b", ""], 2)
+            selectors = tuple(LabelSelector.parse({"zone": zone} if zone else {}) for zone in zones)
+            strategy = on.Strategy(labels=LabelRules(selectors[:1], selectors[1]))
+            if self.random.random() < 0.5:
+                strategy = on.Strategy(labels=LabelRules(selectors))
+        near: tuple[tuple[bytes, int], ...] = ()
+        if self.random.random() < 0.3:
+            near = ((self.random.choice(list(self.nodes)), 9),)
         node.asked[self.numbers] = None
         needs = ResourceSet.from_amounts(shape)
-        event = on.LeaseRequested(node.driver, self.numbers, JOB, needs, strategy=strategy)
+        event = on.LeaseRequested(
+            node.driver, self.numbers, JOB, needs, strategy=strategy, near=near
+        )
         self.tell(node, event)
         if self.random.random() < 0.1:
             self.tell(node, event)
@@ -371,8 +412,11 @@ class World:
                     self.tell(node, on.LeaseReturned(node.driver, lease_id))
             for node in self.alive():
                 for request, _ in list(node.machine._leases.movable()):
-                    needs = request.resources
-                    if not any(needs.fits_in(other.total) for other in self.alive()):
+                    needs, labels = request.resources, request.strategy.labels
+                    if not any(
+                        needs.fits_in(other.total) and labels.allow(other.labels)
+                        for other in self.alive()
+                    ):
                         node.asked.pop(request.request_id, None)
                         gone = on.LeaseRequestCancelled(node.driver, request.request_id)
                         self.tell(node, gone)

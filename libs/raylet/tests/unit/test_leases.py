@@ -307,8 +307,11 @@ def test_devices_with_enough_in_sum_but_none_whole_wait_with_a_reason(make_desk:
 def test_impossible_request_is_refused_after_the_grace_and_names_what_is_missing(desk: Any) -> None:
     assert desk.request(1, GPU=1) == []
     (waiting,) = desk.machine.waiting(desk.now_s)
-    assert waiting.reason.kind is WaitKind.INFEASIBLE
-    assert desk.machine.next_wakeup(0.0) == (10.0, "an impossible request is refused")
+    assert waiting.reason.kind is WaitKind.NOWHERE
+    assert waiting.reason.most == desk.machine.total
+    due_s, why = desk.machine.next_wakeup(0.0)
+    assert due_s == 10.0
+    assert "refused" in why
     (refusal,) = desk.tell(on.TimePassed(), after_s=10.0)
     assert refusal.kind == "unschedulable"
     assert "GPU 1 and the node has GPU 0" in refusal.message
@@ -317,13 +320,31 @@ def test_impossible_request_is_refused_after_the_grace_and_names_what_is_missing
 def test_impossible_request_without_a_grace_waits_and_is_demand(make_desk: Any) -> None:
     desk = make_desk(infeasible_grace_s=None)
     desk.request(1, GPU=1)
-    assert desk.tell(on.TimePassed(), after_s=1e6) == []
+    desk.tell(on.TimePassed(), after_s=1e6)
     (demand,) = desk.machine.demands()
     assert (demand.shape, demand.count, demand.is_infeasible) == (
         ResourceSet.from_amounts({"GPU": 1}),
         1,
         True,
     )
+
+
+def test_holder_of_impossible_requests_is_told_once_for_each_kind(make_desk: Any) -> None:
+    desk = make_desk(infeasible_grace_s=None)
+    desk.request(1, GPU=1)
+    desk.request(2, GPU=1)
+    assert desk.tell(on.TimePassed(), after_s=9.9) == []
+    (warning,) = desk.tell(on.TimePassed(), after_s=0.1)
+    assert isinstance(warning, do.WarnHolder)
+    assert warning.request_id == 1
+    assert "GPU 1 and the node has GPU 0" in warning.message
+    assert desk.machine.next_wakeup(desk.now_s) is None
+
+    desk.request(3, disk=1)
+    desk.request(4, GPU=1)
+    (warning,) = desk.tell(on.TimePassed(), after_s=10.0)
+    assert warning.request_id == 3
+    assert desk.machine.next_wakeup(desk.now_s) is None
 
 
 def test_invalid_amounts_are_refused_at_once(desk: Any) -> None:

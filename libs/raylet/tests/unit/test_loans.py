@@ -11,11 +11,11 @@ from skate_raylet.machine import events as on
 from skate_raylet.machine import loan_events as loan
 from skate_raylet.machine import loans
 from skate_raylet.machine.borrowing import ANSWER_S, LINE_GRACE_S
-from skate_raylet.machine.lease_machine import LeaseConfig
+from skate_raylet.machine.lease_machine import BOUND_GRACE_S, LeaseConfig
 from skate_raylet.machine.neighbours import SHUN_S
 from skate_raylet.machine.node_machine import ELSEWHERE_WAIT_S, NodeMachine
 from skate_raylet.machine.worker_pool_machine import PoolConfig
-from skate_scheduler import LabelRules, LabelSelector, NodeView, ResourceSet
+from skate_scheduler import LabelRules, LabelSelector, NodeView, ResourceSet, WaitKind
 
 JOB = b"\0\0\0\1"
 HERE = b"here----node"
@@ -142,7 +142,8 @@ def test_request_that_waits_here_goes_where_room_appears(desk: Desk) -> None:
     ask = asked(desk.see(THERE, {"CPU": 1}, CPU=1))
 
     assert (ask.holder_id, ask.wait_s) == (DRIVER, 0.0)
-    assert desk.machine.waiting(desk.now_s) == []
+    (waiting,) = desk.machine.waiting(desk.now_s)
+    assert waiting.reason.kind is WaitKind.ASKED
 
 
 def test_two_requests_do_not_claim_the_same_room(desk: Desk) -> None:
@@ -514,6 +515,44 @@ def test_waiting_request_moves_to_a_near_node_that_gets_room(desk: Desk) -> None
     desk.see(THIRD, {"CPU": 0.5}, CPU=1)
 
     asked(desk.see(THERE, {"CPU": 1}, CPU=1))
+
+
+def test_request_bound_to_an_unknown_node_is_refused_even_where_others_wait() -> None:
+    config = LeaseConfig(amounts(CPU=2), HERE[:8], node_id=HERE)
+    machine = NodeMachine(config, PoolConfig(4, 4, 100))
+    bound = on.Strategy(node_id=THERE)
+    machine.handle(on.LeaseRequested(DRIVER, 1, JOB, amounts(CPU=1), strategy=bound), 0.0)
+
+    (refusal,) = machine.handle(on.TimePassed(), BOUND_GRACE_S)
+
+    assert refusal.kind == "unschedulable"
+
+
+def reason_of(desk: Desk) -> Any:
+    (waiting,) = [one for one in desk.machine.waiting(desk.now_s) if one.holder_id == DRIVER]
+    return waiting.reason
+
+
+def test_reason_names_the_node_that_is_asked_and_those_that_are_busy(desk: Desk) -> None:
+    desk.see(THERE, {"disk": 0.5}, disk=1)
+    ask = asked(desk.request(1, disk=1))
+    assert reason_of(desk).kind is WaitKind.ASKED
+    assert THERE.hex() in reason_of(desk).sentence()
+
+    desk.tell(loan.LenderSaid(THERE, loans.Ended(ask.ask_id, loans.Cause("busy", "full"))))
+
+    assert reason_of(desk).kind is WaitKind.ELSEWHERE
+    assert f"node {THERE.hex()[:12]} (free: disk 0.5)" in reason_of(desk).sentence()
+
+
+def test_reason_of_what_no_node_can_hold_names_the_most_there_is(desk: Desk) -> None:
+    desk.see(THERE, {"disk": 2}, CPU=1, disk=2)
+    assert desk.request(1, disk=3) == []
+
+    reason = reason_of(desk)
+    assert reason.kind is WaitKind.NOWHERE
+    assert reason.sentence().endswith("it needs disk 3; the most that any has is disk 2.")
+    assert reason.most == amounts(CPU=2, disk=2)
 
 
 # ---- lending ----

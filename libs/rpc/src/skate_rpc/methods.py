@@ -75,6 +75,8 @@ _TABLE = (
     Method("RayletService", "ReturnBundles", _IDEMPOTENT, "group_id and attempt"),
     Method("RayletService", "Objects", _READ, ""),
     Method("RayletService", "Status", _READ, ""),
+    Method("RayletService", "Waits", _READ, ""),
+    Method("RayletService", "Why", _READ, ""),
     Method("RayletService", "ListLogs", _READ, ""),
     Method("RayletService", "ReadLog", _READ, ""),
     Method("RayletService", "Shutdown", _IDEMPOTENT, "the node"),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import msgspec
 
 from skate_rpc.object_report import ObjectRow
+from skate_rpc.wait_report import BlockedRow, RunRow, TaskRow
 
 
 class NodeMessage(msgspec.Struct, array_like=True, tag_field="t", gc=False):
@@ -208,6 +209,18 @@ class ObjectsReport(NodeMessage, tag=24):
     left_out_bytes: int = 0
 
 
+class WaitsReport(NodeMessage, tag=25):
+    """The tasks of this process that have not ended, what it runs, and what it waits for."""
+
+    number: int  # of :class:`AskWaits`
+    tasks: list[TaskRow]
+    left_out: int
+    blocked: list[BlockedRow]
+    running: list[RunRow]
+    actor_id: bytes = b""
+    slots: int = 1
+
+
 class DeleteCopies(NodeMessage, tag=20):
     """From an owner: its objects are released, and these nodes hold copies. Safe to repeat."""
 
@@ -381,6 +394,13 @@ class CopiesKept(NodeMessage, tag=44):
     serial: int = 0
 
 
+class LeaseWarning(NodeMessage, tag=46):
+    """No node can hold what this request asks for; it goes on waiting. Said once for its kind."""
+
+    request_id: int
+    message: str  # what it needs, and the most that there is
+
+
 class LogLines(NodeMessage, tag=62):
     """To a driver: what a worker of its job printed; at most ``LOG_LINES_UNDER_WAY_MAX`` of these
     are sent before :class:`LogsTaken`.
@@ -406,6 +426,14 @@ class AskObjects(NodeMessage, tag=56):
 
     number: int
     rows_max: int
+
+
+class AskWaits(NodeMessage, tag=57):
+    """Somebody wants waits explained. Answered by :class:`WaitsReport` of that number."""
+
+    number: int
+    rows_max: int
+    prefix: bytes = b""  # tasks whose id begins so are reported whatever the limit
 
 
 class PlacementGroupUpdate(NodeMessage, tag=73):
@@ -664,6 +692,15 @@ class ListObjects(msgspec.Struct, array_like=True):
     timeout_s: float
 
 
+class Why(msgspec.Struct, array_like=True):
+    """``why`` -> list[Explanation]: of every task, object, actor, node and worker whose id in hex
+    begins so; empty when there is none.
+    """
+
+    prefix: str
+    timeout_s: float
+
+
 class ListLogs(msgspec.Struct, array_like=True):
     """``list_logs`` -> list[LogFile]: the files among a node's logs."""
 
@@ -709,6 +746,7 @@ CONTROL_METHODS = (
     "drain_node",
     "list_actors",
     "list_objects",
+    "why",
     "create_placement_group",
     "remove_placement_group",
     "get_placement_group",
@@ -736,6 +774,7 @@ FromProcess = (
     | PullObject
     | CancelPull
     | ObjectsReport
+    | WaitsReport
     | DeleteCopies
     | KnowOwner
     | KeepCopies
@@ -747,6 +786,7 @@ FromRaylet = (
     ProcessRegistered
     | LeaseGranted
     | LeaseRefused
+    | LeaseWarning
     | LeaseLost
     | ReclaimLease
     | ControlReply
@@ -758,6 +798,7 @@ FromRaylet = (
     | NodeDied
     | CopiesKept
     | AskObjects
+    | AskWaits
     | PlacementGroupUpdate
     | LogLines
     | LogsFlushed

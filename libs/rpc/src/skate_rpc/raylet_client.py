@@ -10,6 +10,7 @@ import msgspec
 from skate_rpc.calls import Caller, RetryPolicy
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2, raylet_pb2, raylet_pb2_grpc
 from skate_rpc.object_report import ROWS_MAX, NodeObjects
+from skate_rpc.wait_report import Explanation, NodeWaits
 
 GRACE_S = 2.0  # for the reply, beyond what those who are asked may take
 
@@ -148,6 +149,26 @@ class RayletClient:
             timeout_s + GRACE_S,
         )
         return [msgspec.msgpack.decode(node, type=NodeObjects) for node in reply.nodes]
+
+    async def waits(self, prefix: str, *, timeout_s: float) -> NodeWaits:
+        """What waits at the node, and for what. ``timeout_s`` and ``GRACE_S`` as above."""
+        reply = await self._caller.unary(
+            "RayletService.Waits",
+            self._stub.Waits,
+            raylet_pb2.NodeWaitsRequest(prefix=prefix, timeout_s=timeout_s),
+            timeout_s + GRACE_S,
+        )
+        return msgspec.msgpack.decode(reply.node, type=NodeWaits)
+
+    async def why(self, prefix: str, *, timeout_s: float) -> list[Explanation]:
+        """Explain what has an id (hex) that begins so, asking the whole cluster by this node."""
+        reply = await self._caller.unary(
+            "RayletService.Why",
+            self._stub.Why,
+            raylet_pb2.WhyRequest(prefix=prefix, timeout_s=timeout_s),
+            timeout_s + 2 * GRACE_S,
+        )
+        return [msgspec.msgpack.decode(one, type=Explanation) for one in reply.explanations]
 
     async def drain(
         self, drain: gcs_pb2.DrainInfo, *, timeout_s: float | None = None

@@ -11,6 +11,8 @@ from enum import Enum
 
 from skate_scheduler.resources import ResourceSet, format_units
 
+_NOTHING = ResourceSet()
+
 
 class WaitKind(Enum):
     """What the item waits for."""
@@ -21,6 +23,9 @@ class WaitKind(Enum):
     TURN = "turn"  # it fits, and others are served first
     WORKER = "worker"  # its resources are set aside, its worker process is starting
     WORKER_LIMIT = "worker_limit"  # the node runs as many processes as it may
+    ELSEWHERE = "elsewhere"  # only other nodes could hold it, and none of them has room
+    ASKED = "asked"  # another node was asked for it and has not answered
+    NOWHERE = "nowhere"  # no live node could ever hold it; one that joins may
     DRAINING = "draining"  # the node is to leave and gives out nothing new
     BUNDLE = "bundle"  # for room in a placement group's bundle, which ``blocked_by`` names
 
@@ -46,6 +51,8 @@ class WaitReason:
     since_s: float  # the clock of the machine that holds the item
     missing: tuple[Missing, ...] = ()
     blocked_by: tuple[str, ...] = ()  # who holds what is missing, for people; at most five
+    most: ResourceSet = _NOTHING  # the largest amount of each resource that any node has
+    detail: str = ""  # of ELSEWHERE, ASKED and NOWHERE: where, or why not, as a sentence
 
     def sentence(self) -> str:
         """One sentence for a person, naming amounts."""
@@ -70,6 +77,8 @@ class WaitReason:
                 return f"This node is draining; it needs {self.needs} on another node."
             case WaitKind.TURN:
                 return f"Needs {self.needs}; other requests are served first."
+            case WaitKind.ELSEWHERE | WaitKind.ASKED | WaitKind.NOWHERE:
+                return self.detail
             case WaitKind.BUNDLE:
                 return f"Waits for {self.needs} in {', '.join(self.blocked_by)}."
             case WaitKind.WORKER:

@@ -129,6 +129,15 @@ class ResourceSet(Mapping[str, int]):
                 amounts[name] = amounts.get(name, 0) + units
         return cls(amounts)
 
+    @classmethod
+    def largest_of(cls, parts: Iterable[ResourceSet]) -> ResourceSet:
+        """The largest amount of each resource in any part. O(names in all parts)."""
+        amounts: dict[str, int] = {}
+        for part in parts:
+            for name, units in part.items():
+                amounts[name] = max(amounts.get(name, 0), units)
+        return cls(amounts)
+
     def __getitem__(self, name: str) -> int:
         return self._amounts.get(name, 0)
 

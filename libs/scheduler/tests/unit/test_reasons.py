@@ -46,4 +46,5 @@ def test_sentence_infeasible_names_the_total() -> None:
 def test_sentence_every_kind_has_one() -> None:
     empty = ResourceSet()
     for kind in WaitKind:
-        assert WaitReason(kind, empty, empty, empty, 0.0).sentence().endswith(".")
+        reason = WaitReason(kind, empty, empty, empty, 0.0, detail="Elsewhere.")
+        assert reason.sentence().endswith(".")

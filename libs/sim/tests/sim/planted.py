@@ -12,7 +12,6 @@ from unittest import mock
 
 from skate_gcs.machine.actor_table import ActorTable
 from skate_gcs.machine.kill_orders import KillOrders
-from skate_gcs.machine.node_table import NodeTable
 from skate_raylet.machine.borrowing import Borrowing
 from skate_raylet.machine.lease_machine import LeaseMachine
 from skate_raylet.machine.lease_table import LeaseTable
@@ -267,19 +266,7 @@ def kill_orders_are_forgotten_in_a_crash() -> Iterator[None]:
         yield
 
 
-@planted("everything")
-def silent_nodes_stay_alive() -> Iterator[None]:
-    """No node is ever held for dead for its silence."""
-
-    def tick(original: Any, self: Any, now: Any, out: Any) -> Any:
-        original(self, now, out)
-        return []
-
-    with replaced(NodeTable, "tick", tick):
-        yield
-
-
-@planted("gcs")
+@planted("actors")
 def actors_of_a_dead_owner_live_on() -> Iterator[None]:
     """The end of a job ends none of its actors."""
     with (

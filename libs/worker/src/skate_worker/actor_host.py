@@ -129,6 +129,8 @@ class _ConcurrentCalls:
         self.executor = executor
         self.outcomes = outcomes
         self.limits = {DEFAULT_GROUP: task.max_concurrency, **dict(task.concurrency_groups)}
+        executor.slots = sum(self.limits.values())
+        self.running = executor.running_elsewhere
 
     def context(self, message: PushCall) -> TaskContext:
         tracer = self.core.tracer
@@ -217,6 +219,7 @@ class ThreadedCalls(_ConcurrentCalls):
 
     def _run(self, peer: Peer, message: PushCall) -> None:
         started_s = time.perf_counter()
+        self.running[message.task_id] = (message.name, started_s)
         running_task.set(self.context(message))
         try:
             method = getattr(self.executor.actor, message.method)
@@ -240,6 +243,8 @@ class ThreadedCalls(_ConcurrentCalls):
             return
         except BaseException as error:  # noqa: BLE001 - the boundary of user code
             outcome = self.failure(message, error, started_s)
+        finally:
+            self.running.pop(message.task_id, None)
         self.reply(peer, message, outcome, started_s)
 
 
@@ -291,6 +296,7 @@ class AsyncCalls(_ConcurrentCalls):
         try:
             async with limit:
                 started_s = time.perf_counter()
+                self.running[message.task_id] = (message.name, started_s)
                 running_task.set(self.context(message))
                 method = getattr(self.executor.actor, message.method)
                 if message.resolved and not self.core.has_here(message.resolved):
@@ -317,6 +323,7 @@ class AsyncCalls(_ConcurrentCalls):
             outcome = self.failure(message, error, started_s)
         finally:
             self._tasks.pop(message.task_id, None)
+            self.running.pop(message.task_id, None)
         self.reply(peer, message, outcome, started_s)
 
     def _cancel(self, task_id: bytes) -> None:

@@ -303,6 +303,10 @@ class ActorSubmitter:
         """The unfinished calls that this task made."""
         return [call.task_id for call, _ in self.unfinished() if call.parent == task_id]
 
+    def all_calls(self) -> list[Calls]:
+        """The calls to each actor, for a look at them with the lock."""
+        return list(self._actors.values())
+
     def unfinished(self) -> list[tuple[ActorCall, str]]:
         """The calls that have not ended, each with its status by Ray's name. O(calls)."""
         found: list[tuple[ActorCall, str]] = []

@@ -12,22 +12,26 @@ from collections.abc import Callable
 from typing import Any
 
 from skate_rpc import node_protocol as node
+from skate_rpc import wait_report
 from skate_rpc.object_report import ROWS_MAX, NodeObjects
+from skate_rpc.wait_report import Explanation
 from skate_worker.actor_management import ActorManagement
 from skate_worker.call_site import call_site, clipped, records_all
 from skate_worker.execution import Executor
-from skate_worker.object_control import ObjectControl
+from skate_worker.machine.references import Entry
+from skate_worker.object_giving import ObjectGiving
 from skate_worker.object_ref import ObjectRef
 from skate_worker.object_report import make_report
 from skate_worker.outcome import OutcomeWriter
 from skate_worker.placement_groups import PlacementGroups
 from skate_worker.streams import Streams
 from skate_worker.submission import Submission
+from skate_worker.wait_report import make_waits, reason_here
 
 ANSWER_MORE_S = 10.0  # for the list of nodes and the way back, beyond what those asked may take
 
 
-class CoreWorker(ActorManagement, ObjectControl):
+class CoreWorker(ActorManagement, ObjectGiving):
     """One process's membership in a cluster, with all it can do. Thread-safe.
 
     Made by :meth:`connect_driver` or :meth:`connect_worker`.
@@ -56,8 +60,25 @@ class CoreWorker(ActorManagement, ObjectControl):
         return {
             **super()._handlers(),
             node.AskObjects: self._on_ask_objects,
+            node.AskWaits: self._on_ask_waits,
             node.PlacementGroupUpdate: self.placement_groups.on_update,
         }
+
+    def _on_ask_waits(self, message: node.AskWaits) -> None:
+        self.raylet.post(make_waits(self, message))
+
+    def reason_here(self, entry: Entry) -> str:
+        """A sentence on a value that is waited for. O(unfinished tasks)."""
+        return reason_here(self, entry)
+
+    def why(self, prefix: str, timeout_s: float = wait_report.TIMEOUT_S) -> list[Explanation]:
+        """Explain whatever has an id (hex) that begins so, as far as the cluster answers in time.
+
+        Raises :class:`ControlCallError`, :class:`LocalRayletDiedError` or
+        :class:`SkateSystemError`.
+        """
+        body = node.Why(prefix, timeout_s)
+        return self.raylet.call("why", body, list[Explanation], timeout_s + ANSWER_MORE_S)
 
     def _on_ask_objects(self, message: node.AskObjects) -> None:
         self.raylet.post(make_report(self, message))

@@ -63,12 +63,16 @@ class Executor:
         self._run_s: dict[bytes | str, float] = {}
         self._calls_of: dict[bytes, int] = {}
         self._current: Work | None = None
+        self._current_s = 0.0  # when it started, as ``time.perf_counter``
+        # What async and threaded actors run: task id -> name, start.
+        self.running_elsewhere: dict[bytes, tuple[str, float]] = {}
         self._cancelling: bytes | None = None
         self._holds_interrupt = False
         self._was_interrupted = False
         self._main_thread = threading.get_ident()
         self.actor: Any = None  # the actor's instance, in an actor's worker
         self.actor_id = b""
+        self.slots = 1  # calls that run at a time
         self.resources: dict[str, int] = {}  # of the lease, or of the actor
         self.handle_elsewhere: Callable[[Work], None] | None = None  # async and threaded actors
         self.run_creation: Callable[[node.CreateActor], None] | None = None
@@ -173,6 +177,15 @@ class Executor:
         """Whether the calling thread is the one that runs tasks, and one is running."""
         return self._current is not None and threading.get_ident() == self._main_thread
 
+    def running(self) -> list[tuple[bytes, str, float]]:
+        """The tasks or calls that run: id, name, seconds since the start. Any thread."""
+        now_s = time.perf_counter()
+        current = self._current
+        found = [(task_id, *rest) for task_id, rest in list(self.running_elsewhere.items())]
+        if current is not None:
+            found.append((current[1].task_id, current[1].name, self._current_s))
+        return [(task_id, name, max(0.0, now_s - at_s)) for task_id, name, at_s in found]
+
     def run(self) -> int:
         """Run until told to exit; returns the exit code."""
         self._main_thread = threading.get_ident()
@@ -275,7 +288,7 @@ class Executor:
                 context,
             )
         )
-        started_s = time.perf_counter()
+        started_s = self._current_s = time.perf_counter()
         exit_after: WorkerExit | None = None
         try:
             try:

@@ -103,6 +103,8 @@ class Membership(ABC):
         self.outcomes: OutcomeWriter | None = None
         self.actor_host: ActorHost | None = None
         self.tracer: Tracer | None = None
+        self.blocked: dict[int, Any] = {}  # threads that wait; see object_access
+        self._told_circles: dict[tuple[str, ...], None] = {}
         self.log_printer = LogPrinter(lambda taken: self.raylet.post(taken))  # noqa: PLW0108 - made later
         self._on_raylet_lost = on_raylet_lost
         self._lost_reason = ""
@@ -331,6 +333,7 @@ class Membership(ABC):
         return {
             node.LeaseGranted: lambda m: self.tasks.on_granted(m),  # noqa: PLW0108 - made later
             node.LeaseRefused: lambda m: self.tasks.on_refused(m),  # noqa: PLW0108
+            node.LeaseWarning: lambda m: self.tasks.on_warning(m),  # noqa: PLW0108
             node.LeaseLost: lambda m: self.tasks.on_lost(m),  # noqa: PLW0108
             node.ReclaimLease: lambda m: self.tasks.on_reclaim(m),  # noqa: PLW0108
             node.ActorUpdate: lambda m: self.actor_calls.on_update(m),  # noqa: PLW0108

@@ -8,17 +8,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from skate_object_store import SpilledObjectLostError
 from skate_rpc import node_protocol as node
+from skate_rpc.wait_report import DEADLOCK, Explanation
 from skate_worker.arrivals import Arrivals
 from skate_worker.call_site import call_site
+from skate_worker.context import running_task
 from skate_worker.errors import (
     GetTimeoutError,
+    LocalRayletDiedError,
     ObjectLostError,
     SkateSystemError,
 )
@@ -34,6 +40,7 @@ from skate_worker.serialization import (
 )
 from skate_worker.task_protocol import Resolved
 from skate_worker.waiting import ReadyCount
+from skate_worker.why import explain_object
 
 if TYPE_CHECKING:
     pass
@@ -46,6 +53,9 @@ LOADERS_MAX = 16  # futures whose bytes are fetched from other nodes at once
 WARN_BLOCKING_VARIABLE = "SKATE_WARN_BLOCKING_GET_INSIDE_ASYNC"
 SEAL_WAIT_S = 0.25  # at a time, so that news of the owner's death are seen
 SEAL_WAITS = 8
+EXPLAINED_FROM_S = 1.0  # a get() with a shorter timeout is one that looks again and again
+WATCH_AFTER_S = 5.0  # a driver's wait that lasts so long is looked into
+WATCH_PAUSE_MAX_S = 600.0  # the pauses between two looks double, up to this
 FEW_POSITIONS = 16  # up to here, deleting from a copied list beats building it anew
 
 
@@ -53,8 +63,21 @@ class NotHereError(ObjectLostError):
     """The value is stored, but not in this node's store: it has to be brought. Internal."""
 
 
+class BlockedThread(NamedTuple):
+    """A thread that runs a task and waits for objects."""
+
+    task_id: bytes
+    entries: Sequence[Entry]
+    needed: int  # -1: all of them
+    since_s: float  # monotonic
+    has_timeout: bool
+
+
 class ObjectAccess(Membership):
     """A member that reads and writes objects. Thread-safe."""
+
+    blocked: dict[int, BlockedThread]  # by thread
+    _told_circles: dict[tuple[str, ...], None]
 
     records_sites = False  # which line made each object is noted, and told with its references
     _loaders: ThreadPoolExecutor | None = None
@@ -65,8 +88,11 @@ class ObjectAccess(Membership):
     def put(self, value: Any) -> ObjectRef[Any]:
         """Store a value and own it; raises ``TypeError`` or ``StoreFullError``."""
         serialized = serialize(value)
-        object_id = self._put_prefix + (0x8000_0000 | next(self._put_numbers)).to_bytes(4, "big")
-        return self._own_value(object_id, serialized)
+        return self._own_value(self.new_put_id(), serialized)
+
+    def new_put_id(self) -> bytes:
+        """The id of the next object that this process puts."""
+        return self._put_prefix + (0x8000_0000 | next(self._put_numbers)).to_bytes(4, "big")
 
     def _own_value(self, object_id: bytes, serialized: Serialized) -> ObjectRef[Any]:
         ownership = self.ownership
@@ -129,7 +155,7 @@ class ObjectAccess(Membership):
         count = self._count(len(unique), node.PULL_FOR_GET, stops_at_failure=True)
         for entry in self.ownership.watch_all(unique, count):
             count(entry)
-        is_done = self._block(count, timeout_s)
+        is_done = self._block(count, timeout_s, unique)
         if isinstance(count, Arrivals):
             count.stop()
         if not is_done:
@@ -137,7 +163,7 @@ class ObjectAccess(Membership):
             left = sum(1 for entry in unique if not self._is_readable(entry))
             raise GetTimeoutError(
                 f"get() timed out after {timeout_s:g} s: {left} of {len(unique)} objects are not"
-                " ready yet."
+                f" ready yet.{self._why_late(unique, timeout_s)}"
             )
         if any(entry.state == FAILED for entry in unique):
             self.ownership.unwatch_all(unique, count)
@@ -146,6 +172,19 @@ class ObjectAccess(Membership):
             for failure in count.failures.values():
                 self.ownership.unwatch_all(unique, count)
                 raise failure
+
+    def _why_late(self, entries: list[Entry], timeout_s: float | None) -> str:
+        """What this process alone knows of the first value that is missing."""
+        if timeout_s is None or timeout_s < EXPLAINED_FROM_S:
+            return ""
+        for entry in entries:
+            if entry.state == PENDING:
+                return f" {self.reason_here(entry)} ref.why() says more."
+        return ""
+
+    def reason_here(self, entry: Entry) -> str:
+        """A sentence on a value that is waited for; who submits tasks knows one."""
+        return ""
 
     def _count(self, needed: int, priority: int, *, stops_at_failure: bool = False) -> ReadyCount:
         if self.ownership.has_remote:
@@ -161,7 +200,7 @@ class ObjectAccess(Membership):
         count = self.new_count()
         if self.ownership.watch(entry, count):
             try:
-                self._block(count, None)
+                self._block(count, None, [entry])
             finally:
                 self.ownership.unwatch_all([entry], count)
 
@@ -173,12 +212,21 @@ class ObjectAccess(Membership):
         """Wait until ``count`` opens; a worker that waits long lends its CPU."""
         self._block(count, None)
 
-    def _block(self, count: ReadyCount, timeout_s: float | None) -> bool:
+    def _block(
+        self,
+        count: ReadyCount,
+        timeout_s: float | None,
+        entries: Sequence[Entry] = (),
+        needed: int = -1,
+    ) -> bool:
+        """Wait at ``count``, for ``needed`` of ``entries`` (-1: all of them)."""
         executor = self.executor
         if executor is not None and self.stop_async_actor is not None:
             self._warn_blocking()
-        if executor is None or not executor.is_executing_here():
-            return count.wait(timeout_s)
+        if executor is None:
+            return self._wait_watched(count, timeout_s, entries)
+        if not executor.is_executing_here():
+            return self._wait_noted(count, timeout_s, entries, needed)
         short_s = BLOCKED_AFTER_S if timeout_s is None else min(BLOCKED_AFTER_S, timeout_s)
         if count.wait(short_s):
             return True
@@ -187,9 +235,61 @@ class ObjectAccess(Membership):
         executor.give_back_queue()
         self.raylet.post(node.Blocked())
         try:
-            return count.wait(None if timeout_s is None else timeout_s - short_s)
+            left_s = None if timeout_s is None else timeout_s - short_s
+            return self._wait_noted(count, left_s, entries, needed)
         finally:
             self.raylet.post(node.Unblocked())
+
+    def _wait_watched(
+        self, count: ReadyCount, timeout_s: float | None, entries: Sequence[Entry]
+    ) -> bool:
+        """A driver's wait. One that lasts is looked into, and a deadlock is warned of."""
+        pause_s, left_s = WATCH_AFTER_S, timeout_s
+        while left_s is None or left_s > pause_s:
+            if count.wait(pause_s):
+                return True
+            left_s = None if left_s is None else left_s - pause_s
+            self._look_for_deadlock(entries)
+            pause_s = min(2 * pause_s, WATCH_PAUSE_MAX_S)
+        return count.wait(left_s)
+
+    def _look_for_deadlock(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.state == PENDING:
+                body = node.Why(entry.object_id.hex(), WATCH_AFTER_S)
+                try:
+                    self.raylet.call_soon("why", body, self._on_watched)
+                except LocalRayletDiedError:
+                    return  # whoever waits is told
+                return
+
+    def _on_watched(self, reply: node.ControlReply) -> None:
+        if reply.error:
+            return  # the GCS is away; it is asked again
+        for found in msgspec.msgpack.decode(reply.body, type=list[Explanation]):
+            if found.circle and found.circle not in self._told_circles:
+                self._told_circles[found.circle] = None
+                _log.warning("%s\n%s", DEADLOCK, "\n".join(found.circle))
+
+    def why_object(self, entry: Entry, timeout_s: float) -> Explanation:
+        """What is known of a value; see :meth:`ObjectRef.why`."""
+        return explain_object(self, entry, timeout_s)
+
+    def _wait_noted(
+        self, count: ReadyCount, timeout_s: float | None, entries: Sequence[Entry], needed: int
+    ) -> bool:
+        """Wait, and let :mod:`skate_worker.wait_report` know for what."""
+        task_id = running_task.get().task_id
+        if not task_id or not entries:
+            return count.wait(timeout_s)
+        key = threading.get_ident()
+        self.blocked[key] = BlockedThread(
+            task_id, entries, needed, time.monotonic(), timeout_s is not None
+        )
+        try:
+            return count.wait(timeout_s)
+        finally:
+            self.blocked.pop(key, None)
 
     def _warn_blocking(self) -> None:
         # Once a process, and only where the wait stops the event loop of an async actor.
@@ -291,7 +391,7 @@ class ObjectAccess(Membership):
             else:
                 count(entry)
         left_s = None if ends_s is None else max(0.0, ends_s - time.monotonic())
-        is_done = self._block(count, left_s)
+        is_done = self._block(count, left_s, missing)
         count.stop()
         self.ownership.unwatch_all(missing, count)
         for failure in count.failures.values():
@@ -342,7 +442,7 @@ class ObjectAccess(Membership):
                 count = ReadyCount(num_returns - len(ready_at))
                 for entry in self.ownership.watch_all(pending, count):
                     count(entry)
-                self._block(count, timeout_s)
+                self._block(count, timeout_s, pending, num_returns - len(ready_at))
                 self.ownership.unwatch_all(pending, count)
             ready_at = _ready_positions(refs, num_returns)
         return _split(refs, ready_at)
@@ -359,7 +459,7 @@ class ObjectAccess(Membership):
             count = Arrivals(needed, self.plane, node.PULL_FOR_WAIT)
             for entry in self.ownership.watch_all(unready, count):
                 count(entry)
-            self._block(count, timeout_s)
+            self._block(count, timeout_s, unready, needed)
             self.ownership.unwatch_all(unready, count)
             # What can not be brought here is ready too: a get raises the reason. What is on its
             # way goes on: a program that looks again and again would get nothing otherwise.

@@ -47,7 +47,7 @@ class FoundObject(NamedTuple):
     """Whether a copy is on disk rather than in memory."""
 
 
-class _Question:
+class Question:
     """Answers of several owners, awaited together."""
 
     def __init__(self, owners: int) -> None:
@@ -56,6 +56,7 @@ class _Question:
         self.done = threading.Event()
 
     def answered(self, rows: Iterable[Location]) -> None:
+        """One of the owners has said what it will ever say."""
         self.rows.extend(rows)
         self.left -= 1
         if self.left == 0:
@@ -68,7 +69,7 @@ class ObjectControl(ObjectAccess):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.out_of_band: dict[bytes, str] = {}  # object id -> the line that pickled it
         self._out_of_band_lines: set[str] = set()
-        self._questions: dict[int, tuple[bytes, _Question]] = {}  # number -> (owner's id, question)
+        self._questions: dict[int, tuple[bytes, Question]] = {}  # number -> (owner's id, question)
         self._question_numbers = itertools.count(1)
         super().__init__(*args, **kwargs)
         self._control_handlers: dict[type[Any], Callable[[Peer, Any], None]] = {
@@ -193,21 +194,27 @@ class ObjectControl(ObjectAccess):
     def _ask_owners(
         self, by_owner: dict[Owner, list[bytes]], timeout_s: float | None
     ) -> list[Location]:
-        question = _Question(len(by_owner))
+        question = Question(len(by_owner))
         numbers: list[int] = []
         for owner, object_ids in by_owner.items():
-            number = next(self._question_numbers)
+            number = self.begin_question(owner, question)
             numbers.append(number)
-            self._questions[number] = owner.worker_id, question
             peer = self.peers.get(owner.worker_id, owner.endpoint)
             if not self.ownership.send(peer, AskLocations(number, object_ids)):
-                self._end_question(number, ())
+                self.end_question(number, ())
         question.done.wait(timeout_s)
         for number in numbers:
             self._questions.pop(number, None)
         return list(question.rows)
 
-    def _end_question(self, number: int, rows: Iterable[Location]) -> None:
+    def begin_question(self, owner: Owner, question: Question) -> int:
+        """The number under which the owner answers; :meth:`end_question` in any case."""
+        number = next(self._question_numbers)
+        self._questions[number] = owner.worker_id, question
+        return number
+
+    def end_question(self, number: int, rows: Iterable[Location]) -> None:
+        """An owner has answered, or will not: nothing happens for one that has."""
         asked = self._questions.pop(number, None)
         if asked is not None:
             asked[1].answered(rows)
@@ -268,13 +275,13 @@ class ObjectControl(ObjectAccess):
         self.ownership.send(peer, Locations(message.number, rows))
 
     def _on_locations(self, peer: Peer, message: Locations) -> None:
-        self._end_question(message.number, message.rows)
+        self.end_question(message.number, message.rows)
 
     def _process_lost(self, worker_id: bytes, cause: str) -> None:
         super()._process_lost(worker_id, cause)
         for number, (owner_id, _) in list(self._questions.items()):
             if owner_id == worker_id:
-                self._end_question(number, ())
+                self.end_question(number, ())
 
 
 def _found(row: Location) -> FoundObject:

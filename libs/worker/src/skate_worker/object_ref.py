@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from skate_core_ids import JobID, ObjectID, TaskID
+from skate_rpc.wait_report import TIMEOUT_S, Explanation
 from skate_worker.current import current_slot, require_core
 from skate_worker.machine.references import Entry, Owner
 from skate_worker.serialization import register_argument_reference, register_reference_type
@@ -108,6 +109,19 @@ class ObjectRef(Generic[T_co]):
 
         # The thread that settles a value must not wait for its bytes, which it may have to receive.
         self._core.when_ready(self, lambda ref: ref._core.where_it_may_wait(ref, load))
+
+    def why(self, timeout: float = TIMEOUT_S) -> Explanation:
+        """Why the value is not there yet, or what became of it; ``print`` shows the whole text.
+
+        For a value that is waited for the whole cluster is asked, for at most ``timeout`` seconds
+        (who has not answered by then is named): which argument, which resource at which node, held
+        by whom, since when, or where its task runs; and the circle when it can never come.
+
+        Raises:
+            ControlCallError: the GCS can not be reached.
+            LocalRayletDiedError: this process's node has ended.
+        """
+        return self._core.why_object(self._entry, timeout)
 
     def call_site(self) -> str:
         """The line that made the object, where it is known (SURFACE O20)."""

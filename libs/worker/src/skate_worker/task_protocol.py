@@ -149,6 +149,24 @@ class Locations(TaskMessage, tag=51):
     rows: list[Location]
 
 
+class GiveObject(TaskMessage, tag=52):
+    """To an actor's process: own this object, whose value the sender has made.
+
+    The sender is a borrower of it from then on, and has registered the receiver as borrower of what
+    is its own inside. Answered by :class:`Locations` of that number once all owners of what is
+    inside know the receiver.
+    """
+
+    number: int
+    object_id: bytes
+    data: bytes = b""  # the value; empty: it lies in the store of ``node_id``
+    node_id: bytes = b""
+    size_bytes: int = 0
+    contained: list[Reference] = []
+    site: str = ""  # the line that put it
+    serial: int = 0
+
+
 # ---- copies of stored objects: any process to an owner, and its answer ----
 
 
@@ -348,6 +366,7 @@ AnyMessage = (
     | ObjectsFreed
     | AskLocations
     | Locations
+    | GiveObject
     | AskCopy
     | CopySources
     | CopyMade

@@ -7,6 +7,7 @@ thread writes batches.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,6 +47,7 @@ from skate_worker.task_protocol import (
 )
 from skate_worker.tracing import Tracer
 
+_log = logging.getLogger("skate")
 _ANYWHERE = Strategy()
 DEATH_REPORT_S = 3.0  # how long to wait for the raylet's word on why a worker's connection broke
 
@@ -245,6 +247,16 @@ class TaskSubmitter:
             else:
                 error = WorkerCrashedError(message.message, task_name=submission.message.name)
             self._completion.fail(submission, error)
+
+    def on_warning(self, message: node.LeaseWarning) -> None:
+        """No node can hold what some tasks need: their author should know, once."""
+        with self._ownership.lock:
+            queue = self._pool.queue_of_request(message.request_id)
+            if queue is None or not queue.pending:
+                return
+            name, others = queue.pending[0].message.name, len(queue.pending) - 1
+        more = f" and {others} more like it" if others else ""
+        _log.warning("Waiting for a node to join: the task %s%s. %s", name, more, message.message)
 
     def on_reclaim(self, message: node.ReclaimLease) -> None:
         """Others wait: stop using the lease, and return it when its running task is done.
@@ -578,13 +590,21 @@ class TaskSubmitter:
 
     def unfinished(self) -> list[tuple[Submission, str]]:
         """The tasks that have not ended, each with its status by Ray's name. O(tasks)."""
-        tasks = [(task, "PENDING_ARGS_AVAIL") for task in list(self._unresolved.values())]
+        tasks = [(task, "PENDING_ARGS_AVAIL") for task in self.unresolved()]
         with self._ownership.lock:
             for queue in self._pool.queues.values():
                 tasks += ((task, "PENDING_NODE_ASSIGNMENT") for task in queue.pending)
                 for lease in queue.leases.values():
                     tasks += ((task, "SUBMITTED_TO_WORKER") for task in lease.in_flight.values())
         return tasks
+
+    def unresolved(self) -> list[Submission]:
+        """The tasks whose arguments are waited for."""
+        return list(self._unresolved.values())
+
+    def queues(self) -> list[KeyQueue[Submission]]:
+        """The queues, for a look at them with the lock."""
+        return list(self._pool.queues.values())
 
     def statistics(self) -> dict[str, int]:
         """Counts for people and tests: tasks pending and in flight, leases, requests."""

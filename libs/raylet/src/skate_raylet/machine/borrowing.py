@@ -70,6 +70,11 @@ class Borrowing:
         """Whether this request is or was served elsewhere, and is not over."""
         return (holder_id, request_id) in self._by_request
 
+    def unanswered(self) -> list[tuple[bytes, LeaseRequested]]:
+        """The nodes that were asked and have not answered, each with the request."""
+        asks = [self._asks[ask_id] for ask_id in self._unanswered]
+        return [(borrowed.node_id, borrowed.request) for borrowed in asks]
+
     def count(self) -> tuple[int, int]:
         """Asks without an answer; leases."""
         return len(self._unanswered), len(self._by_lease)

@@ -32,6 +32,14 @@ class RefuseLease(msgspec.Struct, frozen=True):
     message: str
 
 
+class WarnHolder(msgspec.Struct, frozen=True):
+    """Tell the holder, once for a shape, that no node can ever hold what it waits for."""
+
+    holder_id: bytes
+    request_id: int
+    message: str
+
+
 class LoseLease(msgspec.Struct, frozen=True):
     """Tell the holder that its worker died. The shell knows the cause."""
 
@@ -145,6 +153,7 @@ class RetireWorker(msgspec.Struct, frozen=True):
 NodeCommand = (
     GrantLease
     | RefuseLease
+    | WarnHolder
     | LoseLease
     | AskLeaseBack
     | TellOthersWait
@@ -161,6 +170,7 @@ PoolRequest = AcquireWorker | AbandonWorker | ReleaseWorker | RetireWorker
 LeaseCommand = (
     GrantLease
     | RefuseLease
+    | WarnHolder
     | LoseLease
     | AskLeaseBack
     | TellOthersWait

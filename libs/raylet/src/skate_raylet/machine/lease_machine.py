@@ -51,8 +51,10 @@ from skate_raylet.machine.lease_table import (
 from skate_raylet.machine.neighbours import Neighbours
 from skate_raylet.machine.reclaim import Pool, choose_leases_to_ask_back
 from skate_scheduler import (
+    ANY_LABELS,
     DEVICE_RESOURCES,
     UNITS,
+    LabelRules,
     LeaseQueue,
     LeaseQueueConfig,
     LeaseSupply,
@@ -61,9 +63,12 @@ from skate_scheduler import (
     format_units,
 )
 
+BOUND_GRACE_S = 10.0  # how long a node is waited for that a request is bound to (SURFACE L4)
+WARN_AFTER_S = 10.0  # whoever waits for what no node can hold is told, once
 RECLAIM_INTERVAL_S = 0.01  # passes over all leases are not made more often than this
 DISCARD_GRACE_S = 5.0  # a retired worker runs its exit hooks for at most this long
 REQUESTS_PER_HOLDER_MAX = 10_000
+WARNINGS_MAX = 100  # to one holder
 GROUP_REMOVED = "placement_group_removed"
 
 
@@ -73,8 +78,9 @@ class LeaseConfig(msgspec.Struct, frozen=True):
     total: ResourceSet
     # First bytes of every lease id; makes them unique in the cluster.
     id_prefix: bytes
-    # A request that this node can never hold is refused after this long; None: it waits for ever.
-    infeasible_grace_s: float | None = 10.0
+    # A request that no live node can ever hold is refused after this long; None: it waits for a
+    # node that can. One that is bound to a node waits for that node for BOUND_GRACE_S at most.
+    infeasible_grace_s: float | None = None
     node_id: bytes = b""
     labels: Mapping[str, str] = msgspec.field(default_factory=dict)
     queue: LeaseQueueConfig = msgspec.field(default_factory=LeaseQueueConfig)
@@ -100,6 +106,8 @@ class LeaseMachine:
         self._config = config
         self._neighbours = neighbours
         self._homeless_since_s: dict[Request, float] = {}  # no live node can ever hold these
+        # Holder and shape of which a warning was given; forgotten when the holder goes.
+        self._warned: dict[bytes, dict[tuple[ResourceSet, on.Strategy], None]] = {}
         self._waiting: dict[Request, _Waiting] = {}
         self._infeasible: dict[Request, QueuedLease] = {}  # in order of arrival; not in the queue
         self._requests_of: dict[bytes, int] = {}  # waiting requests by holder
@@ -166,7 +174,7 @@ class LeaseMachine:
                 pass
             case _:
                 assert_never(event)
-        self._refuse_infeasible(now_s, commands)
+        self._judge_homeless(now_s, commands)
         self._grant_ready(now_s, commands)
         if self._inside:
             self._grant_inside(now_s, commands)
@@ -194,9 +202,10 @@ class LeaseMachine:
             times.append((change_s, "a request in a bundle begins or stops to be saved up for"))
         if self._reclaim_next_s is not None and (self.queue or self._inside):
             times.append((self._reclaim_next_s, "a lease can be asked back"))
-        if self._homeless_since_s and self._config.infeasible_grace_s is not None:
-            due_s = min(self._homeless_since_s.values()) + self._config.infeasible_grace_s
-            times.append((due_s, "an impossible request is refused"))
+        if self._homeless_since_s:
+            due_s = min(map(self._judgement_s, self._homeless_since_s))
+            if due_s < float("inf"):
+                times.append((due_s, "an impossible request is refused, or its holder is told"))
         return min(times, default=None)
 
     def is_holder(self, worker_id: bytes) -> bool:
@@ -438,6 +447,7 @@ class LeaseMachine:
 
     def _lose_holder(self, holder_id: bytes, commands: list[do.LeaseCommand]) -> None:
         self._idle_wanted.holder_gone(holder_id)
+        self._warned.pop(holder_id, None)
         self._blocked.pop(holder_id, None)
         if holder_id in self._requests_of:
             for request in list(self._waiting):
@@ -525,48 +535,96 @@ class LeaseMachine:
 
     # ---- what follows ----
 
-    def _refuse_infeasible(self, now_s: float, commands: list[do.LeaseCommand]) -> None:
-        grace_s = self._config.infeasible_grace_s
-        if grace_s is None:
-            return
+    def _judge_homeless(self, now_s: float, commands: list[do.LeaseCommand]) -> None:
+        """Requests that no node can hold are refused, or their holders told, when it is time."""
         for request, item in list(self._infeasible.items()):
             origin = self._waiting[request].origin
             if origin is not None and not origin.is_foreign and self._has_home(origin):
                 self._homeless_since_s.pop(request, None)
                 continue
             since_s = self._homeless_since_s.setdefault(request, now_s)
-            if now_s < since_s + grace_s:
-                continue
-            self._forget(request)
-            message = self._why_never(item.needs, origin)
-            commands.append(_refusal(request, "unschedulable", message))
+            grace_s = self._grace_s(origin)
+            if grace_s is not None and now_s >= since_s + grace_s:
+                self._forget(request)
+                message = self.why_never(item.needs, origin)
+                commands.append(_refusal(request, "unschedulable", message))
+            elif (
+                origin is not None
+                and now_s >= since_s + WARN_AFTER_S
+                and not self._is_warned(origin)
+            ):
+                self._warn(origin, commands)
+
+    def _judgement_s(self, request: Request) -> float:
+        """When something is to be done about a request that no node can hold; else infinite."""
+        origin, since_s = self._waiting[request].origin, self._homeless_since_s[request]
+        grace_s = self._grace_s(origin)
+        due_s = float("inf") if grace_s is None else since_s + grace_s
+        if origin is not None and not self._is_warned(origin):
+            due_s = min(due_s, since_s + WARN_AFTER_S)
+        return due_s
+
+    def _is_warned(self, origin: on.LeaseRequested) -> bool:
+        if origin.is_foreign:
+            return True  # its own node does
+        warned = self._warned.get(origin.holder_id, {})
+        return (origin.resources, origin.strategy) in warned or len(warned) >= WARNINGS_MAX
+
+    def _grace_s(self, origin: on.LeaseRequested | None) -> float | None:
+        grace_s = self._config.infeasible_grace_s
+        if origin is not None and origin.strategy.node_id and not origin.strategy.is_soft:
+            return BOUND_GRACE_S if grace_s is None else min(grace_s, BOUND_GRACE_S)
+        return grace_s
+
+    def _warn(self, origin: on.LeaseRequested, commands: list[do.LeaseCommand]) -> None:
+        warned = self._warned.setdefault(origin.holder_id, {})
+        warned[origin.resources, origin.strategy] = None
+        message = self.why_never(origin.resources, origin)
+        commands.append(do.WarnHolder(origin.holder_id, origin.request_id, message))
 
     def _has_home(self, request: on.LeaseRequested) -> bool:
         return self._neighbours is not None and self._neighbours.has_home(request)
 
-    def _has_label_match(self, strategy: on.Strategy) -> bool:
-        is_here = strategy.labels.allow(self._config.labels)
-        others = self._neighbours
-        return is_here or (others is not None and others.has_label_match(strategy))
+    def _has_label_match(self, labels: LabelRules) -> bool:
+        is_here = labels.allow(self._config.labels)
+        return is_here or (self._neighbours is not None and bool(self._neighbours.totals(labels)))
 
-    def _why_never(self, needs: ResourceSet, origin: on.LeaseRequested | None) -> str:
+    def is_not_for_here(self, request: Request) -> bool:
+        """Whether a request that waits here is too large for this node, or bound to others."""
+        return request in self._infeasible
+
+    def is_homeless(self, request: Request) -> bool:
+        """Whether no live node could ever hold a request that waits here."""
+        return request in self._homeless_since_s
+
+    def origin_of(self, request: Request) -> on.LeaseRequested | None:
+        """What was asked for, by a process of this node or another's; None for actors."""
+        entry = self._waiting.get(request)
+        return None if entry is None else entry.origin
+
+    def why_never(self, needs: ResourceSet, origin: on.LeaseRequested | None) -> str:
+        """Why no node can ever hold a request: what it needs, and the most that there is."""
         if origin is not None and origin.strategy.node_id:
             node = origin.strategy.node_id.hex()
             return f"It is bound to node {node}, which is no live node that could hold {needs}."
-        if origin is not None and not self._has_label_match(origin.strategy):
+        if origin is not None and not self._has_label_match(origin.strategy.labels):
             return f"No node has the labels that it asks for: {origin.strategy.labels}."
-        others = [] if self._neighbours is None else self._neighbours.totals()
+        labels = ANY_LABELS if origin is None else origin.strategy.labels
+        others = [] if self._neighbours is None else self._neighbours.totals(labels)
         total = self.table.total
-        short = needs.shortfall(total)
-        names = ", ".join(f"{name} {format_units(needs[name])}" for name in short)
-        totals = ", ".join(f"{name} {format_units(total[name])}" for name in short)
-        if not others:
+        if not others and not labels:
+            short = needs.shortfall(total)
+            names = ", ".join(f"{name} {format_units(needs[name])}" for name in short)
+            totals = ", ".join(f"{name} {format_units(total[name])}" for name in short)
             return f"This node can never hold it: it needs {names} and the node has {totals}."
-        wholes = [total, *others]
+        wholes = [total, *others] if labels.allow(self._config.labels) else others
         most = ", ".join(
             f"{name} {format_units(max(whole[name] for whole in wholes))}" for name in needs
         )
-        return f"No node can ever hold it: it needs {needs}; the most that any has is {most}."
+        which = f" of those with the labels that it asks for ({labels})" if labels.selectors else ""
+        return (
+            f"No node{which} can ever hold it: it needs {needs}; the most that any has is {most}."
+        )
 
     def _grant_ready(self, now_s: float, commands: list[do.LeaseCommand]) -> None:
         while self.queue and not self._is_draining:

@@ -20,8 +20,10 @@ import msgspec
 from skate_raylet.machine.events import DEFAULT_STRATEGY, LeaseRequested, Strategy
 from skate_raylet.machine.roomy_nodes import Ring, RoomyNodes, start_of
 from skate_scheduler import (
+    ANY_LABELS,
     DEVICE_RESOURCES,
     Fit,
+    LabelRules,
     LabelTest,
     NodeView,
     Placement,
@@ -35,6 +37,7 @@ SPREAD_THRESHOLD: Final = 0.5  # as in HybridConfig: below, no other node is loo
 SHUN_S: Final = 0.2  # a node that was busy is not asked again for this long
 UNREACHABLE_S: Final = 1.0  # nor one whose line broke, for this long after each attempt
 DEAD_KEPT_MAX: Final = 1000
+NODES_SHOWN_MAX: Final = 5  # in a sentence
 CANDIDATES_MAX: Final = 64  # nodes that a policy weighs for one request, as in the GCS
 HOMES_KEPT_MAX: Final = 1000
 
@@ -172,10 +175,6 @@ class Neighbours:
             self._homes[key] = known
         return known
 
-    def has_label_match(self, strategy: Strategy) -> bool:
-        """Whether some other node has the labels that are asked for, whatever its size."""
-        return any(strategy.labels.allow(node.view.labels) for node in self._nodes.values())
-
     def is_fit(self, strategy: Strategy, needs: ResourceSet, local: NodeView) -> bool:
         """Whether the node that a request is bound to lives and could ever hold it."""
         return self._affine(strategy, needs, local) is not None
@@ -184,9 +183,24 @@ class Neighbours:
         """Whether the node is known to have died."""
         return node_id in self._dead
 
-    def totals(self) -> list[ResourceSet]:
-        """What each of the nodes has."""
-        return [node.view.total for node in self._nodes.values()]
+    def why_full(self, request: LeaseRequested) -> str:
+        """Which other nodes could hold a request, and what they have free."""
+        able = [node.view for node in self._nodes.values() if _may_run_at(node.view, request)]
+        bound_to = request.strategy.node_id
+        if bound_to and not request.strategy.is_soft:
+            able = [view for view in able if view.node_id == bound_to]
+        shown = [
+            f"node {view.node_id.hex()[:12]} (free:"
+            f" {view.available.restricted_to(request.resources)})"
+            for view in able[:NODES_SHOWN_MAX]
+        ]
+        others = len(able) - len(shown)
+        more = f" and {others} more" if others > 0 else ""
+        return f"only other nodes could hold it, and they are busy: {', '.join(shown)}{more}"
+
+    def totals(self, labels: LabelRules = ANY_LABELS) -> list[ResourceSet]:
+        """What each of the nodes has whose labels are allowed."""
+        return [node.view.total for node in self._nodes.values() if labels.allow(node.view.labels)]
 
     def has_room(
         self, strategy: Strategy, needs: ResourceSet, local: NodeView, now_s: float

@@ -40,7 +40,9 @@ from skate_raylet.machine.worker_pool_machine import (
     WorkerPoolMachine,
 )
 from skate_scheduler import (
+    ANY_LABELS,
     DEVICE_RESOURCES,
+    LabelRules,
     Missing,
     NodeView,
     QueuedLease,
@@ -84,6 +86,7 @@ class WaitingRequest(msgspec.Struct, frozen=True):
     needs: ResourceSet
     backlog: int
     reason: WaitReason
+    is_foreign: bool = False  # of another node's holder: ``request`` has the ask's number
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -441,6 +444,7 @@ class NodeMachine:
                 case (
                     do.GrantLease()
                     | do.RefuseLease()
+                    | do.WarnHolder()
                     | do.LoseLease()
                     | do.AskLeaseBack()
                     | do.TellOthersWait()
@@ -559,8 +563,13 @@ class NodeMachine:
         reserved = self._leases.queue.reserved_for(supply, now_s)
         found: list[WaitingRequest] = []
         for request, item, backlog in self._leases.waiting():
-            reason = self._reason(item, reserved)
-            found.append(WaitingRequest(request, item.holder, item.needs, backlog, reason))
+            origin = self._leases.origin_of(request)
+            reason = self._reason(item, reserved, origin)
+            is_foreign = origin is not None and origin.is_foreign
+            found.append(
+                WaitingRequest(request, item.holder, item.needs, backlog, reason, is_foreign)
+            )
+        found += map(self._asked, self._borrowing.unanswered())
         for lease in self._leases.table:
             if isinstance(lease.state, AwaitingWorker):
                 kind = WaitKind.WORKER if self._pool.has_room() else WaitKind.WORKER_LIMIT
@@ -571,7 +580,49 @@ class NodeMachine:
                 found.append(WaitingRequest(lease.request, holder, lease.resources, 0, reason))
         return found
 
-    def _reason(self, item: QueuedLease, reserved: QueuedLease | None) -> WaitReason:
+    def _asked(self, asked: tuple[bytes, on.LeaseRequested]) -> WaitingRequest:
+        node_id, request = asked
+        assert request.since_s is not None
+        needs = request.resources
+        text = f"Node {node_id.hex()} was asked for a worker with {needs}."
+        reason = WaitReason(
+            WaitKind.ASKED, needs, self.total, self.available, request.since_s, detail=text
+        )
+        return WaitingRequest(
+            TaskRequest(request.holder_id, request.request_id),
+            request.holder_id,
+            needs,
+            request.backlog,
+            reason,
+        )
+
+    def _most(self, labels: LabelRules) -> ResourceSet:
+        """The largest amount of each resource that any node has which may serve the request."""
+        totals = self._neighbours.totals(labels)
+        if labels.allow(self._labels):
+            totals.append(self.total)
+        return ResourceSet.largest_of(totals)
+
+    def _reason_elsewhere(
+        self, item: QueuedLease, origin: on.LeaseRequested, request: Request
+    ) -> WaitReason:
+        """Why a request waits that this node does not serve."""
+        most = self._most(origin.strategy.labels)
+        if self._leases.is_homeless(request):
+            kind, text = WaitKind.NOWHERE, self._leases.why_never(item.needs, origin)
+        else:
+            kind = WaitKind.ELSEWHERE
+            text = f"Needs {item.needs}; {self._neighbours.why_full(origin)}."
+        return WaitReason(
+            kind, item.needs, self.total, self.available, item.since_s, most=most, detail=text
+        )
+
+    def _reason(
+        self, item: QueuedLease, reserved: QueuedLease | None, origin: on.LeaseRequested | None
+    ) -> WaitReason:
+        request: Request = item.key  # type: ignore[assignment]  # as the lease machine made it
+        if origin is not None and not origin.is_foreign and self._leases.is_not_for_here(request):
+            return self._reason_elsewhere(item, origin, request)
         place = self._leases.place_of(item.key)  # type: ignore[arg-type]  # a request
         if place is not None:
             return self._reason_inside(item, *place)
@@ -602,7 +653,14 @@ class NodeMachine:
         if kind is WaitKind.RESOURCES:
             blocked_by = self._holders_of([part.name for part in missing])
         return WaitReason(
-            kind, item.needs, self.total, self.available, item.since_s, missing, blocked_by
+            kind,
+            item.needs,
+            self.total,
+            self.available,
+            item.since_s,
+            missing,
+            blocked_by,
+            self._most(ANY_LABELS),
         )
 
     def _reason_inside(self, item: QueuedLease, group_id: bytes, index: int) -> WaitReason:

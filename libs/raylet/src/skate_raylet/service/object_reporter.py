@@ -8,7 +8,6 @@ listing is added here, and :mod:`skate_rpc.object_report` says how both are read
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
@@ -18,6 +17,7 @@ import msgspec
 from skate_object_store import ObjectState, StoreServer
 from skate_object_store.errors import StoreClosedError
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
+from skate_raylet.service.process_questions import ProcessEndedError, ProcessQuestions
 from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import gcs_pb2
 from skate_rpc.grpc_channel import open_channel
@@ -35,11 +35,8 @@ _log = logging.getLogger(__name__)
 
 NODES_AT_ONCE_MAX = 64
 TIMEOUT_MAX_S = 60.0
-LOOK_S = 0.05  # how often a process that is asked is looked at: its end is no answer, but an end
 
 _NOT_IN_MEMORY = (ObjectState.SPILLED, ObjectState.LOST)
-
-Answer = asyncio.Future[ObjectsReport]
 
 
 class ObjectReporter:
@@ -60,14 +57,11 @@ class ObjectReporter:
         self._store = store
         self._store_calls = store_calls
         self._list_nodes = list_nodes
-        self._numbers = itertools.count(1)
-        self._answers: dict[tuple[bytes, int], Answer] = {}  # by worker id and number
+        self._questions: ProcessQuestions[ObjectsReport] = ProcessQuestions()
 
     def on_report(self, process: LocalProcess, message: ObjectsReport) -> None:
         """A process answered, perhaps too late."""
-        answer = self._answers.get((process.worker_id, message.number))
-        if answer is not None and not answer.done():
-            answer.set_result(message)
+        self._questions.answered(process, message.number, message)
 
     async def list_objects(self, _: LocalProcess, body: ListObjects) -> list[NodeObjects]:
         """The control call of a local process."""
@@ -110,31 +104,19 @@ class ObjectReporter:
     async def _ask_process(
         self, process: LocalProcess, rows_max: int, timeout_s: float
     ) -> ProcessObjects | None:
-        number = next(self._numbers)
-        key = (process.worker_id, number)
-        loop = asyncio.get_running_loop()
-        answer: Answer = loop.create_future()
-        self._answers[key] = answer
         report = ProcessObjects(process.worker_id, process.pid, process.is_driver, process.job_id)
-        process.send(AskObjects(number, rows_max))
-        ends_at_s = loop.time() + timeout_s
         try:
-            while not answer.done() and (left_s := ends_at_s - loop.time()) > 0:
-                await asyncio.wait((answer,), timeout=min(left_s, LOOK_S))
-                if process.connection.is_closed:
-                    return None  # it ended meanwhile, and its references with it
-            if answer.done():
-                message = answer.result()
-                report.rows = message.rows
-                report.left_out = message.left_out
-                report.left_out_bytes = message.left_out_bytes
-            else:
-                report.problem = (
-                    f"It did not answer within {timeout_s:g} s: it is stopped, is ending, or runs"
-                    " code that does not let other threads run."
-                )
-        finally:
-            del self._answers[key]
+            message = await self._questions.ask(
+                process, lambda number: AskObjects(number, rows_max), timeout_s
+            )
+        except ProcessEndedError:
+            return None  # and its references with it
+        except TimeoutError as error:
+            report.problem = str(error)
+        else:
+            report.rows = message.rows
+            report.left_out = message.left_out
+            report.left_out_bytes = message.left_out_bytes
         return report
 
     def _fill_store(self, report: NodeObjects, rows_max: int) -> None:

@@ -78,6 +78,7 @@ class ProcessServer:
         on_task_events: Callable[[list[node.TaskEvent]], None] | None,
         user_metrics: UserMetricsSink | None,
         on_objects: Callable[[LocalProcess, node.ObjectsReport], None],
+        on_waits: Callable[[LocalProcess, node.WaitsReport], None],
     ) -> None:
         self._config = config
         self._machine = machine
@@ -118,6 +119,7 @@ class ProcessServer:
             node.SubscribeActor: self._on_subscribe,
             node.UnsubscribeActor: self._on_unsubscribe,
             node.ObjectsReport: on_objects,
+            node.WaitsReport: on_waits,
             node.PullObject: self._on_pull,
             node.CancelPull: self._on_cancel_pull,
             node.DeleteCopies: self._on_delete_copies,

@@ -56,6 +56,7 @@ from skate_raylet.service.process_server import ProcessServer, UserMetricsSink
 from skate_raylet.service.reaper import Reaper
 from skate_raylet.service.servicer import RayletServicer
 from skate_raylet.service.transfer.object_transfers import ObjectTransfers, TransferStatistics
+from skate_raylet.service.wait_reporter import WaitReporter
 from skate_raylet.service.worker_processes import WorkerEvents, WorkerProcess, WorkerProcesses
 from skate_raylet.service.zygote import ForkRequest, Zygote, ZygoteBoot, ZygoteEvents
 from skate_raylet.zygote_process import MARK_VARIABLE, ZygoteProcess
@@ -202,6 +203,15 @@ class Raylet:
             client.nodes.list,
         )
         self._gateway.serve("list_objects", node.ListObjects, self._objects.list_objects)
+        self._waits = WaitReporter(
+            self._node_info,
+            config.token,
+            self._processes,
+            self._machine,
+            client.nodes.list,
+            client.actors.list,
+        )
+        self._gateway.serve("why", node.Why, self._waits.answer)
         log_reader = LogReader(
             config.node_id,
             os.path.join(config.session_dir, "logs"),
@@ -245,6 +255,7 @@ class Raylet:
             on_task_events=self._task_events,
             user_metrics=self._user_metrics,
             on_objects=self._objects.on_report,
+            on_waits=self._waits.on_report,
         )
         self._server.store_endpoint = self._store.endpoint
         self._grpc = SecureServer(config.token)
@@ -260,6 +271,7 @@ class Raylet:
             self._logs.serve,
             log_reader,
             self._objects,
+            self._waits,
             self._draining.ask,
             self._follow_gcs,
         )
@@ -432,6 +444,8 @@ class Raylet:
                 self._grant(command)
             case do.RefuseLease(holder_id, request_id, kind, message):
                 self._send(holder_id, node.LeaseRefused(request_id, kind, message))
+            case do.WarnHolder(holder_id, request_id, message):
+                self._send(holder_id, node.LeaseWarning(request_id, message))
             case do.LoseLease(holder_id, lease_id, worker_id):
                 self._send(holder_id, node.LeaseLost(lease_id, self._deaths[worker_id]))
             case do.AskLeaseBack(holder_id, lease_id):

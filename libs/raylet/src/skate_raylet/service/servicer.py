@@ -18,6 +18,8 @@ from skate_raylet.service.convert import death_from_proto, resources_to_proto
 from skate_raylet.service.local_process import LocalProcesses
 from skate_raylet.service.logs.log_reader import LogReader
 from skate_raylet.service.object_reporter import ObjectReporter
+from skate_raylet.service.wait_reporter import WaitReporter
+from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import gcs_pb2, raylet_pb2, raylet_pb2_grpc
 from skate_scheduler import ResourceSet
 
@@ -44,6 +46,7 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         ],
         log_reader: LogReader,
         objects: ObjectReporter,
+        waits: WaitReporter,
         drain: Callable[[gcs_pb2.DrainInfo], str],
         follow_gcs: Callable[[str, str, int], bool],
     ) -> None:
@@ -58,6 +61,7 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         self._serve_forwarder = serve_forwarder
         self._log_reader = log_reader
         self._objects = objects
+        self._waits = waits
         self._drain = drain
         self._follow_gcs = follow_gcs
 
@@ -174,6 +178,23 @@ class RayletServicer(raylet_pb2_grpc.RayletServiceServicer):
         else:
             nodes = [await self._objects.node(request.rows_max, request.timeout_s)]
         return raylet_pb2.NodeObjectsReply(nodes=map(msgspec.msgpack.encode, nodes))
+
+    async def Waits(  # noqa: N802
+        self, request: raylet_pb2.NodeWaitsRequest, context: Context
+    ) -> raylet_pb2.NodeWaitsReply:
+        """What waits here, and for what."""
+        node = await self._waits.node(request.prefix, request.timeout_s)
+        return raylet_pb2.NodeWaitsReply(node=msgspec.msgpack.encode(node))
+
+    async def Why(  # noqa: N802
+        self, request: raylet_pb2.WhyRequest, context: Context
+    ) -> raylet_pb2.WhyReply:
+        """Why something of the cluster waits."""
+        try:
+            found = await self._waits.why(request.prefix, request.timeout_s)
+        except RpcError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"The GCS did not answer: {error}")
+        return raylet_pb2.WhyReply(explanations=map(msgspec.msgpack.encode, found))
 
     async def ListLogs(  # noqa: N802
         self, request: raylet_pb2.ListLogsRequest, context: Context

@@ -262,6 +262,10 @@ class LeasePool(Generic[T]):
             queue.requests.pop(request_id, None)
         return queue
 
+    def queue_of_request(self, request_id: int) -> KeyQueue[T] | None:
+        """The queue that an outstanding request is for."""
+        return self._queue_of_request.get(request_id)
+
     def granted(self, queue: KeyQueue[T], lease: Lease[T], now_s: float) -> None:
         """A lease arrived; ``refill`` it next."""
         lease.queue = queue

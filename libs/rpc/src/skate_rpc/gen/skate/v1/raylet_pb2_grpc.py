@@ -69,6 +69,16 @@ class RayletServiceStub:
                 request_serializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.FromString,
                 _registered_method=True)
+        self.Waits = channel.unary_unary(
+                '/skate.v1.RayletService/Waits',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.NodeWaitsRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.NodeWaitsReply.FromString,
+                _registered_method=True)
+        self.Why = channel.unary_unary(
+                '/skate.v1.RayletService/Why',
+                request_serializer=skate_dot_v1_dot_raylet__pb2.WhyRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_raylet__pb2.WhyReply.FromString,
+                _registered_method=True)
         self.ListLogs = channel.unary_unary(
                 '/skate.v1.RayletService/ListLogs',
                 request_serializer=skate_dot_v1_dot_raylet__pb2.ListLogsRequest.SerializeToString,
@@ -153,6 +163,20 @@ class RayletServiceServicer:
 
     def Objects(self, request, context):
         """read only
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Waits(self, request, context):
+        """read only, of this node
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Why(self, request, context):
+        """read only, of the whole cluster
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,6 +272,16 @@ def add_RayletServiceServicer_to_server(servicer, server):
                     servicer.Objects,
                     request_deserializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.FromString,
                     response_serializer=skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.SerializeToString,
+            ),
+            'Waits': grpc.unary_unary_rpc_method_handler(
+                    servicer.Waits,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.NodeWaitsRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.NodeWaitsReply.SerializeToString,
+            ),
+            'Why': grpc.unary_unary_rpc_method_handler(
+                    servicer.Why,
+                    request_deserializer=skate_dot_v1_dot_raylet__pb2.WhyRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_raylet__pb2.WhyReply.SerializeToString,
             ),
             'ListLogs': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLogs,
@@ -474,6 +508,60 @@ class RayletService:
             '/skate.v1.RayletService/Objects',
             skate_dot_v1_dot_raylet__pb2.NodeObjectsRequest.SerializeToString,
             skate_dot_v1_dot_raylet__pb2.NodeObjectsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Waits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/Waits',
+            skate_dot_v1_dot_raylet__pb2.NodeWaitsRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.NodeWaitsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Why(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.RayletService/Why',
+            skate_dot_v1_dot_raylet__pb2.WhyRequest.SerializeToString,
+            skate_dot_v1_dot_raylet__pb2.WhyReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class RayletServiceStub:
     """read only"""
     Objects: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]
     """read only"""
+    Waits: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.NodeWaitsRequest, _raylet_pb2.NodeWaitsReply]
+    """read only, of this node"""
+    Why: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.WhyRequest, _raylet_pb2.WhyReply]
+    """read only, of the whole cluster"""
     ListLogs: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ListLogsRequest, _raylet_pb2.ListLogsReply]
     """read only"""
     ReadLog: _grpc.UnaryUnaryMultiCallable[_raylet_pb2.ReadLogRequest, _raylet_pb2.ReadLogReply]
@@ -83,6 +87,10 @@ class RayletServiceAsyncStub(RayletServiceStub):
     """read only"""
     Objects: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeObjectsRequest, _raylet_pb2.NodeObjectsReply]  # type: ignore[assignment]
     """read only"""
+    Waits: _aio.UnaryUnaryMultiCallable[_raylet_pb2.NodeWaitsRequest, _raylet_pb2.NodeWaitsReply]  # type: ignore[assignment]
+    """read only, of this node"""
+    Why: _aio.UnaryUnaryMultiCallable[_raylet_pb2.WhyRequest, _raylet_pb2.WhyReply]  # type: ignore[assignment]
+    """read only, of the whole cluster"""
     ListLogs: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ListLogsRequest, _raylet_pb2.ListLogsReply]  # type: ignore[assignment]
     """read only"""
     ReadLog: _aio.UnaryUnaryMultiCallable[_raylet_pb2.ReadLogRequest, _raylet_pb2.ReadLogReply]  # type: ignore[assignment]
@@ -160,6 +168,22 @@ class RayletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_raylet_pb2.NodeObjectsReply, _abc.Awaitable[_raylet_pb2.NodeObjectsReply]]:
         """read only"""
+
+    @_abc_1.abstractmethod
+    def Waits(
+        self,
+        request: _raylet_pb2.NodeWaitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.NodeWaitsReply, _abc.Awaitable[_raylet_pb2.NodeWaitsReply]]:
+        """read only, of this node"""
+
+    @_abc_1.abstractmethod
+    def Why(
+        self,
+        request: _raylet_pb2.WhyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_raylet_pb2.WhyReply, _abc.Awaitable[_raylet_pb2.WhyReply]]:
+        """read only, of the whole cluster"""
 
     @_abc_1.abstractmethod
     def ListLogs(
