@@ -23,11 +23,14 @@ from skate_raylet.machine.pull_config import PullConfig
 from skate_raylet.machine.pull_planner import PullPlanner
 from skate_raylet.service.actor_directory import ActorDirectory
 from skate_raylet.service.actor_host import ActorHost
+from skate_raylet.service.group_desk import GroupDesk
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
 from skate_raylet.service.logs.driver_logs import DriverLogs
 from skate_raylet.service.object_reporter import ObjectReporter
 from skate_raylet.service.owner_book import OwnerBook
+from skate_raylet.service.process_questions import ProcessQuestions
 from skate_raylet.service.process_server import ProcessServer
+from skate_raylet.service.wait_reporter import WaitReporter
 from skate_rpc import node_protocol as node
 from skate_rpc.gen.skate.v1 import gcs_pb2
 from skate_rpc.node_messages import MESSAGES, WITH_SERIAL, stamp
@@ -40,6 +43,7 @@ PROCESS = b"p" * 28
 THING = b"t" * 28
 FAR = b"f" * 28  # a node
 ACTOR = b"a" * 16
+GROUP = b"g" * 18
 KINDS = typing.get_args(node.FromProcess)
 
 
@@ -52,9 +56,14 @@ class Line:
         self.noted = noted
 
     def send(self, message: Any) -> None:
+        if type(message) in WITH_SERIAL:
+            message = msgspec.structs.replace(message, serial=0)  # each has another
         self.noted.append(msgspec.to_builtins(message))
 
-    post = send
+    post = queue = send
+
+    def flush(self) -> None:
+        """All of it is noted already."""
 
     def close(self, reason: str) -> None:
         self.noted.append(f"closed: {reason}")
@@ -78,13 +87,21 @@ class Station:
         self.owners = OwnerBook(self.note("release an owner"))
         link: Any = SimpleNamespace(report=self.note("report"))
         self.actors = ActorHost(
-            b"here", ResourceSet.from_amounts({"CPU": 2}), link, self.processes, self.tell
+            b"here",
+            ResourceSet.from_amounts({"CPU": 2}),
+            link,
+            self.processes,
+            self.tell,
+            lambda strategy, placement, running: "",
         )
         self.directory = ActorDirectory(self.note("ask for an actor"))
         tailer: Any = SimpleNamespace(look_soon=lambda: None)
         self.logs = DriverLogs(self.process, tailer)
         nothing: Any = None
-        self.reporter = ObjectReporter(nothing, "", self.processes, nothing, nothing, nothing)
+        self.objects = ObjectReporter(nothing, "", self.processes, nothing, nothing, nothing)
+        self.waits = WaitReporter(nothing, "", self.processes, desk.machine, nothing, nothing)
+        client: Any = SimpleNamespace(groups=SimpleNamespace(get=self.find_group))
+        self.groups = GroupDesk(client, b"here", self.tell, list)
         worker = self.worker = SimpleNamespace(intent="")
         config: Any = SimpleNamespace(gcs_endpoint="", node_id=b"here", session_dir="")
         config.is_tracing = False
@@ -116,7 +133,9 @@ class Station:
             on_driver_gone=nothing,
             on_task_events=self.note("task events"),
             user_metrics=self.stub(record=self.note("user metrics")),
-            on_objects=self.reporter.on_report,
+            groups=self.groups,
+            on_objects=self.objects.on_report,
+            on_waits=self.waits.on_report,
         )
         self.line.context = self.process
 
@@ -130,6 +149,10 @@ class Station:
 
         return noting
 
+    async def find_group(self, group_id: bytes) -> gcs_pb2.PlacementGroupInfo:
+        spec = gcs_pb2.PlacementGroupSpec(group_id=group_id)
+        return gcs_pb2.PlacementGroupInfo(spec=spec, state=gcs_pb2.PLACEMENT_GROUP_STATE_PENDING)
+
     def tell(self, event: Any) -> None:
         self.noted += map(repr, self.desk.tell(event))
 
@@ -141,6 +164,12 @@ class Station:
         copy = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=type(message))
         self.server._on_messages(self.line, [copy])  # type: ignore[arg-type]
 
+    async def settle(self) -> None:
+        """What was begun in the background ends."""
+        while tasks := list(self.groups._tasks):
+            await asyncio.wait(tasks)
+            await asyncio.sleep(0)  # for the callback that forgets them
+
     def say(self, message: Any) -> None:
         """A further message of the process, with a serial of its own."""
         self.hear(stamp(message, self.serials))
@@ -148,6 +177,9 @@ class Station:
     def lease(self, number: int = 1) -> do.GrantLease:
         grant: do.GrantLease = self.desk.grant(number, PROCESS)
         return grant
+
+    def questions(self) -> tuple[ProcessQuestions[Any], ...]:
+        return self.objects._questions, self.waits._questions
 
     def place(self) -> None:
         """An actor's creation is sent to the process."""
@@ -172,7 +204,8 @@ class Station:
             list(self.process.actors),
             self.logs._taken,
             self.worker.intent,
-            [str(a.done()) for a in self.reporter._answers.values()],
+            {group_id: len(one) for group_id, one in self.groups._watchers.items()},
+            [a.done() for q in self.questions() for a in q._answers.values()],
         )
 
 
@@ -180,7 +213,7 @@ class Scene(NamedTuple):
     """A message, and what happens between it and its repetition."""
 
     message: Any
-    between: Callable[[], None] = lambda: None
+    between: Callable[[], object] = lambda: None
 
 
 Play = Callable[[Station], Scene]
@@ -194,7 +227,7 @@ def cancelled_request(station: Station) -> Scene:
 
 def returned_lease(station: Station) -> Scene:
     grant = station.lease()
-    return Scene(node.ReturnLease(grant.lease_id), lambda: station.lease(2) and None)
+    return Scene(node.ReturnLease(grant.lease_id), lambda: station.lease(2))
 
 
 def blocked(station: Station) -> Scene:
@@ -238,9 +271,13 @@ def cancelled_pull(station: Station) -> Scene:
     return Scene(node.CancelPull(1))
 
 
-def reported(station: Station) -> Scene:
-    station.reporter._answers[PROCESS, 1] = asyncio.get_running_loop().create_future()
-    return Scene(node.ObjectsReport(1, []))
+def reported(message: Any) -> Play:
+    def play(station: Station) -> Scene:
+        for questions in station.questions():
+            questions._answers[PROCESS, 1] = asyncio.get_running_loop().create_future()
+        return Scene(message)
+
+    return play
 
 
 def killed(station: Station) -> Scene:
@@ -274,10 +311,12 @@ SCENES: dict[type, Play] = {
     node.UnsubscribeActor: unsubscribed,
     node.PullObject: lambda station: Scene(node.PullObject(1, THING, 10, b"owner", [FAR])),
     node.CancelPull: cancelled_pull,
-    node.ObjectsReport: reported,
+    node.ObjectsReport: reported(node.ObjectsReport(1, [])),
+    node.WaitsReport: reported(node.WaitsReport(1, [], 0, [], [])),
     node.DeleteCopies: lambda station: Scene(node.DeleteCopies({FAR: [THING]})),
     node.KnowOwner: lambda station: Scene(node.KnowOwner(b"owner", FAR)),
     node.KeepCopies: lambda station: Scene(node.KeepCopies({FAR: [THING]})),
+    node.SubscribePlacementGroup: lambda station: Scene(node.SubscribePlacementGroup(GROUP)),
     node.LogsTaken: taken,
     node.FlushLogs: lambda station: Scene(node.FlushLogs(1)),
 }
@@ -295,10 +334,12 @@ def play(desk: Any, kind: type) -> tuple[Any, Any, Any, Any]:
         stamp(message, station.serials)
         at_first = station.picture()
         station.hear(message)
+        await station.settle()
         after = station.picture()
         between()
         before_again = station.picture()
         station.hear(message)
+        await station.settle()
         return at_first, after, before_again, station.picture()
 
     return asyncio.run(acts())

@@ -46,15 +46,18 @@ _TABLE = (
     Message(node.PullObject, _ONCE, SERIAL),
     Message(node.CancelPull, _ONCE, "pull_id, which is not used again"),
     Message(node.ObjectsReport, _ONCE, "the number of the question"),
+    Message(node.WaitsReport, _ONCE, "the number of the question"),
     Message(node.DeleteCopies, _ONCE, SERIAL),  # an object may be made again, with its id
     Message(node.KeepCopies, _ONCE, SERIAL),
     Message(node.KnowOwner, _IDEMPOTENT, "owner_id and node_id"),
+    Message(node.SubscribePlacementGroup, _IDEMPOTENT, "group_id"),  # it is told again
     Message(node.LogsTaken, _IDEMPOTENT, "number: the highest counts"),
     Message(node.FlushLogs, _READ, ""),
     # Raylet to process.
     Message(node.ProcessRegistered, _IDEMPOTENT, "the connection"),
     Message(node.LeaseGranted, _ONCE, SERIAL),  # one that nobody asked for is returned
     Message(node.LeaseRefused, _ONCE, "request_id"),
+    Message(node.LeaseWarning, _ONCE, SERIAL),
     Message(node.LeaseLost, _ONCE, "lease_id"),
     Message(node.ReclaimLease, _IDEMPOTENT, "lease_id"),
     Message(node.ControlReply, _ONCE, "call_id"),
@@ -66,6 +69,8 @@ _TABLE = (
     Message(node.NodeDied, _IDEMPOTENT, "node_id"),
     Message(node.CopiesKept, _ONCE, SERIAL),
     Message(node.AskObjects, _READ, ""),
+    Message(node.AskWaits, _READ, ""),
+    Message(node.PlacementGroupUpdate, _ONCE, SERIAL),  # as ActorUpdate
     Message(node.LogLines, _ONCE, SERIAL),
     Message(node.LogsFlushed, _ONCE, "number"),
 )

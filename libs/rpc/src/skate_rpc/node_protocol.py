@@ -399,6 +399,7 @@ class LeaseWarning(NodeMessage, tag=46):
 
     request_id: int
     message: str  # what it needs, and the most that there is
+    serial: int = 0
 
 
 class LogLines(NodeMessage, tag=62):
@@ -440,6 +441,7 @@ class PlacementGroupUpdate(NodeMessage, tag=73):
     """The state of a placement group that this process subscribed to."""
 
     group: PlacementGroupView
+    serial: int = 0
 
 
 # ---- parts ----

@@ -6,6 +6,7 @@ tables and all that it sent, so that two pictures are equal when nothing happene
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -23,14 +24,16 @@ from skate_worker.core import CoreWorker
 from skate_worker.log_printer import LogPrinter
 from skate_worker.machine.references import INLINE, STORED, Entry, Owner
 from skate_worker.node_client import NodeClient
-from skate_worker.object_control import ObjectControl
+from skate_worker.object_giving import ObjectGiving
 from skate_worker.peers import Peer
+from skate_worker.placement_groups import PlacementGroups
 from skate_worker.production import _Production
 from skate_worker.serialization import serialize
 from skate_worker.specs import TaskOptions
 from skate_worker.task_protocol import (
     AskLocations,
     FreeObjects,
+    GiveObject,
     Locations,
     ObjectsFreed,
     PushTask,
@@ -54,7 +57,18 @@ class NotingRaylet(SimRaylet):
         self.world.told.append(message)  # type: ignore[attr-defined]
 
 
-class Process(SimProcess, ObjectControl):
+class NotingHandler(logging.Handler):
+    """Notes what a user would read."""
+
+    def __init__(self, told: list[Any]) -> None:
+        super().__init__(logging.WARNING)
+        self.told = told
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append(record.getMessage())
+
+
+class Process(SimProcess, ObjectGiving):
     """A simulated process with the product's submitters, whose raylet notes what it is told."""
 
     def __init__(self, world: World, number: int) -> None:
@@ -70,6 +84,10 @@ class Process(SimProcess, ObjectControl):
         self.actor_calls = ActorSubmitter(*parts)
         self.log_printer = LogPrinter(self.raylet.post)
         self.log_printer._thread = threading.current_thread()  # the stage runs it
+        core: Any = self
+        self.placement_groups = PlacementGroups(core)
+        self.blocked = {}
+        self.group_id = self.captured_group = b""
         self.line = NodeClient.__new__(NodeClient)  # it dials when it is made
         self.line._calls = {}
         self.line._serials = Serials()
@@ -77,7 +95,9 @@ class Process(SimProcess, ObjectControl):
         self.line._registration = None
         self.line._handlers = {
             **self._handlers(),
-            node.AskObjects: lambda m: CoreWorker._on_ask_objects(self, m),  # type: ignore[arg-type]
+            node.AskObjects: lambda m: CoreWorker._on_ask_objects(core, m),
+            node.AskWaits: lambda m: CoreWorker._on_ask_waits(core, m),
+            node.PlacementGroupUpdate: self.placement_groups.on_update,
         }
         self.out_of_band = {}  # type: ignore[assignment]
         self._questions = {}
@@ -86,6 +106,7 @@ class Process(SimProcess, ObjectControl):
             ObjectsFreed: self._on_freed,
             AskLocations: self._on_ask_locations,
             Locations: self._on_locations,
+            GiveObject: self._on_give,
         }
 
     def _make_raylet(self) -> SimRaylet:
@@ -229,11 +250,18 @@ class Scene(NamedTuple):
     """A message, and what happens between it and its repetition."""
 
     message: Any
-    between: Callable[[], None] = lambda: None
+    between: Callable[[], object] = lambda: None
 
 
 @contextmanager
 def staged() -> Iterator[Stage]:
     """A stage whose limits are those of the simulation."""
     with small_limits():
-        yield Stage()
+        stage = Stage()
+        log = logging.getLogger("skate")
+        noting = NotingHandler(stage.told)
+        log.addHandler(noting)
+        try:
+            yield stage
+        finally:
+            log.removeHandler(noting)

@@ -20,7 +20,7 @@ from skate_rpc.serials import Received
 from skate_worker.generator_returns import STREAMING, encode_returns
 from skate_worker.machine.fetches import Outcome
 from skate_worker.machine.references import INLINE, STORED
-from skate_worker.object_control import _Question
+from skate_worker.object_control import Question
 from skate_worker.serialization import serialize
 from skate_worker.task_messages import MESSAGES, WITH_SERIAL
 from skate_worker.task_protocol import (
@@ -35,6 +35,7 @@ from skate_worker.task_protocol import (
     EndBorrow,
     FreeObjects,
     FreeReturns,
+    GiveObject,
     Hello,
     ItemReturned,
     ItemsTaken,
@@ -135,12 +136,18 @@ def _(stage: Stage) -> Scene:
 
 @scene(Locations)
 def _(stage: Stage) -> Scene:
-    question = _Question(2)
+    question = Question(2)
     stage.receiver._questions = {
         1: (stage.sender.worker_id, question),
         2: (b"another", question),
     }
     return Scene(Locations(1, [Location(THING, [ELSEWHERE], 100)]))
+
+
+@scene(GiveObject)
+def _(stage: Stage) -> Scene:
+    give = GiveObject(1, THING, DATA, contained=[stage.reference(INNER)])
+    return Scene(give, lambda: stage.say(EndBorrow([THING])))
 
 
 @scene(AskCopy)

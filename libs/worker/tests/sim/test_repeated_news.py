@@ -23,6 +23,7 @@ from skate_worker.node_client import _Call
 from skate_worker.task_protocol import AskCopy, CopyMade, CopySources
 
 ACTOR = b"a" * 16
+GROUP = b"g" * 18
 KINDS = typing.get_args(node.FromRaylet)
 Play = Callable[[Stage, Callable[[Any], None]], Scene]
 
@@ -34,7 +35,12 @@ def granted(stage: Stage, tell: Any) -> Scene:
 def refused(stage: Stage, tell: Any) -> Scene:
     request_id = stage.request().request_id
     refusal = node.LeaseRefused(request_id, "invalid", "it is")
-    return Scene(refusal, lambda: stage.request() and None)
+    return Scene(refusal, lambda: stage.request())
+
+
+def warned(stage: Stage, tell: Any) -> Scene:
+    request_id = stage.request().request_id
+    return Scene(node.LeaseWarning(request_id, "It needs 3 CPUs, and no node has more than 2."))
 
 
 def lost(stage: Stage, tell: Any) -> Scene:
@@ -95,6 +101,16 @@ def node_died(stage: Stage, tell: Any) -> Scene:
     return Scene(node.NodeDied(ELSEWHERE, node.Death("node_lost", "it burnt")))
 
 
+def placed(stage: Stage, tell: Any) -> Scene:
+    stage.kept.append(stage.receiver.placement_groups.ready(GROUP, "handle"))
+
+    def group(state: str) -> node.PlacementGroupView:
+        return node.PlacementGroupView(GROUP, state)
+
+    created = node.PlacementGroupUpdate(group("CREATED"))
+    return Scene(created, lambda: tell(node.PlacementGroupUpdate(group("RESCHEDULING"))))
+
+
 def flushed(stage: Stage, tell: Any) -> Scene:
     stage.receiver.log_printer.begin_flush()
     return Scene(node.LogsFlushed(1))
@@ -104,6 +120,7 @@ SCENES: dict[type, Play] = {
     node.ProcessRegistered: lambda stage, tell: Scene(node.ProcessRegistered(b"n" * 28)),
     node.LeaseGranted: granted,
     node.LeaseRefused: refused,
+    node.LeaseWarning: warned,
     node.LeaseLost: lost,
     node.ReclaimLease: reclaimed,
     node.ControlReply: replied,
@@ -115,6 +132,8 @@ SCENES: dict[type, Play] = {
     node.NodeDied: node_died,
     node.CopiesKept: kept,
     node.AskObjects: lambda stage, tell: Scene(node.AskObjects(1, 10)),
+    node.AskWaits: lambda stage, tell: Scene(node.AskWaits(1, 10)),
+    node.PlacementGroupUpdate: placed,
     node.LogLines: lambda stage, tell: Scene(node.LogLines(1, "f", 7, "", False, ["line"])),
     node.LogsFlushed: flushed,
 }

@@ -47,6 +47,7 @@ class LocalProcess:
 
     def queue(self, message: Any) -> None:
         """Have a message go with whatever is sent next; see :meth:`flush`."""
+        stamp(message, self.serials)
         try:
             self.connection.queue(message)
         except StreamClosedError:
