@@ -35,7 +35,7 @@ def granted(stage: Stage, tell: Any) -> Scene:
 def refused(stage: Stage, tell: Any) -> Scene:
     request_id = stage.request().request_id
     refusal = node.LeaseRefused(request_id, "invalid", "it is")
-    return Scene(refusal, lambda: stage.request())
+    return Scene(refusal, stage.request)
 
 
 def warned(stage: Stage, tell: Any) -> Scene:
