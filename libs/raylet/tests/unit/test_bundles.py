@@ -374,6 +374,21 @@ def test_request_for_a_group_that_nobody_told_of_is_asked_about_once_and_waits()
     assert len(asks(node)) == 2
 
 
+def test_answer_that_is_older_than_the_news_changes_nothing():
+    node = two_nodes()
+    node.ask()
+    assert node.take(do.AskForGroup) == [do.AskForGroup(GROUP)]
+    node.see(THERE)
+    for late in (
+        on.GroupSeen(GROUP, (), is_answer=True),
+        on.GroupGone(GROUP, "The cluster does not know it.", is_answer=True),
+    ):
+        node.tell(late)
+    assert node.take(do.RefuseLease) == []
+    node.ask()
+    assert len(asks(node)) == 2
+
+
 def test_lender_serves_an_ask_for_its_bundle_and_says_busy_without_room():
     node = two_nodes()
     node.prepare(1)

@@ -135,6 +135,10 @@ class NodeMachine:
                 self._dispatch(event, now_s, out)
                 text = "The process that owned its tasks ended."
                 out += self._borrowing.lose_holder(holder_id, "owner_died", text)
+            case on.GroupSeen(group_id, is_answer=True) | on.GroupGone(
+                group_id, is_answer=True
+            ) if not self._groups.is_asked_for(group_id):
+                pass  # news came while it travelled
             case on.GroupSeen(group_id, node_ids):
                 self._groups.see(group_id, node_ids)
                 self._move_waiting(now_s, out)
