@@ -27,6 +27,7 @@ _COMMANDS = {
     "drain-node": _Entry("skate_cluster.drain_command", "Have a node take no work and leave."),
     "memory": _Entry("skate_cluster.memory_command", "Explain what the object stores hold."),
     "why": _Entry("skate_cluster.why_command", "Explain why something waits."),
+    "job": _Entry("skate_cluster.job_commands", "Submit, follow and stop jobs."),
     "run": _Entry("skate_cluster.run_command", "Run a Python script on the cluster."),
 }
 

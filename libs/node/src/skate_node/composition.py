@@ -2,7 +2,8 @@
 
 ::
 
-    token -> spans -> gcs (head) -> metrics -> raylet (store, stream) -> zygote ready -> node.json
+    token -> spans -> gcs (head) -> metrics -> raylet (store, stream) -> zygote ready
+          -> the API server's port (head) -> node.json
 
 What comes before: ``daemon`` (process set-up, watchdog, the zygote's spawn). What comes after: the
 raylet and the GCS do the work; this module only waits for a reason to stop. The parts are made by
@@ -25,11 +26,13 @@ from typing import Any
 
 from skate_core_ids import NodeID
 from skate_gcs import GcsConfig, GcsServer
+from skate_node.api_server import ApiServer, bind_first
 from skate_node.endpoints import NodeEndpoints, plan_endpoints, reachable_from_here
 from skate_node.failures import ComponentFailedError, blame
 from skate_node.gcs_process import GcsProcess
 from skate_node.launch_protocol import Launch, ReadyNode, ReadyWriter
 from skate_node.node_metrics import NodeMetrics
+from skate_node.options import LOOPBACK_HOSTS
 from skate_node.program_metrics import ProgramMetrics
 from skate_node.resources import ResourceDetector, node_resources, store_capacity_bytes
 from skate_node.session import (
@@ -54,6 +57,7 @@ _log = logging.getLogger(__name__)
 RAYLET_GRACE_S = 1.0
 """Workers may run exit hooks for this long; the stop as a whole has 2.5 s."""
 GCS_GRACE_S = 0.2
+API_GRACE_S = 0.3
 SPANS_FLUSH_S = 0.5
 LOG_BYTES_MAX = 4 * 1024 * 1024
 LOG_BACKUPS_MAX = 1
@@ -169,8 +173,13 @@ class NodeService:
             raylet = await self._start_raylet(config, spans)
         with self._starting("zygote"):
             await raylet.wait_zygote_ready(ZYGOTE_READY_S)
+        with self._starting("api server"):
+            api = self._bind_api_server()
         with self._starting("session"):
-            record = self._publish(config, raylet)
+            record = self._publish(config, raylet, "" if api is None else api.endpoint)
+        if api is not None:
+            # Jobs of an earlier life of the cluster have to be looked after without being asked.
+            api.start(at_once=options.storage not in (None, "memory"))
         if metrics is not None:
             metrics.watch(record, self._gcs, raylet, spans, self._programs)
         return ReadyNode(
@@ -311,7 +320,16 @@ class NodeService:
             return config
         return dataclasses.replace(config, workers_max=options.workers_max)
 
-    def _publish(self, config: RayletConfig, raylet: Raylet) -> NodeRecord:
+    def _bind_api_server(self) -> ApiServer | None:
+        options = self._options
+        if not options.api_ports:
+            return None
+        listener = bind_first(options.api_host or LOOPBACK_HOSTS[0], options.api_ports)
+        api = ApiServer(options.api_command, listener, self._launch.session_dir)
+        self._started.push_async_callback(api.stop, API_GRACE_S)
+        return api
+
+    def _publish(self, config: RayletConfig, raylet: Raylet, api_endpoint: str) -> NodeRecord:
         is_owned = bool(self._launch.starter_pid) and not self._options.keep_logs
         record = NodeRecord(
             session_dir=config.session_dir,
@@ -325,6 +343,7 @@ class NodeService:
             store_endpoint=raylet.store_endpoint,
             raylet_endpoint=raylet.grpc_endpoint,
             metrics_endpoint=config.metrics_endpoint,
+            api_endpoint=api_endpoint,
             node_name=config.node_name,
             ip_address=config.ip_address,
             start_time_s=time.time(),
