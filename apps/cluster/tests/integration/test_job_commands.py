@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,9 +52,8 @@ class Shell:
 
 
 @pytest.fixture(scope="module")
-def skate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    folder = f"/tmp/sk-jobs-{os.getpid()}"
-    os.mkdir(folder, 0o700)
+def skate() -> Iterator[Shell]:
+    folder = tempfile.mkdtemp(prefix="sk-")
     shell = Shell(folder)
     try:
         code, _, err = shell("start", "--head", "--port", "0", "--dashboard-port", "0", *SMALL)
@@ -60,7 +61,7 @@ def skate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
         yield shell
     finally:
         shell("stop", "--all", "--force")
-        subprocess.run(["rm", "-r", folder], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.surface("J8")

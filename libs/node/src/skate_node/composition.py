@@ -19,6 +19,7 @@ import gc
 import logging
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from skate_node.api_server import ApiServer, bind_first
 from skate_node.endpoints import NodeEndpoints, plan_endpoints, reachable_from_here
 from skate_node.failures import ComponentFailedError, blame
 from skate_node.gcs_process import GcsProcess
+from skate_node.gcs_spawn import IN_DAEMON, storage_of
 from skate_node.launch_protocol import Launch, ReadyNode, ReadyWriter
 from skate_node.node_metrics import NodeMetrics
 from skate_node.options import LOOPBACK_HOSTS
@@ -70,7 +72,7 @@ class Components:
     """How each part is made."""
 
     gcs: Callable[[GcsConfig], GcsServer] = GcsServer
-    gcs_process: Callable[[GcsConfig, str], GcsProcess] = GcsProcess
+    gcs_process: Callable[..., GcsProcess] = GcsProcess
     raylet: Callable[..., Raylet] = Raylet
     metrics: Callable[..., NodeMetrics] = NodeMetrics
 
@@ -80,10 +82,12 @@ def run_node(
     ready: ReadyWriter,
     watchdog: Watchdog,
     zygote: ZygoteProcess,
+    gcs: subprocess.Popen[bytes] | None,
     components: Components,
 ) -> int:
     """Be the node until a stop is asked for or a part ends. Returns the process's exit status.
 
+    ``gcs``: of a head whose tables outlive it, what ``spawn_gcs`` started.
     Raises nothing for a part that does not start: that is told through ``ready``.
     """
     logs = os.path.join(launch.session_dir, "logs")
@@ -93,7 +97,7 @@ def run_node(
         bytes_max=LOG_BYTES_MAX,
         backups_max=LOG_BACKUPS_MAX,
     )
-    node = NodeService(launch, zygote, components, ready.starting)
+    node = NodeService(launch, zygote, gcs, components, ready.starting)
     return asyncio.run(_serve(node, ready, watchdog))
 
 
@@ -137,6 +141,7 @@ class NodeService:
         self,
         launch: Launch,
         zygote: ZygoteProcess,
+        gcs: subprocess.Popen[bytes] | None,
         components: Components,
         on_starting: Callable[[str], None],
     ) -> None:
@@ -146,6 +151,7 @@ class NodeService:
         self._on_starting = on_starting
         self._node_id = NodeID(zygote.node_id)
         self._zygote = zygote
+        self._gcs_spawned = gcs
         self._started = contextlib.AsyncExitStack()
         self._gcs: GcsServer | GcsProcess | None = None
         self._raylet: Raylet | None = None
@@ -235,10 +241,7 @@ class NodeService:
         return spans
 
     async def _start_gcs(self, plan: NodeEndpoints, token: str) -> str:
-        storage = self._options.storage
-        if storage is None:
-            path = os.path.join(self._launch.session_dir, "gcs.sqlite")
-            storage = "memory" if self._launch.starter_pid else f"sqlite:{path}"
+        storage = storage_of(self._launch)
         config = GcsConfig(
             endpoint=plan.gcs,
             token=token,
@@ -246,10 +249,11 @@ class NodeService:
             advertised_host="" if plan.gcs.startswith("unix:") else plan.ip_address,
         )
         gcs: GcsServer | GcsProcess
-        if storage == "memory":
+        if storage == IN_DAEMON:
             gcs = self._components.gcs(config)
         else:
-            gcs = self._components.gcs_process(config, self._launch.session_dir)
+            session_dir = self._launch.session_dir
+            gcs = self._components.gcs_process(config, session_dir, first=self._gcs_spawned)
         bound = await gcs.start()
         self._gcs = gcs
         self._started.push_async_callback(gcs.stop, GCS_GRACE_S)
