@@ -145,6 +145,14 @@ class NodeMachine:
             case on.GroupGone(group_id, message):
                 self._groups.remove(group_id, message)
                 self._dispatch(event, now_s, out)
+            case on.BundlesReturned(group_id):
+                self._dispatch(event, now_s, out)
+                why = self._groups.why_removed(group_id)
+                if why is not None:  # the news were quicker
+                    self._dispatch(on.GroupGone(group_id, why), now_s, out)
+                else:
+                    self._ask_for_groups(out)
+                    self._move_waiting(now_s, out)
             case on.GroupUnanswered(group_id):
                 self._groups.was_not_answered(group_id)
                 self._ask_for_groups(out)
