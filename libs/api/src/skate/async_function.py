@@ -17,7 +17,7 @@ class _Runs:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function)  # type: ignore[arg-type]  # subclasses are called
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.function,)
