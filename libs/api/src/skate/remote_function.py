@@ -7,10 +7,10 @@ session, so that a call checks its arguments by two comparisons and goes straigh
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
+from skate.async_function import runnable, yields
 from skate.options import (
     BACKPRESSURE,
     DEFAULT_TASK_RETRIES,
@@ -45,7 +45,7 @@ class RemoteFunction(Generic[P, R]):
     __wrapped__: Callable[P, R]
 
     def __init__(self, function: Callable[P, R], options: Options) -> None:
-        _check_function(function, options)
+        _returns_of(function, options)
         self._set(_Exported(function), options)
 
     def _set(self, exported: _Exported, options: Options) -> None:
@@ -170,7 +170,7 @@ class _Exported:
     def id_in(self, core: CoreWorker) -> bytes:
         """The id in this session; pickles and stores the function on first use there."""
         if self._session is not core.worker_id:
-            self._id = core.export(self.function)
+            self._id = core.export(runnable(self.function))
             self._session = core.worker_id
         return self._id
 
@@ -179,20 +179,8 @@ def _blank() -> RemoteFunction[..., Any]:
     return RemoteFunction.__new__(RemoteFunction)
 
 
-def _check_function(function: Callable[..., Any], options: Options) -> None:
-    name = function.__qualname__
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise ValueError(
-            f"{name} is an async function, which can not be a task;"
-            " make it a method of an actor, or call asyncio.run() inside a plain function."
-        )
-    _returns_of(function, options)
-
-
 def _returns_of(function: Callable[..., Any], options: Options) -> int:
-    return returns_of(
-        function.__qualname__, options, is_generator=inspect.isgeneratorfunction(function)
-    )
+    return returns_of(function.__qualname__, options, is_generator=yields(function))
 
 
 def _task_options(exported: _Exported, options: Options, core: CoreWorker) -> TaskOptions:

@@ -103,6 +103,8 @@ class Membership(ABC):
         self.outcomes: OutcomeWriter | None = None
         self.actor_host: ActorHost | None = None
         self.tracer: Tracer | None = None
+        self.awaited: dict[int, Any] = {}  # entries that a task's coroutines wait for
+        self._await_numbers = itertools.count(1)
         self.blocked: dict[int, Any] = {}  # threads that wait; see object_access
         self._told_circles: dict[tuple[str, ...], None] = {}
         self.log_printer = LogPrinter(lambda taken: self.raylet.post(taken))  # noqa: PLW0108 - made later
@@ -241,8 +243,10 @@ class Membership(ABC):
         self.tasks.near = self.plane.nodes_near
         self.completion.recovery = self.plane.recovery
         self.plane.recovery.is_made_anyway = self.streams.will_yield_again
+        self.streams.lineage = self.plane.recovery.lineage
         self.completion.delete_stray = self.plane.owned.delete_at
         self.streams.delete_stray = self.plane.owned.delete_at
+        self.streams.offer_copy = self.plane.owned.offered
         if not self.is_driver:
             self._prepare_execution()
 
