@@ -26,6 +26,7 @@ from skate_node import NodeOptions, RunningNode, start_node
 
 COMMAND_TIMEOUT_S = 20.0
 STORE_BYTES = 300 << 20
+NOBODY = "02:00:00:00:00:00"
 _CLONE_NEWNET = 0x40000000
 _NUMBERS = itertools.count(1)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -89,6 +90,20 @@ class Network:
     def set_link(self, host: int, is_up: bool) -> None:
         """Plug the host's cable in or out."""
         _ip("-n", self._switch, "link", "set", f"p{host}", "up" if is_up else "down")
+
+    def cut(self, source: int, target: int) -> None:
+        """From now on what ``source`` sends to ``target`` is lost on the way; nobody is told.
+
+        One way only: what ``target`` sends arrives. The address of the card to which packets go is
+        one that nobody has.
+        """
+        where = ("neigh", "replace", self.address(target), "dev", "eth0")
+        _ip("-n", self._names[source], *where, "lladdr", NOBODY, "nud", "permanent")
+
+    def mend(self, source: int, target: int) -> None:
+        """Undo :meth:`cut`."""
+        where = ("neigh", "del", self.address(target), "dev", "eth0")
+        _ip("-n", self._names[source], *where)
 
     def start_head(self, host: int, **options: Any) -> RunningNode:
         """A head on this host, for others to join. Options are those of ``NodeOptions``."""
