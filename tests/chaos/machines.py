@@ -40,9 +40,9 @@ class Machines:
 
 
 @contextlib.contextmanager
-def machines(hosts: int, node_args: dict[str, Any]) -> Iterator[Machines]:
-    """The calling thread is on host 0 in the block, and is a driver there."""
-    with Network(hosts) as network, network.entered(0):
+def machines(network: Network, hosts: int, node_args: dict[str, Any]) -> Iterator[Machines]:
+    """A node on each host; the calling thread is on host 0 in the block, and is a driver there."""
+    with network.entered(0):
         made = Machines(network, node_args)
         try:
             for host in range(hosts):

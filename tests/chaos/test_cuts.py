@@ -27,7 +27,7 @@ from tests.chaos.cutter import Cutter, both_ways, cut
 from tests.chaos.end_check import assert_ends, assert_settled, rest_of
 from tests.chaos.machines import Machines, machines
 from tests.chaos.workload import GET_S, Workload, check_graph, is_alive, without_calls
-from tests.namespaces import why_not
+from tests.namespaces import Network, why_not
 
 HOSTS = 4
 NODE_ARGS = {"num_cpus": 1, "object_store_memory": 80 << 20}
@@ -46,7 +46,7 @@ def apart(session_root: Path) -> Iterator[Machines]:
     """Four nodes on four hosts, this thread on the first."""
     if reason := why_not():
         pytest.skip(reason)
-    with machines(HOSTS, NODE_ARGS) as made:
+    with Network(HOSTS) as network, machines(network, HOSTS, NODE_ARGS) as made:
         yield made
 
 
