@@ -23,10 +23,17 @@ import pytest
 import skate
 from skate.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tests.chaos import graphs
+from tests.chaos.attempts import (
+    Resident,
+    attempt,
+    read_everywhere,
+    wait_until_begun,
+    wait_until_dead,
+)
 from tests.chaos.cutter import Cutter, both_ways, cut
 from tests.chaos.end_check import assert_ends, assert_settled, rest_of
 from tests.chaos.machines import Machines, machines
-from tests.chaos.workload import GET_S, Workload, check_graph, is_alive, without_calls
+from tests.chaos.workload import GET_S, Workload, check_graph, without_calls
 from tests.namespaces import Network, why_not
 
 HOSTS = 4
@@ -121,41 +128,39 @@ def test_long_cut_between_two_nodes_that_both_live(
     assert_ends(apart.cluster)
 
 
-@skate.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class Resident:
-    def place(self) -> str:
-        node_id: str = skate.get_runtime_context().get_node_id()
-        return node_id
-
-
-@pytest.mark.invariant("I1", "I10", "I22")
+@pytest.mark.invariant("I1", "I10", "I12", "I22")
 @pytest.mark.parametrize("ways", ["to the head", "from the head"])
 def test_node_cut_off_from_its_head_is_replaced_and_fenced(
-    apart: Machines, faults: int, chaos_seed: int, new_work_s: float, ways: str
+    apart: Machines, faults: int, chaos_seed: int, new_work_s: float, tmp_path: Path, ways: str
 ) -> None:
     base = rest_of(apart.cluster)
     print(f"\nagain: nox -s chaos -- -k cut_off --chaos-seed {chaos_seed} --faults {faults}")
     rng = random.Random(chaos_seed)
-    for _ in range(max(1, faults // FAULTS_PER_DEATH)):
+    for number in range(max(1, faults // FAULTS_PER_DEATH)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
         victim = rng.choice(apart.cluster.worker_nodes)
         host = apart.hosts[victim.node_id]
         there = NodeAffinitySchedulingStrategy(victim.node_id, soft=True)
         resident = Resident.options(scheduling_strategy=there).remote()
         assert get([resident.place.remote()]) == [victim.node_id]
+        race = attempt.options(scheduling_strategy=there).remote(str(folder))
+        wait_until_begun(folder, victim.node_id)
         running = submit_graphs(rng)
         with cut(apart.network, [(host, 0) if ways == "to the head" else (0, host)]):
-            start_s = time.monotonic()
-            while is_alive(victim.node_id):
-                assert time.monotonic() < start_s + DEATH_S, "it is silent and not dead"
-                time.sleep(0.05)
+            wait_until_dead(victim.node_id, DEATH_S)
             (home,) = get([resident.place.remote()])
             assert home != victim.node_id
+            (folder / "go").touch()  # both attempts see it, and end
+            (ended,) = get([race])
+            assert ended != victim.node_id
             for one in running:
                 check_graph(*one, get=get)
         assert victim.wait(FENCED_S) is not None, "a node that is held for dead must end"
         assert get([resident.place.remote()]) == [home]
         apart.replace(victim)
-        del resident, running, one
+        assert read_everywhere(apart.cluster, race) == {ended}
+        del resident, race, running, one
     gc.collect()
     assert_settled(apart.cluster, base, new_work_s)
     assert_ends(apart.cluster)

@@ -11,7 +11,7 @@ import gc
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,10 @@ NODE_ARGS = {"num_cpus": 1, "object_store_memory": 80 << 20}
 SPOILT = {"again": 0.1, "late": 0.1, "held": 0.01}
 LOSSY = {"again": 0.05, "late": 0.05, "held": 0.005, "lost": 0.005, "broken": 0.005}
 TASKS = 10
+FAULTS_PER_LOSS = 2  # of what is lost; more messages are repeated and late meanwhile
+REPETITIONS_PER_FAULT = 5
 PER_FAULT_S = 5.0
+PER_LOSS_S = 10.0
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(0)]  # bounded by the number of faults
 
@@ -62,7 +65,7 @@ def test_repeated_and_late_messages_change_nothing(
     print(f"\nagain: nox -s chaos -- -k repeated --chaos-seed {chaos_seed} --faults {faults}")
     work = Workload(chaos_seed, tmp_path, list(relayed.hosts))
     start_s = time.monotonic()
-    while sum((done := relay.spoil(**SPOILT)).values()) < 10 * faults:
+    while sum((done := relay.spoil(**SPOILT)).values()) < REPETITIONS_PER_FAULT * faults:
         assert time.monotonic() < start_s + 60 + PER_FAULT_S * faults, "too slow to go on"
         work.run_once()
     work.finish()
@@ -78,14 +81,56 @@ def test_repeated_and_late_messages_change_nothing(
     assert_ends(relayed.cluster)
 
 
-def outcome_of(ref: Any) -> Any:
-    """The value, or the typed error."""
-    try:
-        return skate.get(ref, timeout=GET_S)
-    except GetTimeoutError:
-        raise
-    except SkateError as error:
-        return error
+class Lossy:
+    """Work whose every value must be right, and every error a typed one."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self.values = 0
+        self.errors: Counter[str] = Counter()
+        self._rng = random.Random(seed)
+        self._path = folder / "starts"
+        self._path.touch()
+        self._returned: list[int] = []
+        self._submitted = 0
+
+    def run_once(self) -> None:
+        """A graph and some tasks that may start once."""
+        graph = self._rng.randrange(1 << 30)
+        steps = without_calls(graphs.make_graph(graph))
+        refs, _ = graphs.submit(graph, steps)
+        numbers = range(self._submitted, self._submitted + TASKS)
+        tasks = [started_once.remote(str(self._path), number) for number in numbers]
+        self._submitted += TASKS
+        for number, task in zip(numbers, tasks, strict=True):
+            if (value := self._value_of(lambda task=task: get(task))) is not None:  # type: ignore[misc]
+                assert value == number * number
+                self._returned.append(number)
+        expected = graphs.run_in_sequence(graph, steps)
+        for number, ref in refs.items():
+            digest = self._value_of(lambda ref=ref: graphs.digest_of(get(ref), get))  # type: ignore[misc]
+            assert digest in (None, expected[number]), f"graph {graph}, step {number} is wrong"
+
+    def check_starts(self) -> None:
+        """No task has started twice, and those that returned have started."""
+        starts = Counter(int(line) for line in self._path.read_text().splitlines())
+        assert [number for number, count in starts.items() if count > 1] == []
+        assert [number for number in self._returned if not starts[number]] == []
+
+    def _value_of(self, get_it: Callable[[], Any]) -> Any:
+        """None for a typed error that is not one of time."""
+        try:
+            value = get_it()
+        except GetTimeoutError:
+            raise
+        except SkateError as error:
+            self.errors[type(error).__name__] += 1
+            return None
+        self.values += 1
+        return value
+
+
+def get(refs: Any) -> Any:
+    return skate.get(refs, timeout=GET_S)
 
 
 @pytest.mark.invariant("I1", "I3", "I7")
@@ -94,56 +139,23 @@ def test_lost_messages_and_broken_lines_give_no_wrong_value_and_no_second_start(
 ) -> None:
     base = rest_of(relayed.cluster)
     relay = relay_of(relayed)
+    losses = max(1, faults // FAULTS_PER_LOSS)
     print(f"\nagain: nox -s chaos -- -k lost --chaos-seed {chaos_seed} --faults {faults}")
-    rng = random.Random(chaos_seed)
-    path = tmp_path / "starts"
-    path.touch()
-    values = 0
-    errors: Counter[str] = Counter()
-    returned: list[int] = []
-    submitted = 0
+    work = Lossy(chaos_seed, tmp_path)
     start_s = time.monotonic()
-    done: dict[str, int] = {}
-    while done.get("lost", 0) + done.get("broken", 0) < faults:
-        assert time.monotonic() < start_s + 60 + PER_FAULT_S * faults, "too slow to go on"
-        done = relay.spoil(**LOSSY)
-        seed = rng.randrange(1 << 30)
-        steps = without_calls(graphs.make_graph(seed))
-        expected = graphs.run_in_sequence(seed, steps)
-        refs, _ = graphs.submit(seed, steps)
-        tasks = {
-            number: started_once.remote(str(path), number)
-            for number in range(submitted, submitted + TASKS)
-        }
-        submitted += TASKS
-        for number, ref in tasks.items():
-            outcome = outcome_of(ref)
-            if isinstance(outcome, SkateError):
-                errors[type(outcome).__name__] += 1
-            else:
-                assert outcome == number * number
-                returned.append(number)
-        for number, ref in refs.items():
-            try:
-                digest = graphs.digest_of(outcome_of(ref), lambda refs: skate.get(refs, timeout=GET_S))
-            except (SkateError, TypeError) as error:
-                errors[type(error).__name__] += 1
-                continue
-            assert digest == expected[number], f"graph {seed}, step {number} is wrong"
-            values += 1
-        del tasks, refs, ref
+    while (done := relay.spoil(**LOSSY)).get("lost", 0) + done.get("broken", 0) < losses:
+        assert time.monotonic() < start_s + 60 + PER_LOSS_S * losses, "too slow to go on"
+        work.run_once()
     relay.spoil()
-    starts = Counter(int(line) for line in path.read_text().splitlines())
-    assert [number for number, count in starts.items() if count > 1] == []
-    assert [number for number in returned if starts[number] != 1] == []
     print(
-        f"{values} values compared, {done}, errors {dict(errors)}, {time.monotonic() - start_s:.0f} s"
+        f"{work.values} values compared, {done}, errors {dict(work.errors)},"
+        f" {time.monotonic() - start_s:.0f} s"
     )
-    for _ in range(3):  # all is well again
-        seed = rng.randrange(1 << 30)
+    work.check_starts()
+    for seed in range(chaos_seed, chaos_seed + 3):  # all is well again
         steps = graphs.make_graph(seed)
         refs, actor = graphs.submit(seed, steps)
-        check_graph(seed, steps, refs, lambda refs: skate.get(refs, timeout=GET_S))
+        check_graph(seed, steps, refs, get)
         del refs, actor
     gc.collect()
     assert_settled(relayed.cluster, base, new_work_s)

@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,10 +19,17 @@ import skate
 from skate.cluster_utils import Cluster
 from skate.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tests.chaos import graphs
+from tests.chaos.attempts import (
+    Resident,
+    attempt,
+    read_everywhere,
+    wait_until_begun,
+    wait_until_dead,
+)
 from tests.chaos.end_check import assert_ends, assert_settled, rest_of
 from tests.chaos.killer import processes
 from tests.chaos.stopper import Stopper, stopped
-from tests.chaos.workload import GET_S, Workload, check_graph, is_alive, without_calls
+from tests.chaos.workload import GET_S, Workload, check_graph, without_calls
 from tests.process_tree import gcs_of
 
 NODES = 3
@@ -82,45 +88,6 @@ def test_stops_below_the_deadline_lose_nothing(
     assert_ends(nodes)
 
 
-@skate.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class Resident:
-    def place(self) -> str:
-        node_id: str = skate.get_runtime_context().get_node_id()
-        return node_id
-
-
-@skate.remote(num_cpus=0, max_retries=-1)
-def place_once_allowed(folder: str) -> str:
-    """Another value on every node; each attempt says that it runs and waits for leave to end."""
-    node_id: str = skate.get_runtime_context().get_node_id()
-    Path(folder, node_id).touch()
-    while not Path(folder, "go").exists():
-        time.sleep(0.01)
-    return node_id
-
-
-@skate.remote(num_cpus=0)
-def read(refs: list[Any]) -> str:
-    value: str = skate.get(refs[0])
-    return value
-
-
-def read_everywhere(nodes: Cluster, ref: Any) -> set[str]:
-    """What readers on every node and the owner find."""
-    places = [
-        NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes.list_all_nodes()
-    ]
-    reads = [read.options(scheduling_strategy=place).remote([ref]) for place in places]
-    return {skate.get(ref, timeout=GET_S), *skate.get(reads, timeout=GET_S)}
-
-
-def wait_until_dead(node_id: str) -> None:
-    deadline_s = time.monotonic() + DEATH_S
-    while is_alive(node_id):
-        assert time.monotonic() < deadline_s, f"node {node_id} is silent and not dead"
-        time.sleep(0.05)
-
-
 @pytest.mark.invariant("I1", "I10", "I12", "I22")
 def test_node_stopped_past_its_death_is_replaced_and_fenced(
     nodes: Cluster, faults: int, chaos_seed: int, new_work_s: float, tmp_path: Path
@@ -135,9 +102,8 @@ def test_node_stopped_past_its_death_is_replaced_and_fenced(
         there = NodeAffinitySchedulingStrategy(victim.node_id, soft=True)
         resident = Resident.options(scheduling_strategy=there).remote()
         assert skate.get(resident.place.remote(), timeout=GET_S) == victim.node_id
-        race = place_once_allowed.options(scheduling_strategy=there).remote(str(folder))
-        while not (folder / victim.node_id).exists():
-            time.sleep(0.01)
+        race = attempt.options(scheduling_strategy=there).remote(str(folder))
+        wait_until_begun(folder, victim.node_id)
         seeds = [rng.randrange(1 << 30) for _ in range(GRAPHS_PER_DEATH)]
         running = [
             (seed, steps, graphs.submit(seed, steps)[0])
@@ -145,7 +111,7 @@ def test_node_stopped_past_its_death_is_replaced_and_fenced(
             for steps in [without_calls(graphs.make_graph(seed))]
         ]
         with stopped(processes([victim.session_dir])[victim.session_dir]):
-            wait_until_dead(victim.node_id)
+            wait_until_dead(victim.node_id, DEATH_S)
             home = skate.get(resident.place.remote(), timeout=GET_S)
             assert home != victim.node_id
             (folder / "go").touch()
