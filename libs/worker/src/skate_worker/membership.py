@@ -103,6 +103,8 @@ class Membership(ABC):
         self.outcomes: OutcomeWriter | None = None
         self.actor_host: ActorHost | None = None
         self.tracer: Tracer | None = None
+        self.awaited: dict[int, Any] = {}  # entries that a task's coroutines wait for
+        self._await_numbers = itertools.count(1)
         self.blocked: dict[int, Any] = {}  # threads that wait; see object_access
         self._told_circles: dict[tuple[str, ...], None] = {}
         self.log_printer = LogPrinter(lambda taken: self.raylet.post(taken))  # noqa: PLW0108 - made later
