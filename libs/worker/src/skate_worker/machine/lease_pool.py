@@ -86,14 +86,14 @@ class KeyQueue(Generic[T]):
     __slots__ = ("in_flight", "key", "leases", "open", "pending", "requests")
 
     def __init__(self, key: Hashable) -> None:
-        self.key = key
+        self.key: Hashable = key
         self.pending: deque[T] = deque()
         self.leases: dict[bytes, Lease[T]] = {}
         self.open: deque[Lease[T]] = (
             deque()
         )  # leases with room; may hold stale ones, checked on use
         self.requests: dict[int, None] = {}  # outstanding request ids
-        self.in_flight = 0  # over all leases
+        self.in_flight: int = 0  # over all leases
 
 
 class LeasePool(Generic[T]):
