@@ -127,8 +127,10 @@ def _run_process(
             phase, problem = _follow(turn, child, read_fd, remaining, progress)
         finally:
             # Also when the runner is interrupted: nothing may be left behind.
-            end(child)
-            turn.processes_left += processes.end_descendants(before)
+            was_ended_here = end(child)
+            left = processes.end_descendants(before)
+            # A peer that was cut off had no chance to end its own.
+            turn.processes_left += [] if was_ended_here else left
         if problem:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
             _settle_problem(turn, remaining, phase, f"{problem}\n{tail}".strip())
@@ -201,15 +203,17 @@ def _settle_problem(turn: Turn, remaining: list[str], phase: str, problem: str) 
             turn.results[workload_id] = Event(Kind.FAILED, workload_id, text=text)
 
 
-def end(child: subprocess.Popen[bytes]) -> None:
-    """End a turn's process if it has not ended, at the latest by SIGKILL, and wait for it."""
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(timeout=END_GRACE_S)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+def end(child: subprocess.Popen[bytes]) -> bool:
+    """End a turn's process, at the latest by SIGKILL; False if it had ended by itself."""
+    if child.poll() is not None:
+        return False
+    child.terminate()
+    try:
+        child.wait(timeout=END_GRACE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    return True
 
 
 def peer_variables(scratch: Path) -> dict[str, str]:

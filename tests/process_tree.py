@@ -33,8 +33,8 @@ def gcs_of(daemon_pid: int) -> int | None:
     """The GCS's process of a head; None while it is being started again."""
     for pid in children_of(daemon_pid):
         try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                if b"skate_node.gcs_main" in file.read():
+            with open(f"/proc/{pid}/comm") as file:
+                if file.read() == "skate-gcs\n":  # its standby has another name
                     return pid
         except (FileNotFoundError, ProcessLookupError):
             continue

@@ -17,6 +17,8 @@ from skate_object_store import StoreClient
 from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
 from skate_rpc.handshake import ClientHandshake
+from skate_rpc.node_messages import stamp
+from skate_rpc.serials import Serials
 from skate_rpc.stream import connect_stream
 
 WAIT_S = 30.0
@@ -33,6 +35,7 @@ class RawProcess:
         self._pull_ids = itertools.count(1)
         self._loop = IoThread("raw-process")
         self._loop.start()
+        self._serials = Serials()
         self._connection = connect_stream(
             stream_endpoint,
             token.encode(),
@@ -63,7 +66,7 @@ class RawProcess:
 
     def send(self, message: Any) -> None:
         """Tell the raylet."""
-        self._connection.send(message)
+        self._connection.send(stamp(message, self._serials))
 
     def all(self, kind: type[_T]) -> list[_T]:
         """What the raylet has said of this kind."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ DEPTH_MAX = 12
 WIDTH_MAX = 4
 SIZES = (1_000, 20_000, 90_000, 110_000, 500_000, 4_000_000)
 WEIGHTS = (30, 15, 10, 25, 15, 5)
-KINDS = ("direct", "direct", "nested", "carry", "pair", "call")
+KINDS = ("direct", "direct", "nested", "carry", "pair", "call", "item")
+ITEMS = 3
+CALLS_MAX = DEPTH_MAX * WIDTH_MAX  # of one graph
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Step:
     """One vertex: a value that is put, or a task of the steps before it.
 
     ``put`` has no inputs. ``direct`` takes them as arguments, ``nested`` as references in a list,
-    ``carry`` returns those references within its value, ``pair`` returns two values, and ``call``
-    is made of an actor, which holds on to the references.
+    ``carry`` returns those references within its value, ``pair`` returns two values, ``call`` is
+    made of an actor, which holds on to the references, and ``item`` is one that a task yields.
     """
 
     number: int
@@ -98,6 +100,9 @@ def submit(seed: int, steps: Iterable[Step]) -> tuple[dict[int, Any], Any]:
             refs[step.number] = pair.remote(seed, step, *inputs)[step.number % 2]
         elif step.kind == "call":
             refs[step.number] = actor.work.remote(seed, step, inputs)
+        elif step.kind == "item":
+            items = items_of.remote(seed, step, inputs)
+            refs[step.number] = [next(items) for _ in range(ITEMS)][step.number % ITEMS]
         else:
             refs[step.number] = TASKS[step.kind].remote(seed, step, inputs)
     kept = {step.number for step in steps if step.kind == "put"}.union(leaves(steps))
@@ -155,6 +160,13 @@ def pair(seed: int, step: Step, *inputs: Any) -> tuple[bytes, bytes]:
     return (body, b"other") if step.number % 2 == 0 else (b"other", body)
 
 
+@skate.remote(max_retries=-1)
+def items_of(seed: int, step: Step, refs: list[Any]) -> Iterator[bytes]:
+    body = body_of(seed, step, _digests(skate.get(refs)))
+    for index in range(ITEMS):
+        yield body if index == step.number % ITEMS else b"other"
+
+
 def ballast_of(number: int) -> bytes:
     """Sixteen megabytes."""
     return number.to_bytes(8, "big") * (2 << 20)
@@ -165,9 +177,13 @@ def ballast(number: int) -> bytes:
     return ballast_of(number)
 
 
-@skate.remote(max_restarts=-1, max_task_retries=-1)
+@skate.remote(max_restarts=-1, max_task_retries=-1, max_concurrency=CALLS_MAX)
 class Holder:
-    """Holds every reference that it was given since it last started."""
+    """Holds every reference that it was given since it last started.
+
+    Its calls wait for values, and one that is lost may come of an earlier call, which then runs
+    once more. One call at a time would never end: the later one waits for what runs after it.
+    """
 
     def __init__(self) -> None:
         self.held: list[Any] = []

@@ -26,7 +26,11 @@ _COMMANDS = {
     "status": _Entry("skate_cluster.status_command", "Show nodes, resources and what waits."),
     "drain-node": _Entry("skate_cluster.drain_command", "Have a node take no work and leave."),
     "memory": _Entry("skate_cluster.memory_command", "Explain what the object stores hold."),
+    "logs": _Entry("skate_cluster.logs_command", "List, print and follow log files."),
+    "health-check": _Entry("skate_cluster.health_command", "Say whether the cluster answers."),
+    "kill-actor": _Entry("skate_cluster.kill_actor_command", "End an actor by its name or id."),
     "why": _Entry("skate_cluster.why_command", "Explain why something waits."),
+    "job": _Entry("skate_cluster.job_commands", "Submit, follow and stop jobs."),
     "run": _Entry("skate_cluster.run_command", "Run a Python script on the cluster."),
 }
 

@@ -22,12 +22,14 @@ from skate_core_ids import SkateError
 from skate_node.errors import ClusterNotFoundError
 from skate_node.launcher import RunningNode, start_node
 from skate_node.options import NodeOptions, parse_labels, parse_resources
-from skate_node.session import NodeRecord, find_node, live_nodes
+from skate_node.session import NodeRecord, find_node, live_nodes, read_record
 from skate_rpc.tokens import read_token_file
 from skate_telemetry.tracing import TracingConfig
 
 DEFAULT_PORT = 6379
 DEFAULT_HOST = "127.0.0.1"
+DEFAULT_API_PORTS = (*range(8265, 8275), 0)  # as Ray counts up from 8265 when it is taken
+API_COMMAND = ("-P", "-m", "skate_dashboard.server")
 STORAGE_VARIABLE = "SKATE_STORAGE"
 _WILDCARDS = ("0.0.0.0", "::")
 _POLL_S = 0.1
@@ -83,6 +85,23 @@ def _refuse_open(_context: click.Context, parameter: click.Parameter, value: obj
 )
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, show_default="any free")
 @click.option(
+    "--include-dashboard",
+    type=bool,
+    default=True,
+    show_default=True,
+    metavar="BOOL",
+    help="Have an API server on the head. Its process starts with the first request.",
+)
+@click.option(
+    "--dashboard-host", metavar="HOST", help="Address of the API server.  [default: 127.0.0.1]"
+)
+@click.option(
+    "--dashboard-port",
+    type=click.IntRange(0, 65535),
+    help="Port of the API server; 0 takes a free one.  [default: the first free one from"
+    f" {DEFAULT_API_PORTS[0]}]",
+)
+@click.option(
     "--storage",
     metavar="URL",
     help="memory, sqlite:/path or redis://host:port/db.  [default: $SKATE_STORAGE, else in the"
@@ -125,6 +144,9 @@ def command(
     labels: str | None,
     infeasible_timeout: float | None,
     metrics_port: int,
+    include_dashboard: bool,
+    dashboard_host: str | None,
+    dashboard_port: int | None,
     storage: str | None,
     gcs_reconnect_timeout: float,
     temp_dir: str | None,
@@ -136,7 +158,10 @@ def command(
         raise CommandError("Give either --head, or --address of the cluster to join.", USAGE)
     if address is not None and (port is not None or storage is not None):
         raise CommandError("--port and --storage belong to --head.", USAGE)
-    _check_host(host)
+    _check_host("--host", host)
+    _check_host("--dashboard-host", dashboard_host)
+    api_ports = DEFAULT_API_PORTS if dashboard_port is None else (dashboard_port,)
+    has_api = head and include_dashboard
     try:
         nodes = live_nodes(temp_dir)
         if head:
@@ -158,6 +183,9 @@ def command(
             host=host or (DEFAULT_HOST if head else None),
             port=port,
             metrics_port=metrics_port,
+            api_ports=api_ports if has_api else (),
+            api_host=dashboard_host,
+            api_command=API_COMMAND if has_api else (),
             storage=storage or (os.environ.get(STORAGE_VARIABLE) if head else None),
             gcs_reconnect_s=gcs_reconnect_timeout,
             temp_dir=os.path.abspath(temp_dir) if temp_dir else None,
@@ -175,14 +203,14 @@ def command(
         node = start_node(options)
     except SkateError as error:
         raise CommandError(str(error), FAILED) from None
-    _announce(node, _joining_address(node, host) if head else "")
+    _announce(node, host)
     if signals is not None:
         signals.wait(node)
 
 
-def _check_host(host: str | None) -> None:
+def _check_host(option: str, host: str | None) -> None:
     if host is not None and (not host.strip() or host.strip() == "*"):
-        raise CommandError("--host takes an address; 0.0.0.0 stands for every interface.", USAGE)
+        raise CommandError(f"{option} takes an address; 0.0.0.0 stands for every interface.", USAGE)
 
 
 def _refuse_second_head(nodes: list[NodeRecord], port: int) -> None:
@@ -217,17 +245,18 @@ def _to_join(
     return node.gcs_endpoint, token or read_token_file(node.token_path)
 
 
-def _joining_address(node: RunningNode, host: str | None) -> str:
+def _joining_address(record: NodeRecord, host: str | None) -> str:
     """The head's address as other machines call it."""
     if host not in _WILDCARDS:
-        return node.gcs_endpoint
-    temp_dir = os.path.dirname(os.path.dirname(node.session_dir))
-    ip_address = find_node(node.session_dir, temp_dir).ip_address
-    return f"{ip_address}:{node.gcs_endpoint.rpartition(':')[2]}"
+        return record.gcs_endpoint
+    return f"{record.ip_address}:{record.gcs_endpoint.rpartition(':')[2]}"
 
 
-def _announce(node: RunningNode, joining_address: str) -> None:
-    is_head = bool(joining_address)
+def _announce(node: RunningNode, host: str | None) -> None:
+    record = read_record(node.session_dir)
+    if record is None:
+        raise CommandError(f"The node ended at once; see {node.session_dir}/logs.")
+    is_head = record.is_head
     token_path = os.path.join(node.session_dir, "token")
     lines = [
         f"Skate {'head ' if is_head else ''}node started.",
@@ -237,16 +266,20 @@ def _announce(node: RunningNode, joining_address: str) -> None:
     ]
     if node.metrics_endpoint:
         lines.append(f"  metrics      http://{node.metrics_endpoint}/metrics")
+    if record.api_endpoint:
+        lines.append(f"  API server   http://{record.api_endpoint}")
     lines += [
         "",
         "Next steps",
         '  from Python  skate.init(address="auto")',
         "  a script     skate run script.py",
+        *(["  a job        skate job submit -- python script.py"] if record.api_endpoint else []),
         "  look         skate status",
         "  end          skate stop",
     ]
     if is_head:
-        joining = f"skate start --address {joining_address} --token-file FILE"
+        address = _joining_address(record, host)
+        joining = f"skate start --address {address} --token-file FILE"
         lines.insert(-3, f"  more nodes   {joining}")
     click.echo("\n".join(lines))
     sys.stdout.flush()

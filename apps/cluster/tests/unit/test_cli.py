@@ -87,6 +87,7 @@ def test_start_second_head_on_one_port_is_refused(temp_dir: str) -> None:
             store_endpoint="",
             raylet_endpoint="",
             metrics_endpoint="",
+            api_endpoint="",
             node_name="n",
             ip_address="127.0.0.1",
             start_time_s=1.0,

@@ -42,12 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--session", required=True, help="folder of the head's session")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8265, help="0 takes a free one")
+    parser.add_argument("--listen-fd", type=int, help="serve a socket that listens already")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     root = os.path.dirname(os.path.dirname(options.session))
     record = find_node(options.session, root)
     token = read_token_file(record.token_path)
-    listener = _listen(options.host, options.port)
+    if options.listen_fd is None:
+        listener = _listen(options.host, options.port)
+    else:
+        listener = socket.socket(fileno=options.listen_fd)
     try:
         core = CoreWorker.connect_driver(
             raylet_endpoint=record.stream_endpoint,

@@ -2,7 +2,8 @@
 
 ::
 
-    token -> spans -> gcs (head) -> metrics -> raylet (store, stream) -> zygote ready -> node.json
+    token -> spans -> gcs (head) -> metrics -> raylet (store, stream) -> zygote ready
+          -> the API server's port (head) -> node.json
 
 What comes before: ``daemon`` (process set-up, watchdog, the zygote's spawn). What comes after: the
 raylet and the GCS do the work; this module only waits for a reason to stop. The parts are made by
@@ -18,6 +19,7 @@ import gc
 import logging
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -25,11 +27,14 @@ from typing import Any
 
 from skate_core_ids import NodeID
 from skate_gcs import GcsConfig, GcsServer
+from skate_node.api_server import ApiServer, bind_first
 from skate_node.endpoints import NodeEndpoints, plan_endpoints, reachable_from_here
 from skate_node.failures import ComponentFailedError, blame
 from skate_node.gcs_process import GcsProcess
+from skate_node.gcs_spawn import IN_DAEMON, storage_of
 from skate_node.launch_protocol import Launch, ReadyNode, ReadyWriter
 from skate_node.node_metrics import NodeMetrics
+from skate_node.options import LOOPBACK_HOSTS
 from skate_node.program_metrics import ProgramMetrics
 from skate_node.resources import ResourceDetector, node_resources, store_capacity_bytes
 from skate_node.session import (
@@ -54,6 +59,7 @@ _log = logging.getLogger(__name__)
 RAYLET_GRACE_S = 1.0
 """Workers may run exit hooks for this long; the stop as a whole has 2.5 s."""
 GCS_GRACE_S = 0.2
+API_GRACE_S = 0.3
 SPANS_FLUSH_S = 0.5
 LOG_BYTES_MAX = 4 * 1024 * 1024
 LOG_BACKUPS_MAX = 1
@@ -66,7 +72,7 @@ class Components:
     """How each part is made."""
 
     gcs: Callable[[GcsConfig], GcsServer] = GcsServer
-    gcs_process: Callable[[GcsConfig, str], GcsProcess] = GcsProcess
+    gcs_process: Callable[..., GcsProcess] = GcsProcess
     raylet: Callable[..., Raylet] = Raylet
     metrics: Callable[..., NodeMetrics] = NodeMetrics
 
@@ -76,10 +82,12 @@ def run_node(
     ready: ReadyWriter,
     watchdog: Watchdog,
     zygote: ZygoteProcess,
+    gcs: subprocess.Popen[bytes] | None,
     components: Components,
 ) -> int:
     """Be the node until a stop is asked for or a part ends. Returns the process's exit status.
 
+    ``gcs``: of a head whose tables outlive it, what ``spawn_gcs`` started.
     Raises nothing for a part that does not start: that is told through ``ready``.
     """
     logs = os.path.join(launch.session_dir, "logs")
@@ -89,7 +97,7 @@ def run_node(
         bytes_max=LOG_BYTES_MAX,
         backups_max=LOG_BACKUPS_MAX,
     )
-    node = NodeService(launch, zygote, components, ready.starting)
+    node = NodeService(launch, zygote, gcs, components, ready.starting)
     return asyncio.run(_serve(node, ready, watchdog))
 
 
@@ -133,6 +141,7 @@ class NodeService:
         self,
         launch: Launch,
         zygote: ZygoteProcess,
+        gcs: subprocess.Popen[bytes] | None,
         components: Components,
         on_starting: Callable[[str], None],
     ) -> None:
@@ -142,6 +151,7 @@ class NodeService:
         self._on_starting = on_starting
         self._node_id = NodeID(zygote.node_id)
         self._zygote = zygote
+        self._gcs_spawned = gcs
         self._started = contextlib.AsyncExitStack()
         self._gcs: GcsServer | GcsProcess | None = None
         self._raylet: Raylet | None = None
@@ -169,8 +179,13 @@ class NodeService:
             raylet = await self._start_raylet(config, spans)
         with self._starting("zygote"):
             await raylet.wait_zygote_ready(ZYGOTE_READY_S)
+        with self._starting("api server"):
+            api = self._bind_api_server()
         with self._starting("session"):
-            record = self._publish(config, raylet)
+            record = self._publish(config, raylet, "" if api is None else api.endpoint)
+        if api is not None:
+            # Jobs of an earlier life of the cluster have to be looked after without being asked.
+            api.start(at_once=options.storage not in (None, "memory"))
         if metrics is not None:
             metrics.watch(record, self._gcs, raylet, spans, self._programs)
         return ReadyNode(
@@ -226,10 +241,7 @@ class NodeService:
         return spans
 
     async def _start_gcs(self, plan: NodeEndpoints, token: str) -> str:
-        storage = self._options.storage
-        if storage is None:
-            path = os.path.join(self._launch.session_dir, "gcs.sqlite")
-            storage = "memory" if self._launch.starter_pid else f"sqlite:{path}"
+        storage = storage_of(self._launch)
         config = GcsConfig(
             endpoint=plan.gcs,
             token=token,
@@ -237,10 +249,11 @@ class NodeService:
             advertised_host="" if plan.gcs.startswith("unix:") else plan.ip_address,
         )
         gcs: GcsServer | GcsProcess
-        if storage == "memory":
+        if storage == IN_DAEMON:
             gcs = self._components.gcs(config)
         else:
-            gcs = self._components.gcs_process(config, self._launch.session_dir)
+            session_dir = self._launch.session_dir
+            gcs = self._components.gcs_process(config, session_dir, first=self._gcs_spawned)
         bound = await gcs.start()
         self._gcs = gcs
         self._started.push_async_callback(gcs.stop, GCS_GRACE_S)
@@ -311,7 +324,16 @@ class NodeService:
             return config
         return dataclasses.replace(config, workers_max=options.workers_max)
 
-    def _publish(self, config: RayletConfig, raylet: Raylet) -> NodeRecord:
+    def _bind_api_server(self) -> ApiServer | None:
+        options = self._options
+        if not options.api_ports:
+            return None
+        listener = bind_first(options.api_host or LOOPBACK_HOSTS[0], options.api_ports)
+        api = ApiServer(options.api_command, listener, self._launch.session_dir)
+        self._started.push_async_callback(api.stop, API_GRACE_S)
+        return api
+
+    def _publish(self, config: RayletConfig, raylet: Raylet, api_endpoint: str) -> NodeRecord:
         is_owned = bool(self._launch.starter_pid) and not self._options.keep_logs
         record = NodeRecord(
             session_dir=config.session_dir,
@@ -325,6 +347,7 @@ class NodeService:
             store_endpoint=raylet.store_endpoint,
             raylet_endpoint=raylet.grpc_endpoint,
             metrics_endpoint=config.metrics_endpoint,
+            api_endpoint=api_endpoint,
             node_name=config.node_name,
             ip_address=config.ip_address,
             start_time_s=time.time(),

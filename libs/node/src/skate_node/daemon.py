@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from skate_core_ids import NodeID
+from skate_node.gcs_spawn import IN_DAEMON, spawn_gcs, storage_of
 from skate_node.launch_protocol import (
     FIRST_FREE_FD,
     LIFELINE_FD,
@@ -66,12 +67,17 @@ def main(
         ready.starting("zygote")
         node_id = NodeID.from_random().binary()
         zygote = spawn_zygote(zygote_command, launch.session_dir, node_id, os.environ)
+        gcs = None
+        storage = storage_of(launch)
+        if launch.options.is_head and storage != IN_DAEMON:
+            ready.starting("gcs")
+            gcs = spawn_gcs(launch.session_dir, storage)
         ready.starting("python import")
         # Imported here: it loads gRPC, and its failure is to be reported like any other.
         from skate_node.composition import Components, run_node  # noqa: PLC0415
 
         parts = Components() if make_components is None else make_components()
-        exit_code = run_node(launch, ready, watchdog, zygote, parts)
+        exit_code = run_node(launch, ready, watchdog, zygote, gcs, parts)
     except Exception as error:  # noqa: BLE001  # The process boundary: the starter is told.
         text = "\n".join(traceback.format_exc().splitlines()[-LOG_TAIL_LINES:])
         print(text, file=sys.stderr, flush=True)  # noqa: T201  # Into daemon.err.

@@ -32,6 +32,11 @@ class ExitStatus:
 
     wait_status: int | None
 
+    @classmethod
+    def of_returncode(cls, code: int) -> ExitStatus:
+        """From what ``subprocess`` says: the negative number of a signal, or a status."""
+        return cls(-code if code < 0 else code << 8)
+
     def __str__(self) -> str:
         if self.wait_status is None:
             return "ended"

@@ -12,8 +12,8 @@ class NodeStartError(SkateError):
     """A node did not come up; nothing of it is left running.
 
     ``component`` is the part that failed ("python import", "session", "tracing", "gcs", "metrics",
-    "resources", "raylet", "store", "zygote"); ``exit_status`` says how its process ended (empty
-    while it lived); ``log_tail`` is its last lines, at most 20.
+    "resources", "raylet", "store", "zygote", "api server"); ``exit_status`` says how its process
+    ended (empty while it lived); ``log_tail`` is its last lines, at most 20.
     """
 
     def __init__(
@@ -71,3 +71,25 @@ class ClusterNotFoundError(SkateError, ConnectionError):
 
     def __reduce__(self) -> tuple[type[ClusterNotFoundError], tuple[str, str]]:
         return type(self), (self.address, self.reason)
+
+
+class ApiServerNotFoundError(SkateError, ConnectionError):
+    """The cluster has no API server, or none whose address is known on this machine."""
+
+    def __init__(self, address: str, is_head_here: bool) -> None:
+        self.address = address
+        self.is_head_here = is_head_here
+        if is_head_here:
+            message = (
+                f"The cluster at {address} runs without an API server;"
+                " start its head with `skate start --head`."
+            )
+        else:
+            message = (
+                f"The API server of the cluster at {address} is on its head, which is another"
+                " machine: give its http://host:port as the address, as the head's start told it."
+            )
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[type[ApiServerNotFoundError], tuple[str, bool]]:
+        return type(self), (self.address, self.is_head_here)

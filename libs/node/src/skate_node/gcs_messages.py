@@ -4,7 +4,8 @@
 
     daemon                               python -P -m skate_node.gcs_main
       stdin    --- Begin, AskStatistics -->  0   EOF: stop in order
-      stdout   <-- Listening or Failed, -- - 1
+      stdout   <-- Begun, then ------------- 1
+                   Listening or Failed,
                    Statistics, Failed
       gcs.err  <-- whatever is printed ----  2
 
@@ -23,7 +24,7 @@ LINE_BYTES_MAX: Final = 1 << 20
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
-    """Be this GCS. The first line."""
+    """Be this GCS. The first line; the process may have waited for it for long."""
 
     endpoint: str
     token: str
@@ -32,11 +33,14 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
     storage_wait_s: float
     advertised_host: str
     log_path: str
-    parent_pid: int
 
 
 class AskStatistics(msgspec.Struct, frozen=True, tag=True):
     """Answered by ``Statistics``."""
+
+
+class Begun(msgspec.Struct, frozen=True, tag=True):
+    """It has heard ``Begin`` and goes to open the storage. The first line."""
 
 
 class Listening(msgspec.Struct, frozen=True, tag=True):
@@ -60,7 +64,7 @@ class Statistics(msgspec.Struct, frozen=True, tag=True):
 
 
 Order = Begin | AskStatistics
-News = Listening | Failed | Statistics
+News = Begun | Listening | Failed | Statistics
 
 encode: Final = msgspec.json.Encoder().encode
 decode_order: Final = msgspec.json.Decoder(Order).decode

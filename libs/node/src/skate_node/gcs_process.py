@@ -2,9 +2,12 @@
 
 A GCS that shares the daemon's process takes the head's workers with it when it is killed, and waits
 for whatever else the daemon does. So where its tables survive it, it is a child: its death costs
-the cluster a pause (about half a second, more with more rows) and nothing else. Each life says the
-same name to the storage, and only one runs at a time, so a successor need not wait for the word of
-its predecessor to run out.
+the cluster a pause (some tenths of a second, more with more rows) and nothing else. Each life says
+the same name to the storage, and only one runs at a time, so a successor need not wait for the word
+of its predecessor to run out.
+
+A second process stands by: it has imported everything and waits, so that the pause is not the time
+in which an interpreter starts and imports gRPC. It opens nothing before it is told to.
 
 One that lives but does not answer (it was stopped, or it hangs) is killed, and so started again;
 otherwise every node would give it up in the end, and the cluster be gone.
@@ -21,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
+import subprocess
 import time
 from collections import deque
 from typing import Final
@@ -29,23 +32,13 @@ from typing import Final
 from skate_gcs import GcsConfig, GcsStatistics
 from skate_node.daemon_process import ExitStatus
 from skate_node.failures import ComponentFailedError
-from skate_node.gcs_messages import (
-    LINE_BYTES_MAX,
-    AskStatistics,
-    Begin,
-    Failed,
-    Listening,
-    News,
-    Order,
-    Statistics,
-    decode_news,
-    encode,
-)
+from skate_node.gcs_child import GcsChild
+from skate_node.gcs_messages import AskStatistics, Begin, Begun, Failed, Listening, Statistics
+from skate_node.gcs_spawn import COMMAND, spawn_gcs
 from skate_node.launch_protocol import tail_of
 
 _log = logging.getLogger(__name__)
 
-COMMAND: Final = ("-P", "-m", "skate_node.gcs_main")
 FIRST_WAIT_S: Final = 10.0
 """How long the storage may be away at the first start, when a person waits."""
 RESTART_WAIT_S: Final = 60.0
@@ -55,6 +48,12 @@ PAUSE_MAX_S: Final = 2.0
 SETTLED_S: Final = 5.0
 """A life this long was no failure to start: the next one follows at once."""
 KILL_AFTER_S: Final = 1.0
+STANDBY_AFTER_S: Final = 1.0
+"""So long after a GCS serves its standby is started: who waited for the GCS comes first."""
+BEGIN_STANDBY_S: Final = 10.0
+"""A process that was started beforehand has answered by then, or another takes its place."""
+BEGIN_FRESH_S: Final = 30.0
+"""The same of one that is started when it is needed; nothing takes its place."""
 PING_S: Final = 5.0
 PINGS_MISSED_MAX: Final = 3
 """In a row; one can be missed because the whole machine stood still."""
@@ -64,16 +63,25 @@ class GcsProcess:
     """Looks like a ``GcsServer`` to the daemon. Start once, stop once, on one event loop."""
 
     def __init__(
-        self, config: GcsConfig, session_dir: str, command: tuple[str, ...] = COMMAND
+        self,
+        config: GcsConfig,
+        session_dir: str,
+        command: tuple[str, ...] = COMMAND,
+        first: subprocess.Popen[bytes] | None = None,
     ) -> None:
-        """Nothing is started before :meth:`start`."""
+        """Nothing is started before :meth:`start`.
+
+        ``first``: a process of ``spawn_gcs`` that has been started already; this object ends it.
+        """
         assert config.token is not None
         self._config = config
         self._token = config.token
         self._session_dir = session_dir
         self._command = command
         self._endpoint = config.endpoint
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: GcsChild | None = None
+        self._standby = first
+        self._preparing: asyncio.Task[None] | None = None
         self._started_s = 0.0
         self._failure: Failed | None = None
         self._questions: deque[asyncio.Future[GcsStatistics]] = deque()
@@ -87,13 +95,18 @@ class GcsProcess:
         """The present process; 0 between two."""
         return 0 if self._process is None else self._process.pid
 
+    @property
+    def standby_pid(self) -> int:
+        """The process that would follow; 0 while there is none."""
+        return 0 if self._standby is None else self._standby.pid
+
     async def start(self) -> str:
         """Start it; returns the bound endpoint, which later lives keep.
 
         Raises:
             ComponentFailedError: it does not start; says why.
         """
-        self._endpoint = await self._spawn(FIRST_WAIT_S)
+        self._endpoint = await self._live(FIRST_WAIT_S)
         self._keeper = asyncio.create_task(self._keep(), name="skate-gcs-keeper")
         return self._endpoint
 
@@ -108,14 +121,20 @@ class GcsProcess:
             await asyncio.wait([self._keeper])
         process = self._process
         if process is not None:
-            assert process.stdin is not None
-            process.stdin.close()
+            process.say_no_more()
             try:
                 async with asyncio.timeout(grace_s + KILL_AFTER_S):
                     await process.wait()
             except TimeoutError:
                 process.kill()
                 await process.wait()
+        if self._preparing is not None:
+            self._preparing.cancel()
+        standby, self._standby = self._standby, None
+        if standby is not None:
+            child = await GcsChild.adopt(standby)
+            child.kill()
+            await child.wait()
         if not self._stopped.done():
             self._stopped.set_result("stopped")
 
@@ -129,24 +148,43 @@ class GcsProcess:
             raise ConnectionError("The GCS is being started again.")
         answer: asyncio.Future[GcsStatistics] = asyncio.get_running_loop().create_future()
         self._questions.append(answer)
-        self._tell(AskStatistics())
+        self._process.tell(AskStatistics())
         return await answer
 
-    async def _spawn(self, wait_s: float) -> str:
-        """Start a process and wait for its first word. Raises ``ComponentFailedError``."""
-        logs = os.path.join(self._session_dir, "logs")
-        with open(os.path.join(logs, "gcs.err"), "ab") as errors:  # noqa: ASYNC230  a local log file
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=errors,
-                limit=LINE_BYTES_MAX,
-            )
-        self._process, self._failure = process, None
+    async def _live(self, wait_s: float) -> str:
+        """Have a process serve; returns where. Raises ``ComponentFailedError``, ``OSError``."""
+        self._failure = None
         self._started_s = time.monotonic()
-        self._tell(
+        process = await self._begin(wait_s)
+        news = await process.next_news()
+        if isinstance(news, Listening):
+            self._preparing = asyncio.create_task(self._prepare(), name="skate-gcs-standby")
+            return news.endpoint
+        status = ExitStatus(await process.wait())
+        self._process = None
+        if isinstance(news, Failed):
+            self._failure = news
+            raise ComponentFailedError("gcs", news.reason)
+        raise self._died(status)
+
+    async def _begin(self, wait_s: float) -> GcsChild:
+        """Have the standby become the GCS, or another process if it can not."""
+        standby, self._standby = self._standby, None
+        if standby is not None:  # one that has ended meanwhile is adopted too, to be buried
+            child = await GcsChild.adopt(standby)
+            if await self._has_begun(child, wait_s, BEGIN_STANDBY_S):
+                return child
+            status = ExitStatus(await self._bury(child))
+            _log.error("the GCS's standby is of no use", extra={"how": str(status)})
+        child = await GcsChild.adopt(self._spawn())
+        if await self._has_begun(child, wait_s, BEGIN_FRESH_S):
+            return child
+        raise self._died(ExitStatus(await self._bury(child)))
+
+    async def _has_begun(self, child: GcsChild, wait_s: float, limit_s: float) -> bool:
+        self._process = child
+        logs = os.path.join(self._session_dir, "logs")
+        child.tell(
             Begin(
                 self._endpoint,
                 self._token,
@@ -155,19 +193,38 @@ class GcsProcess:
                 wait_s,
                 self._config.advertised_host,
                 os.path.join(logs, "gcs.log"),
-                os.getpid(),
             )
         )
-        news = await self._next_news(process)
-        if isinstance(news, Listening):
-            return news.endpoint
-        status = ExitStatus(await _wait_status(process))
+        try:
+            async with asyncio.timeout(limit_s):
+                return isinstance(await child.next_news(), Begun)
+        except TimeoutError:
+            return False
+
+    async def _bury(self, child: GcsChild) -> int:
+        """Wait for the end of one that said nothing; it is killed if it lives."""
         self._process = None
-        if isinstance(news, Failed):
-            self._failure = news
-            raise ComponentFailedError("gcs", news.reason)
-        tail = tail_of(os.path.join(logs, "gcs.err"))
-        raise ComponentFailedError("gcs", "its process ended", str(status), tail)
+        try:
+            async with asyncio.timeout(KILL_AFTER_S):
+                return await child.wait()
+        except TimeoutError:
+            child.kill()
+            return await child.wait()
+
+    def _died(self, status: ExitStatus) -> ComponentFailedError:
+        tail = tail_of(os.path.join(self._session_dir, "logs", "gcs.err"))
+        return ComponentFailedError("gcs", "its process ended", str(status), tail)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return spawn_gcs(self._session_dir, self._config.storage, self._command)
+
+    async def _prepare(self) -> None:
+        """Have a process stand by. Without one the next life takes longer to begin."""
+        await asyncio.sleep(STANDBY_AFTER_S)
+        try:
+            self._standby = self._spawn()
+        except OSError as error:
+            _log.warning("the GCS has no standby", extra={"why": str(error)})
 
     async def _keep(self) -> None:
         """Take its news; start it again when it dies without a reason."""
@@ -179,9 +236,11 @@ class GcsProcess:
                 await self._listen(self._process)
             finally:
                 pings.cancel()
-            status = ExitStatus(await _wait_status(self._process))
+            status = ExitStatus(await self._process.wait())
             lived_s = time.monotonic() - self._started_s
             self._process = None
+            if self._preparing is not None:
+                self._preparing.cancel()
             self._drop_questions()
             if self._failure is not None:
                 self._stopped.set_result(self._failure.reason)
@@ -195,7 +254,7 @@ class GcsProcess:
             if not await self._revive():
                 return
 
-    async def _ping(self, process: asyncio.subprocess.Process) -> None:
+    async def _ping(self, process: GcsChild) -> None:
         """Kill it when it does not answer."""
         missed = 0
         while missed < PINGS_MISSED_MAX:
@@ -216,7 +275,7 @@ class GcsProcess:
         deadline_s = time.monotonic() + RESTART_WAIT_S
         while True:
             try:
-                await self._spawn(RESTART_WAIT_S)
+                await self._live(RESTART_WAIT_S)
             except (ComponentFailedError, OSError) as error:
                 is_final = self._failure is not None and not self._failure.may_pass
                 if is_final or time.monotonic() >= deadline_s:
@@ -230,8 +289,8 @@ class GcsProcess:
                 _log.info("the GCS runs again", extra={"took_s": took_s, "lives": self.restarts})
                 return True
 
-    async def _listen(self, process: asyncio.subprocess.Process) -> None:
-        while (news := await self._next_news(process)) is not None:
+    async def _listen(self, process: GcsChild) -> None:
+        while (news := await process.next_news()) is not None:
             if isinstance(news, Failed):
                 self._failure = news
             elif isinstance(news, Statistics) and self._questions:
@@ -239,24 +298,8 @@ class GcsProcess:
                 if not answer.done():
                     answer.set_result(news.counts)
 
-    async def _next_news(self, process: asyncio.subprocess.Process) -> News | None:
-        assert process.stdout is not None
-        line = await process.stdout.readline()
-        return decode_news(line) if line.endswith(b"\n") else None
-
-    def _tell(self, order: Order) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        self._process.stdin.write(encode(order) + b"\n")
-
     def _drop_questions(self) -> None:
         while self._questions:
             answer = self._questions.popleft()
             if not answer.done():
                 answer.set_exception(ConnectionError("The GCS died."))
-
-
-async def _wait_status(process: asyncio.subprocess.Process) -> int:
-    """How it ended, as ``waitpid`` would say it."""
-    code = await process.wait()
-    return -code if code < 0 else code << 8

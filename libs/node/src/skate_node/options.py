@@ -60,6 +60,12 @@ class NodeOptions:
     """TCP port of the GCS (head). 0 takes a free one; None: a Unix socket."""
     metrics_port: int | None = 0
     """Port of ``GET /metrics``. 0 takes a free one; None: no endpoint, nothing listens."""
+    api_ports: tuple[int, ...] = ()
+    """Of the API server on a head: the first that is free is taken, 0 is any; empty: none."""
+    api_host: str | None = None
+    """Address that the API server listens on. None: 127.0.0.1."""
+    api_command: tuple[str, ...] = ()
+    """Arguments of the Python interpreter that start the API server."""
 
     storage: str | None = field(default=None, repr=False)
     """``memory``, ``sqlite:/path`` or a ``redis://`` URL (``skate_gcs.storage.redis_url``). None:
@@ -95,6 +101,8 @@ class NodeOptions:
             _check_bytes(name, getattr(self, name))
         for name in ("port", "metrics_port"):
             _check_port(name, getattr(self, name))
+        for port in self.api_ports:
+            _check_port("api_ports", port)
         if (self.object_store_memory or MINIMUM_OBJECT_STORE_BYTES) < MINIMUM_OBJECT_STORE_BYTES:
             raise ValueError(
                 f"object_store_memory must be at least {MINIMUM_OBJECT_STORE_BYTES} bytes (75 MiB),"
@@ -118,6 +126,8 @@ class NodeOptions:
     def _check_role(self) -> None:
         if self.is_head and self.gcs_address is not None:
             raise ValueError("A head node has no gcs_address: it is the GCS.")
+        if self.api_ports and not (self.is_head and self.api_command):
+            raise ValueError("The API server belongs to a head, and needs its api_command.")
         if not self.is_head and not self.gcs_address:
             raise ValueError("A node that joins needs the gcs_address of its cluster.")
         if not self.is_head and not self.token:
@@ -142,7 +152,8 @@ class NodeOptions:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> NodeOptions:
         """The options from :meth:`to_json`. Raises ``TypeError`` for an unknown name."""
-        return cls(**values)
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **lists})  # JSON knows no tuples
 
 
 def parse_resources(text: str) -> dict[str, float]:

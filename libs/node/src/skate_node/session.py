@@ -52,6 +52,8 @@ class NodeRecord:
     store_endpoint: str
     raylet_endpoint: str
     metrics_endpoint: str
+    api_endpoint: str
+    """``host:port`` of the API server on a head; empty without one."""
     node_name: str
     ip_address: str
     start_time_s: float

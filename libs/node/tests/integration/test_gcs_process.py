@@ -16,6 +16,7 @@ from skate_gcs import GcsConfig
 from skate_node import gcs_process
 from skate_node.failures import ComponentFailedError
 from skate_node.gcs_process import GcsProcess
+from skate_node.gcs_spawn import spawn_gcs
 from skate_rpc.clients import GcsClient
 from skate_rpc.grpc_channel import open_channel
 from skate_rpc.tokens import generate_token
@@ -94,6 +95,63 @@ def test_gcs_that_stands_still_is_replaced(tmp_path: Path, monkeypatch: pytest.M
         await head.stop()
 
     play(test)
+
+
+@pytest.mark.invariant("I17")
+@pytest.mark.parametrize("fate", [None, signal.SIGKILL, signal.SIGSTOP])
+def test_standby_becomes_the_gcs_unless_it_is_of_no_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: signal.Signals | None
+) -> None:
+    monkeypatch.setattr(gcs_process, "STANDBY_AFTER_S", 0.0)
+    if fate is not None:
+        monkeypatch.setattr(gcs_process, "BEGIN_STANDBY_S", 0.2)
+
+    async def test() -> None:
+        head = Head(tmp_path)
+        client = await head.start()
+        await client.kv.put("n", b"k", b"v")
+        await until(lambda: head.gcs.standby_pid != 0)
+        first, standby = head.gcs.pid, head.gcs.standby_pid
+        if fate is not None:
+            os.kill(standby, fate)
+        os.kill(first, signal.SIGKILL)
+        assert await client.kv.get("n", b"k", timeout_s=30.0) == b"v"
+        await until(lambda: head.gcs.restarts == 1)
+        assert (head.gcs.pid == standby) == (fate is None)
+        await until(lambda: head.gcs.standby_pid not in {0, standby})
+        pids = {first, standby, head.gcs.pid, head.gcs.standby_pid}
+        await head.stop()
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
+    play(test)
+
+
+def test_gcs_that_was_spawned_ahead_is_the_first_life(tmp_path: Path) -> None:
+    async def test() -> None:
+        (tmp_path / "logs").mkdir()
+        storage = f"sqlite:{tmp_path}/gcs.sqlite"
+        ahead = spawn_gcs(str(tmp_path), storage)
+        config = GcsConfig(endpoint="127.0.0.1:0", token=TOKEN, storage=storage)
+        gcs = GcsProcess(config, str(tmp_path), first=ahead)
+        await gcs.start()
+        assert gcs.pid == ahead.pid
+        await gcs.stop(0.2)
+
+    play(test)
+
+
+@pytest.mark.invariant("I15")
+@pytest.mark.parametrize("storage", ["sqlite", "redis"])
+def test_standby_that_is_never_needed_ends_with_its_parent(tmp_path: Path, storage: str) -> None:
+    (tmp_path / "logs").mkdir()
+    standby = spawn_gcs(str(tmp_path), storage)
+    assert standby.stdin is not None
+    assert standby.stdout is not None
+    standby.stdin.close()
+    assert (standby.wait(TIMEOUT_S), standby.stdout.read()) == (0, b"")
+    standby.stdout.close()
 
 
 def test_gcs_that_can_not_start_says_why(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def record_of(session: Session, **changes: object) -> NodeRecord:
         "store_endpoint": "",
         "raylet_endpoint": "",
         "metrics_endpoint": "",
+        "api_endpoint": "",
         "node_name": "n",
         "ip_address": "127.0.0.1",
         "start_time_s": 1.0,

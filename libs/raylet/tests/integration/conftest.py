@@ -20,7 +20,9 @@ from skate_rpc import node_protocol as node
 from skate_rpc.gen.skate.v1 import gcs_pb2, gcs_pb2_grpc
 from skate_rpc.grpc_channel import open_channel
 from skate_rpc.grpc_server import SecureServer
+from skate_rpc.node_messages import stamp
 from skate_rpc.raylet_client import RayletClient
+from skate_rpc.serials import Serials
 from skate_rpc.stream import open_stream
 
 TOKEN = "0123456789abcdef" * 4
@@ -170,6 +172,7 @@ class Driver:
         self.worker_id = os.urandom(28)
         self.got: list[Any] = []
         self.close_reason: str | None = None
+        self.serials = Serials()
         self.numbers = iter(range(1, 1_000_000))
         self.connection = open_stream(
             endpoint,
@@ -187,7 +190,7 @@ class Driver:
         self.close_reason = reason
 
     def send(self, message: Any) -> None:
-        self.connection.send(message)
+        self.connection.send(stamp(message, self.serials))
 
     def all(self, kind: type[Any], **fields: Any) -> list[Any]:
         return [

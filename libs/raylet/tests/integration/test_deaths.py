@@ -94,9 +94,7 @@ def test_worker_that_hangs_up_and_lives_on_is_killed(
     async def test(cluster: Any) -> None:
         driver = await cluster.driver()
         grant = await driver.lease()
-        code = (
-            "ended_set = __import__('threading').Event\nconnection._on_close = lambda c, r: None\n"
-        )
+        code = "connection.connection._on_close = lambda c, r: None\n"
         await cluster.tell_worker(grant.endpoint, code + "connection.close()")
         lost = await driver.one(node.LeaseLost, lease_id=grant.lease_id)
         assert "connection to the node closed" in lost.cause.message

@@ -16,9 +16,25 @@ from typing import Any
 
 from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
+from skate_rpc.node_messages import stamp
+from skate_rpc.serials import Serials
 from skate_rpc.stream import connect_stream
 from skate_worker import zygote
 from skate_worker.worker_main import WorkerConfig
+
+
+class Line:
+    """What the code of a test sends by."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self._serials = Serials()
+
+    def send(self, message: Any) -> None:
+        self.connection.send(stamp(message, self._serials))
+
+    def close(self) -> None:
+        self.connection.close()
 
 
 def run(config: WorkerConfig) -> int:
@@ -70,7 +86,7 @@ def run(config: WorkerConfig) -> int:
         on_messages=on_messages,
         on_close=lambda connection, reason: ended.set(),
     )
-    scope["connection"] = connection
+    scope["connection"] = Line(connection)
     connection.send(
         node.RegisterProcess(worker_id, os.getpid(), f"unix:{path}", False, config.startup_id)
     )

@@ -4,7 +4,9 @@ These are control messages, but on the path of every lease and of every blocking
 use the stream (about 70 us a round trip) and not gRPC (about 450 us), and a worker needs no gRPC at
 all: a message that is meant for the GCS goes to the raylet, which calls the GCS for it.
 
-Every struct is an array on the wire: fields may only be appended, each with a default.
+Every struct is an array on the wire: fields may only be appended, each with a default. A ``serial``
+is given to each message that must not act twice and that nothing else in it tells from its
+repetition (``node_messages``, ``serials``), by whoever writes to the line.
 Amounts of resources are in units of 1e-4. Ids are raw bytes (layouts: ``libs/core-ids``).
 """
 
@@ -76,6 +78,7 @@ class RequestLease(NodeMessage, tag=2):
     near: list[tuple[bytes, int]] = []
     placement_group_id: bytes = b""  # inside this group's bundles
     bundle_index: int = -1  # with ``placement_group_id``: in this one; -1: in any with room
+    serial: int = 0
 
 
 class CancelLeaseRequest(NodeMessage, tag=3):
@@ -94,9 +97,13 @@ class ReturnLease(NodeMessage, tag=4):
 class Blocked(NodeMessage, tag=5):
     """This worker waits in get or wait: its CPUs may be lent until :class:`Unblocked`."""
 
+    serial: int = 0
+
 
 class Unblocked(NodeMessage, tag=6):
     """This worker runs again. It does not wait for its CPUs: the node is briefly oversubscribed."""
+
+    serial: int = 0
 
 
 class ControlCall(NodeMessage, tag=7):
@@ -109,6 +116,7 @@ class ControlCall(NodeMessage, tag=7):
     call_id: int
     method: str
     body: bytes
+    serial: int = 0
 
 
 class KillWorker(NodeMessage, tag=8):
@@ -146,24 +154,28 @@ class TaskEvents(NodeMessage, tag=12):
     """A batch of task events for spans and metrics; sent only while tracing is on."""
 
     events: list[TaskEvent]
+    serial: int = 0
 
 
 class UserMetrics(NodeMessage, tag=64):
     """What a program has measured in this process since its last message; sent only when it has."""
 
     metrics: list[MetricRows]
+    serial: int = 0
 
 
 class SubscribeActor(NodeMessage, tag=13):
     """Send :class:`ActorUpdate` for this actor now (its present state) and at every change."""
 
     actor_id: bytes
+    serial: int = 0
 
 
 class UnsubscribeActor(NodeMessage, tag=14):
     """Stop :class:`ActorUpdate` for this actor."""
 
     actor_id: bytes
+    serial: int = 0
 
 
 class PullObject(NodeMessage, tag=15):
@@ -179,6 +191,7 @@ class PullObject(NodeMessage, tag=15):
     node_ids: list[bytes]
     priority: int = 0  # PULL_FOR_GET, PULL_FOR_WAIT or PULL_FOR_ARGUMENT
     arriving_at: list[bytes] = []  # nodes to ask before those, to which a copy is on its way
+    serial: int = 0
 
 
 class CancelPull(NodeMessage, tag=16):
@@ -212,6 +225,7 @@ class DeleteCopies(NodeMessage, tag=20):
     """From an owner: its objects are released, and these nodes hold copies. Safe to repeat."""
 
     copies: dict[bytes, list[bytes]]  # node id -> object ids
+    serial: int = 0
 
 
 class KeepCopies(NodeMessage, tag=22):
@@ -220,6 +234,7 @@ class KeepCopies(NodeMessage, tag=22):
     """
 
     copies: dict[bytes, list[bytes]]  # node id -> object ids
+    serial: int = 0
 
 
 class KnowOwner(NodeMessage, tag=21):
@@ -283,6 +298,7 @@ class LeaseGranted(NodeMessage, tag=33):
     endpoint: str
     pid: int
     resource_ids: dict[str, list[tuple[int, int]]] = {}  # e.g. {"GPU": [(index, amount)]}
+    serial: int = 0
 
 
 class LeaseRefused(NodeMessage, tag=34):
@@ -328,12 +344,14 @@ class CreateActor(NodeMessage, tag=38):
     incarnation: int
     creation_task: bytes
     resource_ids: dict[str, list[tuple[int, int]]] = {}
+    serial: int = 0
 
 
 class ActorUpdate(NodeMessage, tag=39):
     """The state of an actor that this process subscribed to."""
 
     actor: ActorView
+    serial: int = 0
 
 
 class ExitNow(NodeMessage, tag=40):
@@ -373,6 +391,7 @@ class CopiesKept(NodeMessage, tag=44):
     node_id: bytes
     object_ids: list[bytes]  # that are primary copies now
     gone: list[bytes]  # that are not in that store any more
+    serial: int = 0
 
 
 class LeaseWarning(NodeMessage, tag=46):
@@ -380,6 +399,7 @@ class LeaseWarning(NodeMessage, tag=46):
 
     request_id: int
     message: str  # what it needs, and the most that there is
+    serial: int = 0
 
 
 class LogLines(NodeMessage, tag=62):
@@ -393,6 +413,7 @@ class LogLines(NodeMessage, tag=62):
     ip: str  # where the worker runs; empty: on the driver's own node
     is_error: bool  # from its stderr
     lines: list[str]  # without line ends
+    serial: int = 0
 
 
 class LogsFlushed(NodeMessage, tag=63):
@@ -420,6 +441,7 @@ class PlacementGroupUpdate(NodeMessage, tag=73):
     """The state of a placement group that this process subscribed to."""
 
     group: PlacementGroupView
+    serial: int = 0
 
 
 # ---- parts ----

@@ -17,10 +17,10 @@ from skate_raylet.machine.lease_machine import LeaseMachine
 from skate_raylet.machine.lease_table import LeaseTable
 from skate_raylet.machine.lending import Lending
 from skate_raylet.machine.worker_pool_machine import WorkerPoolMachine
+from skate_rpc.serials import Received
 from skate_worker.actor_submitter import ActorSubmitter
 from skate_worker.machine.actor_calls import ActorCalls
 from skate_worker.machine.lease_pool import LeasePool
-from skate_worker.machine.serials import Received
 from skate_worker.submission import Submission
 from skate_worker.task_submitter import TaskSubmitter
 

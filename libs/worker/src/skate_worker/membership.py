@@ -241,8 +241,10 @@ class Membership(ABC):
         self.tasks.near = self.plane.nodes_near
         self.completion.recovery = self.plane.recovery
         self.plane.recovery.is_made_anyway = self.streams.will_yield_again
+        self.streams.lineage = self.plane.recovery.lineage
         self.completion.delete_stray = self.plane.owned.delete_at
         self.streams.delete_stray = self.plane.owned.delete_at
+        self.streams.offer_copy = self.plane.owned.offered
         if not self.is_driver:
             self._prepare_execution()
 

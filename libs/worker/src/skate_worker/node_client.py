@@ -16,6 +16,8 @@ import msgspec
 from skate_core_ids import SkateError
 from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
+from skate_rpc.node_messages import is_new, stamp
+from skate_rpc.serials import Serials
 from skate_rpc.stream import StreamClosedError, StreamConnection, connect_stream
 from skate_worker.errors import GcsUnavailableError, LocalRayletDiedError, SkateSystemError
 
@@ -66,6 +68,7 @@ class NodeClient:
         self._handle_lost = on_lost
         self._calls: dict[int, _Call] = {}
         self._numbers = itertools.count(1)
+        self._serials = Serials()
         self._registered = threading.Event()
         self._registration: node.ProcessRegistered | None = None
         self._lost_reason = ""
@@ -96,6 +99,7 @@ class NodeClient:
 
     def send(self, message: Any) -> None:
         """Send at once. Raises :class:`LocalRayletDiedError`."""
+        stamp(message, self._serials)
         try:
             self._connection.send(message)
         except StreamClosedError:
@@ -104,6 +108,7 @@ class NodeClient:
     def post(self, message: Any) -> None:
         """Send soon; a closed line is ignored, because its end is handled where it is noticed."""
         if not self._connection.is_closed:
+            stamp(message, self._serials)
             try:
                 self._connection.post(message)
             except StreamClosedError:
@@ -154,6 +159,8 @@ class NodeClient:
     def _on_messages(self, connection: StreamConnection[Any, Any], batch: list[Any]) -> None:
         for message in batch:
             kind = type(message)
+            if not is_new(message, self._serials):
+                continue
             if kind is node.ControlReply:
                 call = self._calls.pop(message.call_id, None)
                 if call is not None:

@@ -193,6 +193,25 @@ class OwnedObjects:
             if copies:
                 self._post_to_raylet(node.KeepCopies(copies))
 
+    def offered(self, entry: Entry, node_id: bytes) -> None:
+        """Another attempt of its task wrote an object once more. Without the lock.
+
+        The copy of the attempt that runs is the one that lives longer; but where others pull from
+        the first one, both stay.
+        """
+        unneeded = node_id
+        with self._ownership.lock:
+            is_stored = entry.state == STORED and not entry.is_released
+            if is_stored and entry.node_id == node_id:
+                return  # in one store it is one object
+            is_further = is_stored and self._directory.added(entry.object_id, b"", node_id)
+            if is_stored and not is_further:
+                unneeded, entry.node_id = entry.node_id, node_id
+        if is_further:
+            self._advance(entry.object_id)
+        else:
+            self.delete_at(unneeded, [entry.object_id])
+
     # ---- the end of an object ----
 
     def delete(self, entries: list[Entry]) -> None:

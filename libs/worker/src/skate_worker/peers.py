@@ -18,8 +18,8 @@ from skate_rpc.process_endpoints import (
     tcp_endpoint,
     with_tcp,
 )
+from skate_rpc.serials import Serials
 from skate_rpc.stream import StreamClosedError, StreamConnection, StreamListener, open_stream
-from skate_worker.machine.serials import Serials
 from skate_worker.task_protocol import AnyMessage, Hello
 
 Connection = StreamConnection[Any, Any]

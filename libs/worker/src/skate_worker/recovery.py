@@ -145,7 +145,17 @@ class Recovery:
             [entry.object_id for entry in kept.nested],
         )
 
+    def failed(self, submission: Submission) -> None:
+        """A task ended without an outcome of its own; it may have been one that ran again. With the
+        lock.
+        """
+        kept = self.lineage.task_of(submission.task_id)
+        if kept is not None:
+            kept.is_running = False
+
     def _is_made_again(self, entry: Entry) -> bool:
+        if self.lineage.is_streaming(entry.object_id):
+            return True
         return self.lineage.task_of(entry.object_id) is not None
 
     def released(self, entries: list[Entry]) -> None:
@@ -178,8 +188,12 @@ class Recovery:
             if self._directory.copies(entry.object_id, entry.node_id):
                 return
             plan: list[KeptTask] | Refusal = []
-            if self.is_made_anyway(entry):
+            if entry.is_released:
+                # It was waited for, and its last reader went before the task came to make it.
+                strays = self._directory.forget(entry.object_id, b"")
+            elif self.is_made_anyway(entry):
                 self._forget_copies(entry)
+                entry.waiters = [*(entry.waiters or ()), self._made_again]
             else:
                 plan = self.lineage.plan(entry.object_id, self._presence)
             if isinstance(plan, Refusal):
@@ -263,6 +277,7 @@ class Recovery:
     def _reopen(self, submission: Submission) -> list[int]:
         """The lost returns of a task become pending; returns the numbers of the others."""
         kept: list[int] = []
+        self._find_revived(submission)
         for index, entry in enumerate(submission.entries, start=1):
             is_lost = (
                 not entry.is_released
@@ -279,6 +294,14 @@ class Recovery:
             entry.waiters = [*(entry.waiters or ()), self._made_again]
         return kept
 
+    def _find_revived(self, submission: Submission) -> None:
+        # Of an item that went before its stream had ended, only who depends on it has the entry.
+        known = self._ownership.table.entries
+        for at, entry in enumerate(submission.entries):
+            if entry.is_released:
+                object_id = submission.task_id + (at + 1).to_bytes(4, "big")
+                submission.entries[at] = known.get(object_id, entry)
+
     def _forget_copies(self, entry: Entry) -> None:
         # Who waits for a copy is answered when the entry says something new.
         for worker_id, node_id in self._directory.waiting(entry.object_id).items():
@@ -290,8 +313,8 @@ class Recovery:
         strays: list[bytes] = []
         with self._ownership.lock:
             kept = self.lineage.task_of(entry.object_id)
-            if kept is not None:
-                kept.is_running = False
+            if kept is not None and kept.submission.message.num_returns >= 0:
+                kept.is_running = False  # returns come with the task's end, items before it
             if entry.state != STORED:
                 self.lineage.released(entry.object_id)
             if entry.state != STORED or entry.is_released:

@@ -140,12 +140,19 @@ class Completion:
     def _delete_unreported(self, submission: Submission) -> None:
         """The task is settled: what earlier attempts left on other nodes is nobody's."""
         untouched = submission.message.kept_returns
+        known = self._ownership.table.entries
+        written = [
+            submission.task_id + number.to_bytes(4, "big")
+            for number in range(1, len(submission.entries) + 1)
+            if number not in untouched
+        ]
         for node_id in self._lost_at.pop(submission.task_id, ()):
-            stray = [
-                entry.object_id
-                for number, entry in enumerate(submission.entries, start=1)
-                if number not in untouched and (entry.state != STORED or entry.node_id != node_id)
-            ]
+            stray: list[bytes] = []
+            with self._ownership.lock:
+                for object_id in written:
+                    entry = known.get(object_id)
+                    if entry is None or entry.state != STORED or entry.node_id != node_id:
+                        stray.append(object_id)
             if stray:
                 self.delete_stray(node_id, stray)
 
@@ -168,6 +175,8 @@ class Completion:
                 callbacks = entry.settle(FAILED, data)
                 if callbacks:
                     waiters.append((entry, callbacks))
+            if submission.message.attempt and self.recovery is not None:
+                self.recovery.failed(submission)
             self._ownership.table.unpin_all(submission.pinned, released)
             submission.pinned = ()
         if self._lost_at:

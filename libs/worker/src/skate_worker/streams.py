@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from skate_rpc.stream import StreamClosedError
 from skate_worker.generator_returns import DYNAMIC, STATIC, decode_returns
-from skate_worker.machine.generator_stream import GeneratorStream, item_id
+from skate_worker.machine.generator_stream import FIRST_ITEM, GeneratorStream, item_id
 from skate_worker.machine.references import FAILED, INLINE, PENDING, STORED, Entry
 from skate_worker.object_ref import ObjectRef
 from skate_worker.object_ref_generator import DynamicObjectRefGenerator, ObjectRefGenerator
@@ -36,7 +36,9 @@ from skate_worker.task_protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from skate_worker.machine.lineage import Lineage
     from skate_worker.object_access import ObjectAccess
+    from skate_worker.recovery import KeptTask
 
 UNREPORTED_MAX = 256
 """Items that were stored when their producer died, and whose messages were still in it."""
@@ -50,6 +52,8 @@ class Streams:
         self._ownership = ownership
         self._running: dict[bytes, GeneratorStream] = {}
         self.delete_stray: Callable[[bytes, list[bytes]], None] = _delete_nowhere
+        self.offer_copy: Callable[[Entry, bytes], None] = _offer_nobody
+        self.lineage: Lineage[KeptTask] | None = None
         self._streams: weakref.WeakSet[GeneratorStream] = weakref.WeakSet()  # also those that ended
 
     def begin(self, submission: Submission, num_returns: int) -> list[Any]:
@@ -68,6 +72,8 @@ class Streams:
         stream = GeneratorStream(table, task_id, count)
         self._streams.add(stream)
         self._running[task_id] = stream
+        if self.lineage is not None:
+            self.lineage.stream_began(task_id)
         submission.entries[0].waiters = [partial(self._completed, submission, stream)]
         return refs if kind == DYNAMIC else [ObjectRefGenerator(core, stream, refs[0])]
 
@@ -142,8 +148,8 @@ class Streams:
             if kind == DYNAMIC:
                 result.returns = [self._collect(stream, submission.entries[0])]
         has_stored = False
-        if stream is not None and stream.has_stored and result.items >= 0:
-            has_stored = self._add_items(submission, result.items)
+        if stream is not None and stream.has_stored:
+            has_stored = self._add_items(submission, stream.known_items(result.items))
         missing = len(submission.entries) - len(result.returns)
         if missing > 0:
             last = result.returns[-1]
@@ -151,6 +157,7 @@ class Streams:
         return has_stored
 
     def _add_items(self, submission: Submission, count: int) -> bool:
+        # Of items that nobody refers to one entry says so, to `recovery` too.
         task_id = submission.task_id
         gone = Entry(submission.entries[0].object_id, None)
         gone.state = INLINE
@@ -158,7 +165,8 @@ class Streams:
         with self._ownership.lock:
             known = self._ownership.table.entries
             items = [known.get(item_id(task_id, index), gone) for index in range(count)]
-        if all(entry.state not in (STORED, PENDING) for entry in items):
+            is_needed = self.lineage is not None and self.lineage.has_dependents(task_id)
+        if not is_needed and all(entry.state not in (STORED, PENDING) for entry in items):
             return False
         submission.entries = [submission.entries[0], *items]
         return True
@@ -205,27 +213,35 @@ class Streams:
             self._ownership.take_contained(
                 unwanted, message.value.contained, peer, freed if message.holds_pins else None
             )
-        if stream.is_dropped if stream is not None else not message.attempt:
+        if self._is_enough(stream, message):
             self._tell_producer(peer, StopStream(message.task_id))
         if message.value.data or (stream is not None and message.attempt < stream.attempt):
             return
-        with self._ownership.lock:
-            held = self._ownership.table.entries.get(object_id)
-            _fill(unwanted, message.value)
-            if held is not None and held.state == STORED:
-                # The copy of the running attempt is the one that lives longer.
-                held.node_id, unwanted.node_id = unwanted.node_id, held.node_id
-        # Another attempt's copy on the same node is the same object in the store.
-        if held is None or held.state != STORED or held.node_id != unwanted.node_id:
-            self._ownership.finish_released([unwanted])
+        held = self._ownership.table.entries.get(object_id)
+        if held is None:
+            self.delete_stray(message.value.node_id, [object_id])
+        else:
+            self.offer_copy(held, message.value.node_id)
+
+    def _is_enough(self, stream: GeneratorStream | None, message: ItemReturned) -> bool:
+        # Whether the producer of this item has nothing to yield that somebody wants.
+        if stream is not None:
+            return stream.is_enough
+        kept = None if self.lineage is None else self.lineage.task_of(message.task_id)
+        if kept is None or not message.attempt:
+            return not message.attempt
+        # It runs again for what was lost: of that nothing comes after the last item known.
+        return message.index + FIRST_ITEM > len(kept.submission.entries)
 
     def _completed(
         self, submission: Submission, stream: GeneratorStream, completion: Entry
     ) -> None:
         # The task has its outcome, whichever way: from the executor, or from the runtime.
-        self._running.pop(stream.task_id, None)
         released: list[Entry] = []
         with self._ownership.lock:
+            self._running.pop(stream.task_id, None)
+            if self.lineage is not None:
+                self.lineage.stream_ended(stream.task_id)
             if completion.state == FAILED:
                 waiters = stream.fail(completion.data, released)
                 for entry in stream.lost:
@@ -298,4 +314,8 @@ def _fill(entry: Entry, returned: Returned) -> Waiters:
 
 
 def _delete_nowhere(node_id: bytes, object_ids: list[bytes]) -> None:
+    return None
+
+
+def _offer_nobody(entry: Entry, node_id: bytes) -> None:
     return None

@@ -2,7 +2,8 @@
 
 The stream keeps what it is given and gives it once, as long as its socket lives. That no handler
 relies on this is so that a line may be mended, or a message sent again, without another look at
-each of them. ``tests/sim`` delivers messages again at random and compares with reachability.
+each of them. ``tests/sim/test_borrowing`` delivers messages again at random and compares with
+reachability, and ``tests/sim/test_repeated_messages`` hands each kind to its handler twice.
 
 Before it: ``task_protocol``. After it: ``membership``, which drops the repetitions of what carries
 a serial, and the handlers, which know theirs by the other keys.

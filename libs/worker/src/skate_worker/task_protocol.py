@@ -1,7 +1,7 @@
 """What owners and executors say to each other over the stream.
 
 Every struct is an array on the wire: fields may only be appended, each with a default. Ids are raw
-bytes. A ``serial`` (``machine.serials``) is given by ``Peer.stamp`` to each message that must not
+bytes. A ``serial`` (``skate_rpc.serials``) is given by ``Peer.stamp`` to each message that must not
 act twice and that nothing else in it tells from its repetition; which key each message has is
 listed in ``task_messages``. Before it: ``skate_rpc.stream``. After it: submission on one side,
 execution on the other.

@@ -25,6 +25,8 @@ from skate_object_store import ObjectExistsError, StoreClient, StoreServer
 from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
 from skate_rpc.handshake import ClientHandshake, ServerHandshake
+from skate_rpc.node_messages import stamp
+from skate_rpc.serials import Serials
 from skate_rpc.stream import StreamClosedError, StreamConnection, StreamListener
 
 TOKEN = "test-token" * 4
@@ -35,6 +37,14 @@ config = json.loads(sys.stdin.readline())
 sys.exit(run_worker(WorkerConfig(config["raylet"], config["token"], "", b"", b"", config["id"])))
 """
 _encode = msgspec.msgpack.encode
+
+
+_serials: dict[Any, Serials] = {}  # by connection
+
+
+def send(connection: Any, message: Any) -> None:
+    """Send what may carry a serial. On any raylet's thread."""
+    connection.send(stamp(message, _serials.setdefault(connection, Serials())))
 
 
 class MiniRaylet:
@@ -196,7 +206,7 @@ class MiniRaylet:
                 continue
             kept = holder.client().keep(object_ids)
             gone = [object_id for object_id in object_ids if object_id not in kept]
-            connection.send(node.CopiesKept(node_id, kept, gone))
+            send(connection, node.CopiesKept(node_id, kept, gone))
 
     def _spawn(self) -> None:
         if self.is_closing:
@@ -256,12 +266,13 @@ class MiniRaylet:
             asker, message = self._wanted.pop(0)
             if isinstance(message, node.CreateActor):
                 self._actor_of[worker] = message.actor_id
-                worker.send(message)
+                send(worker, message)
                 continue
             lease_id = os.urandom(16)
             self.leases[lease_id] = (asker, registered.pid)
             worker.context = (registered, lease_id)
-            asker.send(
+            send(
+                asker,
                 node.LeaseGranted(
                     message.request_id,
                     lease_id,
@@ -269,7 +280,7 @@ class MiniRaylet:
                     self.node_id,
                     registered.endpoint,
                     registered.pid,
-                )
+                ),
             )
 
     def _on_ReturnLease(self, connection: Any, message: node.ReturnLease) -> None:
@@ -352,7 +363,7 @@ class MiniRaylet:
     def _on_SubscribeActor(self, connection: Any, message: node.SubscribeActor) -> None:
         self._subscribers.setdefault(message.actor_id, []).append(connection)
         if message.actor_id in self.actors:
-            connection.send(node.ActorUpdate(self.actors[message.actor_id]))
+            send(connection, node.ActorUpdate(self.actors[message.actor_id]))
 
     def _on_ActorCreated(self, connection: Any, message: node.ActorCreated) -> None:
         registered = connection.context
@@ -375,4 +386,4 @@ class MiniRaylet:
             known.actors[actor_id] = view
             for connection in known._subscribers.get(actor_id, []):
                 if not connection.is_closed:
-                    connection.send(node.ActorUpdate(view))
+                    send(connection, node.ActorUpdate(view))

@@ -196,7 +196,7 @@ class SimProcess(TaskSubmission):
             self.worker_id, self.endpoint, "", loop, self._on_peer_messages, self._on_peer_lost
         )
         self.ownership.peers = self.peers
-        self.raylet = SimRaylet(world)  # type: ignore[assignment]
+        self.raylet = self._make_raylet()  # type: ignore[assignment]
         self.ownership.as_owner = self.as_owner
         self.completion = Completion(self.ownership, self.pid, self.ip)
         self.streams = self._make_streams()
@@ -217,6 +217,9 @@ class SimProcess(TaskSubmission):
         self.exported: list[bytes] = []  # ids in the closures of exported functions
         self.noticed: set[bytes] = set()  # dead processes that it knows of
         self.function_ids = [self.export(TaskBody([]))]
+
+    def _make_raylet(self) -> SimRaylet:
+        return SimRaylet(self.world)
 
     def _make_streams(self) -> Streams:
         return Streams(self, self.ownership)  # type: ignore[arg-type]

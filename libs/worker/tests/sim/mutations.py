@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+from skate_rpc.serials import Received, Serials
 from skate_worker.machine.references import Entry, ReferenceTable
-from skate_worker.machine.serials import Received, Serials
 from skate_worker.membership import Membership
 from skate_worker.object_access import ObjectAccess
 from skate_worker.outcome import OutcomeWriter

@@ -2,7 +2,7 @@
 
 The owner is the real one (ownership, results, directory, recovery); nodes, workers and the program
 are not. Tasks take values and references inside lists, and return values that may hold references,
-as the library's users nest them.
+as the library's users nest them; some yield them one by one, and their takers may leave early.
 """
 
 from __future__ import annotations
@@ -15,22 +15,28 @@ from typing import Any
 from skate_rpc import node_protocol as node
 from skate_worker.deaths import Deaths
 from skate_worker.errors import ObjectFreedError, WorkerCrashedError
+from skate_worker.generator_returns import STREAMING, encode_returns
+from skate_worker.machine.generator_stream import FIRST_ITEM, GeneratorStream, item_id
 from skate_worker.machine.lineage import LIMIT_BYTES
 from skate_worker.machine.object_directory import ObjectDirectory
 from skate_worker.machine.references import FAILED, INLINE, PENDING, STORED, Entry
+from skate_worker.object_ref_generator import ObjectRefGenerator
 from skate_worker.owned_objects import OwnedObjects
 from skate_worker.ownership import Ownership
 from skate_worker.recovery import Recovery
 from skate_worker.results import Completion
 from skate_worker.serialization import deserialize, serialize
+from skate_worker.streams import Streams
 from skate_worker.submission import DependencyFailed, Submission, resolve
 from skate_worker.task_protocol import (
     AskCopy,
     CopyMade,
     CopySources,
+    ItemReturned,
     PushTask,
     Reference,
     Returned,
+    StopStream,
     TaskDone,
     TaskReturned,
 )
@@ -50,14 +56,20 @@ class Loop:
         pass
 
 
-class Connection:
-    def post(self, message: Any) -> None:
-        pass
-
-
 class FakePeer:
+    """A worker as its owner sees it, and its connection."""
+
     worker_id = b"executor"
-    connection = Connection()
+
+    def __init__(self) -> None:
+        self.connection = self
+        self.is_stopped = False  # nobody wants more of its items
+
+    def stamp(self, message: Any) -> Any:
+        return message
+
+    def post(self, message: Any) -> None:
+        self.is_stopped = self.is_stopped or isinstance(message, StopStream)
 
 
 def combined(own: int, below: list[int]) -> int:
@@ -68,10 +80,17 @@ def combined(own: int, below: list[int]) -> int:
 class Task:
     """What the oracle knows of a task. ``arguments``: each with whether it is inside a list."""
 
-    def __init__(self, number: int, arguments: list[tuple[Ref, bool]], rng: random.Random) -> None:
+    def __init__(
+        self,
+        number: int,
+        arguments: list[tuple[Ref, bool]],
+        rng: random.Random,
+        items: int | None = None,
+    ) -> None:
         self.number = number
+        self.items = items  # how many it yields; None: it returns values
         self.arguments = arguments
-        self.num_returns = rng.choice([1, 1, 2])
+        self.num_returns = rng.choice([1, 1, 2]) if items is None else items
         self.is_large = rng.random() < 0.7
         self.max_retries = rng.choice([0, 1, 3, 30, 30])
         # Its first return holds the references that it got.
@@ -124,6 +143,8 @@ class Run:
         self.task = task
         self.node_id = node_id
         self.worker_id = worker_id
+        self.peer = FakePeer()
+        self.yielded = 0
         self.values: dict[bytes, Value] = {}
         self.sources: list[bytes] | None = None  # of what is wanted first
         self.is_asked = False
@@ -160,8 +181,9 @@ class Run:
 
 
 class World:
-    def __init__(self, seed: int, limit_bytes: int) -> None:
+    def __init__(self, seed: int, limit_bytes: int, *, has_streams: bool = False) -> None:
         self.rng = random.Random(seed)
+        self.has_streams = has_streams
         self.stores: dict[bytes, dict[bytes, Value]] = {b"n%d" % n: {} for n in range(4)}
         self.dead: set[bytes] = set()
         self.ownership = Ownership(OWNER, HOME, Loop())  # type: ignore[arg-type]
@@ -179,6 +201,15 @@ class World:
         self.completion = Completion(self.ownership, 1, "ip")
         self.completion.recovery = self.recovery
         self.completion.delete_stray = self.owned.delete_at
+        self.streams = Streams(self, self.ownership)  # type: ignore[arg-type]
+        self.streams.delete_stray = self.owned.delete_at
+        self.streams.offer_copy = self.owned.offered
+        self.streams.lineage = self.recovery.lineage
+        self.completion.streams = self.streams
+        self.recovery.is_made_anyway = self.streams.will_yield_again
+        self.note_dropped = self.ownership.note_dropped  # as references and generators say it
+        self.note_stream_dropped = self.streams.drop
+        self.generators: list[tuple[Task, GeneratorStream, ObjectRefGenerator[Any]]] = []
         self.tasks: dict[bytes, Task] = {}
         self.ready: deque[Submission] = deque()
         self.runs: dict[bytes, Run] = {}
@@ -243,14 +274,17 @@ class World:
         task_id = number.to_bytes(8, "big") + NO_ACTOR
         chosen = [rng.choice(self.refs) for _ in range(rng.randrange(4)) if self.refs]
         arguments = [(ref, rng.random() < 0.5) for ref in chosen]
-        task = self.tasks[task_id] = Task(number, arguments, rng)
-        message = PushTask(task_id, b"f", b"", "f", task.num_returns)
+        items = rng.randrange(5) if self.has_streams and rng.random() < 0.4 else None
+        task = self.tasks[task_id] = Task(number, arguments, rng, items)
+        num_returns = task.num_returns if items is None else encode_returns(STREAMING)
+        message = PushTask(task_id, b"f", b"", "f", num_returns)
         submission = Submission(task_id, message, [], task.max_retries, False)
         with self.ownership.lock:
-            for index in range(1, task.num_returns + 1):
-                entry = self.ownership.table.own(task_id + index.to_bytes(4, "big"))
-                submission.entries.append(entry)
-                self.refs.append(Ref(task, index - 1, entry))
+            if items is None:
+                self.own_returns(task, submission)
+            else:
+                (generator,) = self.streams.begin(submission, num_returns)
+                self.generators.append((task, self.streams._running[task_id], generator))
             submission.top_level = [
                 (at, ref.entry) for at, (ref, is_nested) in enumerate(arguments) if not is_nested
             ]
@@ -258,6 +292,23 @@ class World:
             for entry in submission.pinned:
                 entry.pins += 1
         self.submit(submission)
+
+    def own_returns(self, task: Task, submission: Submission) -> None:
+        for index in range(1, task.num_returns + 1):
+            entry = self.ownership.table.own(submission.task_id + index.to_bytes(4, "big"))
+            submission.entries.append(entry)
+            self.refs.append(Ref(task, index - 1, entry))
+
+    def take(self) -> None:
+        """The next item of some stream, if it is there; sometimes the program leaves instead."""
+        if not self.generators:
+            return
+        task, stream, _ = chosen = self.rng.choice(self.generators)
+        entry = self.streams.take(stream)
+        if entry is not None:
+            self.refs.append(Ref(task, stream.consumed - 1, entry))
+        elif stream.is_finished or self.rng.random() < 0.1:
+            self.generators.remove(chosen)
 
     def put(self) -> None:
         number = next(self.numbers)
@@ -295,7 +346,10 @@ class World:
             return
         run = self.rng.choice(list(self.runs.values()))
         wanted = run.wanted
-        if wanted is None:
+        if wanted is None and run.task.items is not None and self.yields(run):
+            self.streams.on_item(run.peer, self.item(run))  # type: ignore[arg-type]
+            run.yielded += 1
+        elif wanted is None:
             del self.runs[run.worker_id]
             self.finish(run.submission, self.outcome(run))
             self.end_borrows(run)
@@ -349,9 +403,38 @@ class World:
                 return None
         return sources
 
+    def yields(self, run: Run) -> bool:
+        return run.yielded < run.task.num_returns and not run.peer.is_stopped
+
+    def item(self, run: Run) -> ItemReturned:
+        """Writes a large item, and says what the worker would."""
+        submission, index = run.submission, run.yielded
+        message = submission.message
+        returned = Returned(b"")
+        if index + FIRST_ITEM not in message.kept_returns:
+            number = run.task.numbers([run.total(root) for root in run.roots])[index]
+            inner = tuple(ref.entry.object_id for ref in run.task.carried_at(index))
+            returned = self.returned(run, item_id(submission.task_id, index), number, inner)
+        return ItemReturned(submission.task_id, index, returned, message.attempt)
+
+    def returned(
+        self, run: Run, object_id: bytes, number: int, inner: tuple[bytes, ...]
+    ) -> Returned:
+        if run.task.is_large:
+            self.stores[run.node_id][object_id] = (number, inner)
+            returned = Returned(b"", 1, node_id=run.node_id)
+        else:
+            returned = Returned(serialized((number, inner)))
+        returned.contained = [Reference(i, OWNER, "", HOME) for i in dict.fromkeys(inner)]
+        return returned
+
     def outcome(self, run: Run) -> Any:
         """Writes the large returns, and says what the worker would."""
         submission, task = run.submission, run.task
+        if task.items is not None:
+            done = [Returned(serialized((0, ())))]
+            attempt = submission.message.attempt
+            return TaskReturned(submission.task_id, done, items=run.yielded, attempt=attempt)
         numbers = task.numbers([run.total(root) for root in run.roots])
         inside = [tuple(r.entry.object_id for r in task.carried_at(i)) for i in range(len(numbers))]
         if len(numbers) == 1 and not task.is_large and not inside[0]:
@@ -362,20 +445,15 @@ class World:
             if index in submission.message.kept_returns:
                 returns.append(Returned(b""))
                 continue
-            if task.is_large:
-                self.stores[run.node_id][object_id] = (number, inner)
-                returned = Returned(b"", 1, node_id=run.node_id)
-            else:
-                returned = Returned(serialized((number, inner)))
-            returned.contained = [Reference(i, OWNER, "", HOME) for i in dict.fromkeys(inner)]
-            returns.append(returned)
+            returns.append(self.returned(run, object_id, number, inner))
         return TaskReturned(submission.task_id, returns)
 
     def fail_run(self, run: Run, error: bytes) -> None:
         del self.runs[run.worker_id]
         assert not isinstance(deserialize(error).to_raise(), ObjectFreedError)
-        returns = [Returned(error, is_error=True)] * len(run.submission.entries)
-        self.finish(run.submission, TaskReturned(run.submission.task_id, returns))
+        count = len(run.submission.entries) if run.task.items is None else 1
+        returns = [Returned(error, is_error=True)] * count
+        self.finish(run.submission, TaskReturned(run.submission.task_id, returns, is_error=True))
         self.end_borrows(run)
 
     def end_borrows(self, run: Run) -> None:
@@ -401,7 +479,9 @@ class World:
     def kill_worker(self, worker_id: bytes) -> None:
         run = self.runs.pop(worker_id)
         if run.node_id not in self.dead:
-            if run.wanted is None:
+            if run.wanted is None and run.task.items is not None and self.yields(run):
+                self.item(run)  # it stored its next item, and did not live to say so
+            elif run.wanted is None:
                 self.outcome(run)  # it wrote its returns, and did not live to say so
             elif run.sources is not None and self.rng.random() < 0.5:
                 self.copy_for(run)  # its raylet brought what it asked for, and nobody hears of it
@@ -445,8 +525,11 @@ class World:
             self.kill_worker(self.rng.choice(list(self.runs)))
         elif roll < 0.5:
             self.start()
+        elif roll < 0.6 and has_faults and self.has_streams:
+            self.take()
         else:
             self.advance()
+        self.ownership.drain_dropped()
         self.ownership.table.check_invariants()
         self.directory.check_invariants()
         self.recovery.lineage.check_invariants()
@@ -455,6 +538,7 @@ class World:
 
     def settle(self) -> None:
         """Until nothing is left to do; everything that is asked for must come."""
+        self.ownership.drain_dropped()
         for _ in range(100_000):
             if not self.ready and not self.runs:
                 return

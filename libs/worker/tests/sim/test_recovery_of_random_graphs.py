@@ -13,22 +13,37 @@ from recovery_world import World
 from skate_worker.errors import ObjectReconstructionFailedError, WorkerCrashedError
 from skate_worker.machine.lineage import LIMIT_BYTES
 
+SEEDS_USUAL = {False: range(150), True: range(60)}
+SEEDS_FOUND = {
+    False: (
+        3775,  # the last reader of a lost return went before its task, which ran already, made it
+    ),
+    True: (
+        24,  # an unread item was lost, and forgotten as its stream was dropped
+        170,  # a lost item became an error, and where copies of it may be was never forgotten
+        198,  # a stream that ran again for two items ran twice at once when the first had come
+        827,  # an item was dropped while its stream made it again, unreported, on the same node
+        1359,  # a stream's next attempt replaced a copy, and who waited for it was forgotten
+    ),
+}
 
+
+@pytest.mark.parametrize("has_streams", [False, True], ids=["returns", "streams"])
 @pytest.mark.parametrize("limit_bytes", [LIMIT_BYTES, 20_000], ids=["unbounded", "bounded"])
 @pytest.mark.invariant("I2")
 def test_every_referenced_value_equals_the_sequential_run(
-    limit_bytes: int, seeds: range | None
+    limit_bytes: int, has_streams: bool, seeds: range | None
 ) -> None:
-    for seed in seeds or range(150):
+    for seed in seeds or (*SEEDS_USUAL[has_streams], *SEEDS_FOUND[has_streams]):
         try:
-            run_one(seed, limit_bytes)
+            run_one(seed, limit_bytes, has_streams=has_streams)
         except Exception as error:
             error.add_note(f"seed {seed}; again: nox -s sim -- -k sequential --seed {seed}")
             raise
 
 
-def run_one(seed: int, limit_bytes: int) -> None:
-    world = World(seed, limit_bytes)
+def run_one(seed: int, limit_bytes: int, *, has_streams: bool = False) -> None:
+    world = World(seed, limit_bytes, has_streams=has_streams)
     for _ in range(400):
         world.step(has_faults=True)
     world.settle()
@@ -39,6 +54,8 @@ def run_one(seed: int, limit_bytes: int) -> None:
             assert isinstance(got, ObjectReconstructionFailedError | WorkerCrashedError)
         else:
             assert got == ref.expected()
+    while world.generators:
+        world.take()
     while world.refs:
         world.drop()
     world.settle()

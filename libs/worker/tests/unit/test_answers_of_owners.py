@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from skate_rpc.serials import Serials
 from skate_worker.errors import LocalRayletDiedError
 from skate_worker.machine.references import INLINE, PENDING, STORED, Entry, Owner
-from skate_worker.machine.serials import Serials
 from skate_worker.outcome import OutcomeWriter
 from skate_worker.ownership import Ownership
 from skate_worker.peers import Peer

@@ -207,3 +207,67 @@ def test_returns_of_a_generator_are_one_number_below_zero(kind: int, count: int)
 
 def test_plain_number_of_returns_stands_for_itself() -> None:
     assert [references_of(count) for count in (0, 1, 5)] == [0, 1, 5]
+
+
+def lose(stream: GeneratorStream, entry: Entry) -> None:
+    entry.state = PENDING
+    stream.lost.append(entry)
+
+
+def test_unread_item_that_is_lost_stays_in_its_place_until_it_comes_again() -> None:
+    stream = make()
+    feed(stream, 0, 1)
+    for entry in stream.unread():
+        lose(stream, entry)
+    assert stream.take() is None
+    assert len(stream.unread()) == 2
+    stream.announced = 2
+    stream.finish([])
+    stream.check_invariants()
+    assert not stream.is_finished
+    for index, entry in enumerate(stream.unread()):
+        entry.settle(INLINE, b"%d" % index)
+    assert drain(stream) == items(0, 1)
+    assert stream.is_finished
+
+
+def test_unread_item_that_is_lost_is_let_go_with_its_stream() -> None:
+    stream = make()
+    feed(stream, 0)
+    (entry,) = stream.unread()
+    lose(stream, entry)
+    released: list[Entry] = []
+    stream.drop(released)
+    assert released == [entry]
+
+
+def test_error_of_a_stream_comes_after_the_items_that_were_lost() -> None:
+    stream = make()
+    feed(stream, 0)
+    (entry,) = stream.unread()
+    lose(stream, entry)
+    stream.fail(b"error", [])
+    entry.settle(FAILED, b"error")
+    assert drain(stream) == [(FAILED, b"error")] * 2
+
+
+def test_dropped_stream_runs_on_for_an_item_that_was_lost() -> None:
+    stream = make()
+    feed(stream, 0)
+    entry = stream.take()
+    assert entry is not None
+    assert not stream.is_enough
+    stream.drop([])
+    assert stream.is_enough
+    lose(stream, entry)
+    assert not stream.is_enough
+
+
+def test_items_of_an_attempt_that_came_further_than_the_last_are_known_at_the_end() -> None:
+    stream = make()
+    feed(stream, 0, 1, 2)
+    stream.take()
+    stream.take()
+    assert stream.known_items(5) == 5
+    assert stream.known_items(1) == 2
+    assert stream.known_items(-1) == 3

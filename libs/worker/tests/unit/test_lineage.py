@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from skate_worker.machine.generator_stream import FIRST_ITEM
 from skate_worker.machine.lineage import Lineage, Presence, Reason, Refusal
 
 
@@ -185,3 +186,62 @@ def test_long_chain_is_planned_and_dropped_without_recursion() -> None:
     assert len(plan) == 5000
     assert len(lineage.released(return_of(4999))) == 5000
     assert lineage.size_bytes == 0
+
+
+def item(number: int, index: int = 0) -> bytes:
+    return return_of(number, index + FIRST_ITEM)
+
+
+def test_item_that_a_kept_task_took_before_its_stream_ended_can_be_made_again() -> None:
+    lineage: Lineage[Task] = Lineage()
+    lineage.stream_began(task_id(1))
+    taker = keep(lineage, 2, item(1))
+    assert lineage.has_dependents(task_id(1))
+    stream = Task("stream")
+    lineage.keep(task_id(1), stream, 10, [], ())
+    lineage.stream_ended(task_id(1))
+    lineage.check_invariants()
+    assert lineage.plan(return_of(2), all_lost) == [stream, taker]
+    assert lineage.released(return_of(2)) == [taker, stream]
+    assert len(lineage) == 0
+
+
+def test_lost_item_of_a_stream_that_runs_is_left_to_it() -> None:
+    lineage: Lineage[Task] = Lineage()
+    lineage.stream_began(task_id(1))
+    taker = keep(lineage, 2, item(1))
+    assert lineage.plan(return_of(2), all_lost) == [taker]
+    assert lineage.is_streaming(item(1))
+    assert lineage.is_precious(item(1))
+
+
+def test_completion_of_a_stream_and_what_its_task_put_are_no_items() -> None:
+    lineage: Lineage[Task] = Lineage()
+    lineage.stream_began(task_id(1))
+    keep(lineage, 2, return_of(1), put(1))
+    assert not lineage.is_streaming(return_of(1))
+    assert not lineage.is_streaming(put(1))
+    assert not lineage.has_dependents(task_id(1))
+
+
+def test_item_of_a_stream_that_is_not_kept_is_lost_for_good() -> None:
+    lineage: Lineage[Task] = Lineage()
+    lineage.stream_began(task_id(1))
+    keep(lineage, 2, item(1))
+    lineage.stream_ended(task_id(1))
+    lineage.check_invariants()
+    refusal = lineage.plan(return_of(2), all_lost)
+    assert refusal == Refusal(Reason.REF_NOT_FOUND, item(1))
+    lineage.released(return_of(2))
+    assert len(lineage) == 0
+
+
+def test_stream_that_nobody_needs_leaves_nothing_behind() -> None:
+    lineage: Lineage[Task] = Lineage()
+    lineage.stream_began(task_id(1))
+    keep(lineage, 2, item(1))
+    lineage.released(return_of(2))
+    assert len(lineage) == 0
+    stream = Task("stream")
+    assert lineage.keep(task_id(1), stream, 10, [], ()) == [stream]
+    assert len(lineage) == 0

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Iterable
 
 from skate_gcs.errors import GcsConfigError
 from skate_gcs.storage.interface import Storage
 from skate_gcs.storage.memory import MemoryStorage
 from skate_gcs.storage.redis import RECONNECT_S, RedisStorage
-from skate_gcs.storage.redis_url import is_redis, parse_redis_url
+from skate_gcs.storage.redis_url import SCHEMES, is_redis, parse_redis_url
 from skate_gcs.storage.sqlite import SqliteStorage
 
 _SQLITE_PREFIX = "sqlite:"
+
+
+def import_back_end(kind: str) -> None:
+    """Import what a storage of this kind (``sqlite``, ``redis``; a setting's first word) needs.
+
+    For a process that will open one later and should then lose no time. What is not installed is
+    reported by :func:`open_storage`.
+    """
+    if kind in SCHEMES:
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module("redis")
 
 
 def open_storage(

@@ -98,15 +98,14 @@ class GroupDesk:
         else:
             is_usable = view.state in USABLE
             self._tell(on.GroupSeen(group_id, tuple(view.node_ids) if is_usable else ()))
-        update = node.PlacementGroupUpdate(view)
         for process in self._watchers.get(group_id, ()):
-            self._send(process, update)
+            self._send(process, view)
         if view.state == "REMOVED":
             self._watchers.pop(group_id, None)
 
-    def _send(self, process: LocalProcess, update: node.PlacementGroupUpdate) -> None:
+    def _send(self, process: LocalProcess, view: node.PlacementGroupView) -> None:
         """At once, but what follows shortly after goes together: news come one by one."""
-        process.queue(update)
+        process.queue(node.PlacementGroupUpdate(view))
         if process in self._flushing:
             return
         process.flush()
@@ -147,7 +146,7 @@ class GroupDesk:
                 await asyncio.sleep(ASK_AGAIN_S)
                 continue
             view = _gone(group_id) if info is None else group_view(info)
-            self._send(process, node.PlacementGroupUpdate(view))
+            self._send(process, view)
             return
 
     def forget(self, process: LocalProcess) -> None:

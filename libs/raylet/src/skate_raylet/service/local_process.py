@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from skate_rpc.node_messages import stamp
+from skate_rpc.serials import Serials
 from skate_rpc.stream import StreamClosedError, StreamConnection
 
 Connection = StreamConnection[Any, Any]
@@ -25,9 +27,11 @@ class LocalProcess:
     connection: Connection
     actors: dict[bytes, None] = field(default_factory=dict)  # subscribed to
     calls_under_way: int = 0
+    serials: Serials = field(default_factory=Serials)
 
     def send(self, message: Any) -> None:
         """Send at once; a process that has hung up is past telling, its end is being handled."""
+        stamp(message, self.serials)
         try:
             self.connection.send(message)
         except StreamClosedError:
@@ -35,6 +39,7 @@ class LocalProcess:
 
     def post(self, message: Any) -> None:
         """Send soon, together with whatever else is posted by then."""
+        stamp(message, self.serials)
         try:
             self.connection.post(message)
         except StreamClosedError:
@@ -42,6 +47,7 @@ class LocalProcess:
 
     def queue(self, message: Any) -> None:
         """Have a message go with whatever is sent next; see :meth:`flush`."""
+        stamp(message, self.serials)
         try:
             self.connection.queue(message)
         except StreamClosedError:

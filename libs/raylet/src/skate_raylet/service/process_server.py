@@ -33,6 +33,7 @@ from skate_raylet.service.worker_processes import WorkerProcess, WorkerProcesses
 from skate_rpc import node_protocol as node
 from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2
+from skate_rpc.node_messages import is_new
 from skate_rpc.stream import StreamListener
 from skate_scheduler import LabelError, ResourceSet
 
@@ -98,6 +99,7 @@ class ProcessServer:
         self._loop = asyncio.get_running_loop()
         self._listener: StreamListener | None = None
         self._open: dict[Connection, asyncio.TimerHandle] = {}  # not registered yet
+        self._introduced: dict[Connection, None] = {}  # that said who they are
         self._tasks: set[asyncio.Task[None]] = set()
         self.store_endpoint = ""
         self.gcs_endpoint = config.gcs_endpoint
@@ -171,14 +173,21 @@ class ProcessServer:
     def _on_messages(self, connection: Connection, batch: list[Any]) -> None:
         for message in batch:
             process = connection.context
-            if process is None:
-                self._on_first(connection, message)
+            if type(message) is node.RegisterProcess:
+                if connection not in self._introduced:
+                    self._introduced[connection] = None
+                    self._on_first(connection, message)
+            elif process is None:
+                connection.close("the first message must register the process")
+            elif not is_new(message, process.serials):
+                continue
             elif (handler := self._handlers.get(type(message))) is not None:
                 handler(process, message)
             else:
                 connection.close(f"unexpected {type(message).__name__}")
 
     def _on_close(self, connection: Connection, reason: str) -> None:
+        self._introduced.pop(connection, None)
         timer = self._open.pop(connection, None)
         if timer is not None:
             timer.cancel()
@@ -198,10 +207,8 @@ class ProcessServer:
 
     # ---- registration ----
 
-    def _on_first(self, connection: Connection, message: Any) -> None:
-        if not isinstance(message, node.RegisterProcess):
-            connection.close("the first message must register the process")
-        elif len(message.worker_id) != WORKER_ID_BYTES or self._processes.get(message.worker_id):
+    def _on_first(self, connection: Connection, message: node.RegisterProcess) -> None:
+        if len(message.worker_id) != WORKER_ID_BYTES or self._processes.get(message.worker_id):
             self._refuse(connection, "The worker id is malformed or taken.")
         elif message.is_driver:
             task = asyncio.create_task(self._register_driver(connection, message))

@@ -7,8 +7,9 @@
 
 ``head`` is the entry of the next item, from the start: pending until the item comes, so whoever
 waits for the next item waits for an entry like any other. It enters the reference table when it has
-a value. A retried task yields its items again from the first: what is here already, or was taken,
-is not wanted twice. At the end ``head`` is settled too and stands for the end.
+a value, and the stream holds it from then on, also while it is pending again because its value was
+lost. A retried task yields its items again from the first: what is here already, or was taken, is
+not wanted twice. At the end ``head`` is settled too and stands for the end.
 
 Invariants::
 
@@ -95,6 +96,19 @@ class GeneratorStream:
         """Whether the next item, or the error in its place, is here."""
         return self.head.state != PENDING and self.end != self.consumed
 
+    @property
+    def is_enough(self) -> bool:
+        """Whether no item is wanted any more: neither a new one nor one that was lost."""
+        return self.is_dropped and all(entry.state != PENDING for entry in self.lost)
+
+    def known_items(self, yielded: int) -> int:
+        """How many items the owner may know at the end, of which ``yielded`` came from the last
+        attempt (-1: it failed).
+
+        More than ``yielded``, where an earlier attempt came further than one that was stopped.
+        """
+        return self._received() if yielded < 0 else max(yielded, self.consumed)
+
     def accept(self, index: int, attempt: int) -> Entry | None:
         """An item came: the entry to be settled with its value, or None if nobody wants it.
 
@@ -123,7 +137,7 @@ class GeneratorStream:
 
     def unread(self) -> list[Entry]:
         """The items that are here and were not taken; each is held by this stream once."""
-        head = [self.head] if self.is_ready and not self.is_dropped else []
+        head = [self.head] if self._holds_head else []
         return [*head, *self._unread.values()]
 
     def take(self) -> Entry | None:
@@ -170,9 +184,8 @@ class GeneratorStream:
         """Nobody will take anything more. Appends the unread items that are thereby released."""
         if self.is_dropped:
             return
-        held = self.is_ready
         self.is_dropped = True
-        if held:
+        if self._holds_head:
             self._table.drop_local(self.head, released)
             self.head = self._new_entry(self.consumed)
         for entry in self._unread.values():
@@ -193,12 +206,12 @@ class GeneratorStream:
     def check_invariants(self) -> None:
         """Raise ``AssertionError`` when an invariant of the module's docstring is broken."""
         assert all(index > self.consumed for index in self._unread)
-        assert all(entry.state != PENDING for entry in self._unread.values())
+        assert all(self._holds(entry) for entry in self._unread.values())
         assert not (self.is_dropped and self._unread)
         if self.end is not None:
             assert self.consumed <= self.end
             assert all(index < self.end for index in self._unread)
-            assert self.head.state != PENDING or self.is_dropped
+            assert self.head.state != PENDING or self.is_dropped or self._holds_head
 
     def _new_entry(self, index: int) -> Entry:
         entry = Entry(item_id(self.task_id, index), None)
@@ -206,9 +219,17 @@ class GeneratorStream:
         entry.task_id = self.task_id
         return entry
 
+    @property
+    def _holds_head(self) -> bool:
+        # Whether the next item came; its value may be lost since, and pending once more.
+        return self._holds(self.head)
+
+    def _holds(self, entry: Entry) -> bool:
+        return self._table.entries.get(entry.object_id) is entry
+
     def _received(self) -> int:
         at = self.consumed
-        if self.head.state != PENDING:
+        if self._holds_head:
             at += 1
             while at in self._unread:
                 at += 1
@@ -221,6 +242,6 @@ class GeneratorStream:
     def _release_from(self, end: int, released: list[Entry]) -> None:
         for index in [index for index in self._unread if index >= end]:
             self._table.drop_local(self._unread.pop(index), released)
-        if end == self.consumed and self.head.state != PENDING:
+        if end == self.consumed and self._holds_head:
             self._table.drop_local(self.head, released)
             self.head = self._new_entry(self.consumed)

@@ -8,10 +8,14 @@ first.
 A return that nobody refers to any more is deleted from the store, and its task may still be kept
 for the sake of a later one: the value can be made again.
 
+Items of a stream are used while its task still runs, and tasks that took them may end before it.
+For these the record of the stream begins without a task, and gets it when the stream ends.
+
 Invariants::
 
     size_bytes == sum of the kept tasks' sizes <= limit_bytes
     a record exists  =>  it has live returns or dependents
+    a record has a task, or a reason why not, or is that of a stream that runs
     dependents of a record == records that name it as the maker of an argument
 
 Source: the ownership paper (Wang et al., NSDI 2021), section 4.3; SURFACE O14 and E13. Before it:
@@ -26,8 +30,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Generic, Protocol, TypeVar
 
+from skate_worker.machine.generator_stream import FIRST_ITEM
+
 LIMIT_BYTES: Final = 1 << 30  # SURFACE 3.2
 TASK_ID_BYTES: Final = 24
+FIRST_PUT: Final = 0x8000_0000  # from here on, an index says that the object was put
 
 
 class Reason(StrEnum):
@@ -87,7 +94,7 @@ class _Record(Generic[T]):
 
     def __init__(self) -> None:
         self.task: T | None = None
-        self.reason: Reason | None = None  # set where task is None
+        self.reason: Reason | None = None  # why there is no task; None too while a stream runs
         self.size_bytes = 0
         self.live: dict[bytes, None] = {}  # stored returns that are referenced
         self.arguments: tuple[bytes, ...] = ()  # those that lie in a store
@@ -102,6 +109,7 @@ class Lineage(Generic[T]):
         self.limit_bytes = limit_bytes  # 0: nothing is kept
         self.size_bytes = 0
         self._records: dict[bytes, _Record[T]] = {}  # by task id, the oldest first
+        self._streams: set[bytes] = set()  # tasks that yield items, and have not ended
 
     def __len__(self) -> int:
         return len(self._records)
@@ -122,6 +130,7 @@ class Lineage(Generic[T]):
         up; ``task`` itself may be among them.
         """
         dropped: list[T] = []
+        self._streams.discard(task_id)
         record = self._records.get(task_id)
         if record is None:
             record = self._records[task_id] = _Record[T]()
@@ -147,11 +156,36 @@ class Lineage(Generic[T]):
     def _take_makers(self, object_ids: Iterable[bytes]) -> list[bytes]:
         makers: list[bytes] = []
         for object_id in object_ids:
-            maker = self._records.get(object_id[:TASK_ID_BYTES])
+            task_id = object_id[:TASK_ID_BYTES]
+            maker = self._records.get(task_id)
+            if maker is None and self.is_streaming(object_id):
+                maker = self._records[task_id] = _Record[T]()
             if maker is not None:
                 maker.dependents += 1
-                makers.append(object_id[:TASK_ID_BYTES])
+                makers.append(task_id)
         return makers
+
+    def stream_began(self, task_id: bytes) -> None:
+        """A task will yield items, which others may use before it has ended."""
+        self._streams.add(task_id)
+
+    def stream_ended(self, task_id: bytes) -> None:
+        """It ended, whichever way; after :meth:`keep` if it is kept."""
+        if task_id in self._streams:
+            self._streams.remove(task_id)
+            record = self._records.get(task_id)
+            if record is not None:
+                record.reason = Reason.REF_NOT_FOUND
+
+    def is_streaming(self, object_id: bytes) -> bool:
+        """Whether the object is an item of a stream that runs."""
+        is_item = FIRST_ITEM <= int.from_bytes(object_id[TASK_ID_BYTES:], "big") < FIRST_PUT
+        return is_item and object_id[:TASK_ID_BYTES] in self._streams
+
+    def has_dependents(self, task_id: bytes) -> bool:
+        """Whether a kept task may need a return of this one again."""
+        record = self._records.get(task_id)
+        return record is not None and record.dependents > 0
 
     def released(self, object_id: bytes) -> list[T]:
         """Nobody refers to a return any more. Returns the tasks that are thereby given up."""
@@ -175,8 +209,8 @@ class Lineage(Generic[T]):
         """The tasks to run so that a lost object is made again, arguments first.
 
         All of them can run, or the answer is why the object is lost for good. One that runs already
-        is among them if it does not make the object this time. Nothing is changed: whoever runs
-        them takes their attempts.
+        is among them if it does not make the object this time, but for a stream whose first run has
+        not ended. Nothing is changed: whoever runs them takes their attempts.
         """
         chosen: dict[bytes, T] = {}
         stack: list[tuple[bytes, bool]] = [(object_id, False)]
@@ -190,6 +224,8 @@ class Lineage(Generic[T]):
             if task_id in chosen:
                 continue
             record = self._records.get(task_id)
+            if self.is_streaming(wanted):
+                continue  # its task runs, and is told when somebody asks for the item
             refusal = self._why_not(wanted, record)
             if refusal is not None:
                 return Refusal(refusal, wanted)
@@ -213,14 +249,17 @@ class Lineage(Generic[T]):
         return None if record is None else record.task
 
     def is_precious(self, object_id: bytes) -> bool:
-        """Whether nothing can make the object again."""
+        """Whether nothing can make the object again, or it is not known yet."""
+        if self.is_streaming(object_id):
+            return True
         return self._why_not(object_id, self._records.get(object_id[:TASK_ID_BYTES])) is not None
 
     def check_invariants(self) -> None:
         """Raise ``AssertionError`` when an invariant of the module's docstring is broken."""
         dependents = dict.fromkeys(self._records, 0)
-        for record in self._records.values():
-            assert (record.task is None) == (record.reason is not None)
+        for task_id, record in self._records.items():
+            has_one = (record.task is not None) + (record.reason is not None)
+            assert has_one == (task_id not in self._streams)
             assert record.live or record.dependents
             for maker in record.makers:
                 dependents[maker] += 1
@@ -293,4 +332,4 @@ class Lineage(Generic[T]):
 
 def is_put(object_id: bytes) -> bool:
     """Whether the object was put: no task made it."""
-    return object_id[TASK_ID_BYTES] >= 0x80
+    return int.from_bytes(object_id[TASK_ID_BYTES:], "big") >= FIRST_PUT

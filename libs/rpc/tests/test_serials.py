@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from skate_worker.machine.serials import COUNT_BITS, Received, Serials
+from skate_rpc.serials import COUNT_BITS, Received, Serials
 from skate_worker.task_protocol import TakeBack
 
 

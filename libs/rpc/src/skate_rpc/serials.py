@@ -72,13 +72,13 @@ class Received:
         """Those of a batch whose messages (the second of each pair) are new; notes them all."""
         if not self._ahead:
             # Nearly always they come in order and once: this loop is paid by every task.
-            expected = self._through + 1
+            following = self._through + 1
             for _, message in work:
-                if message.serial != expected:
+                if message.serial != following:
                     break
-                expected += 1
+                following += 1
             else:
-                self._through = expected - 1
+                self._through = following - 1
                 return work
         return [item for item in work if self.is_new(item[1].serial)]
 
