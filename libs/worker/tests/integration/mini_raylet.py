@@ -69,6 +69,7 @@ class MiniRaylet:
         self.hold_pulls = threading.Event()  # while set, pulls are not answered
         self.held: list[tuple[Any, node.PullObject]] = []
         self.cancelled: list[int] = []
+        self.hangs_up = False  # on whoever joins from now on
         self.is_dead = False
         self.is_closing = False
         self._store_client: StoreClient | None = None
@@ -77,6 +78,7 @@ class MiniRaylet:
         self.leases: dict[bytes, tuple[StreamConnection[Any, Any], int]] = {}
         self._idle: list[tuple[StreamConnection[Any, Any], node.RegisterProcess]] = []
         self._wanted: list[Any] = []
+        self.backlogs: list[dict[int, int]] = []  # as they were told, by request
         self._kv: dict[bytes, bytes] = {}
         self.actors: dict[bytes, node.ActorView] = {}
         self._subscribers: dict[bytes, list[StreamConnection[Any, Any]]] = {}
@@ -89,7 +91,7 @@ class MiniRaylet:
                 TOKEN.encode(),
                 self.loop,
                 incoming=node.FromProcess,
-                on_open=lambda connection: None,
+                on_open=lambda connection: connection.close() if self.hangs_up else None,
                 on_messages=self._on_messages,
                 on_close=self._on_close,
             )
@@ -259,6 +261,9 @@ class MiniRaylet:
             for w in self._wanted
             if not (w[0] is connection and getattr(w[1], "request_id", 0) == message.request_id)
         ]
+
+    def _on_TellBacklog(self, connection: Any, message: node.TellBacklog) -> None:
+        self.backlogs.append(dict(message.backlogs))
 
     def _serve(self) -> None:
         while self._idle and self._wanted:
