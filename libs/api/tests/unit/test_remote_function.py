@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
-from collections.abc import Iterator
+import pickle
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import cloudpickle
@@ -12,6 +14,7 @@ import pytest
 
 import skate
 from libs.api.tests.unit.recording_core import RecordingCore
+from skate.async_function import runnable, yields
 from skate.remote_function import RemoteFunction
 from skate_worker import current
 from skate_worker.errors import NotInitializedError
@@ -175,11 +178,36 @@ def test_decorator_options_are_checked_before_there_is_a_function() -> None:
         skate.remote(max_retries=1.0)
 
 
-def test_async_function_is_refused() -> None:
-    async def work() -> None: ...
+def test_what_a_worker_calls_of_an_async_function_is_plain_and_keeps_its_name() -> None:
+    async def work(number: int) -> int:
+        """Work."""
+        return number + 1
 
-    with pytest.raises(ValueError, match="async"):
-        skate.remote(work)
+    plain = runnable(work)
+    assert plain(1) == 2
+    assert (plain.__name__, plain.__doc__) == ("work", "Work.")
+    assert inspect.signature(plain) == inspect.signature(work)
+    assert pickle.loads(cloudpickle.dumps(plain))(2) == 3
+    assert runnable(len) is len
+    assert skate.remote(work).__name__ == "work"
+
+
+def test_what_a_worker_calls_of_an_async_generator_yields() -> None:
+    closed = []
+
+    async def count(to: int) -> AsyncIterator[int]:
+        try:
+            for number in range(to):
+                yield number
+        finally:
+            closed.append(to)
+
+    assert list(runnable(count)(3)) == [0, 1, 2]
+    begun = runnable(count)(5)
+    assert next(begun) == 0
+    begun.close()
+    assert closed == [3, 5]
+    assert (yields(count), yields(numbers), yields(len)) == (True, True, False)
 
 
 def numbers(count: int) -> Iterator[int]:

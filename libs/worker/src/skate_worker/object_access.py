@@ -6,11 +6,12 @@ Before it: ``membership``. After it: ``task_submission``, whose large arguments 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -232,13 +233,51 @@ class ObjectAccess(Membership):
             return True
         if timeout_s is not None and timeout_s <= short_s:
             return False
-        executor.give_back_queue()
-        self.raylet.post(node.Blocked())
-        try:
+        with self._lent_cpu():
             left_s = None if timeout_s is None else timeout_s - short_s
             return self._wait_noted(count, left_s, entries, needed)
+
+    @contextlib.contextmanager
+    def _lent_cpu(self) -> Iterator[None]:
+        """Inside, the running task's CPU is lent. On the main thread of a worker."""
+        assert self.executor is not None
+        self.executor.give_back_queue()
+        self.raylet.post(node.Blocked())
+        try:
+            yield
         finally:
             self.raylet.post(node.Unblocked())
+
+    # ---- for a task that is a coroutine, on the main thread; see ``async_tasks`` ----
+
+    def begin_await(self, entry: Entry) -> int:
+        """A coroutine begins to wait for the value; 0 where it is not a task's own loop."""
+        if self.executor is None or not self.executor.is_executing_here():
+            return 0
+        number = next(self._await_numbers)
+        self.awaited[number] = entry
+        return number
+
+    def end_await(self, number: int) -> None:
+        """The wait to which ``begin_await`` gave this number is over."""
+        del self.awaited[number]
+
+    @contextlib.contextmanager
+    def sleeping_loop(self) -> Iterator[None]:
+        """Inside, the event loop sleeps until the first of what is awaited comes."""
+        key = threading.get_ident()
+        self.blocked[key] = BlockedThread(
+            running_task.get().task_id,
+            list(self.awaited.values()),
+            1,
+            time.monotonic(),
+            has_timeout=False,
+        )
+        try:
+            with self._lent_cpu():
+                yield
+        finally:
+            self.blocked.pop(key, None)
 
     def _wait_watched(
         self, count: ReadyCount, timeout_s: float | None, entries: Sequence[Entry]

@@ -150,16 +150,22 @@ class ObjectRef(Generic[T_co]):
             if not loop.is_closed():
                 loop.call_soon_threadsafe(wake)
 
-        if not self._core.is_ready(self):
-            self._core.when_ready(self, on_ready)
-            await ready
-        value: T_co
-        if self._core.may_wait_for_bytes(self):
-            # Not on the event loop, whose other coroutines run meanwhile.
-            value = (await loop.run_in_executor(None, self._core.get, [self]))[0]
-        else:
-            value = self._core.get([self], None)[0]
-        return value
+        core, entry = self._core, self._entry
+        await_number = core.begin_await(entry)
+        try:
+            if not core.is_ready(self):
+                core.when_ready(self, on_ready)
+                await ready
+            value: T_co
+            if core.may_wait_for_bytes(self):
+                # Not on the event loop, whose other coroutines run meanwhile.
+                value = (await loop.run_in_executor(None, core.get, [self]))[0]
+            else:
+                value = core.get([self], None)[0]
+            return value
+        finally:
+            if await_number:
+                core.end_await(await_number)
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not ObjectRef:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import sys
 import traceback
@@ -11,6 +13,7 @@ TEXT_MAX_CHARS: Final = 256 * 1024
 FULL_TRACEBACK_VARIABLE: Final = "SKATE_FULL_TB"
 
 _CHAIN_DEPTH_MAX: Final = 64
+_LOOP_DIRECTORY: Final = os.path.dirname(asyncio.__file__) + os.sep
 _RUNTIME_PACKAGES: Final = (
     "skate",
     "skate_core_ids",
@@ -49,6 +52,9 @@ def _fold(
     depth: int,
 ) -> None:
     frames = [f for f in told.stack if not f.filename.startswith(directories)]
+    # What stands before all user code is the event loop that a coroutine was run on.
+    loop = _LOOP_DIRECTORY
+    frames = list(itertools.dropwhile(lambda f: f.filename.startswith(loop), frames))
     if frames:
         told.stack[:] = frames
     else:
