@@ -540,6 +540,8 @@ class SimRaylet:
                 )
             case node.CancelLeaseRequest(request_id):
                 self.tell(on.LeaseRequestCancelled(worker_id, request_id))
+            case node.TellBacklog(backlogs):
+                self.tell(on.BacklogTold(worker_id, tuple(backlogs)))
             case node.ReturnLease(lease_id, discard):
                 self.tell(on.LeaseReturned(worker_id, lease_id, discard))
             case node.Blocked():

@@ -255,6 +255,13 @@ class LeaseMachine:
         """Whether the request waits here or has become a lease here."""
         return request in self._waiting or self.table.of_request(request) is not None
 
+    def set_backlog(self, request: Request, backlog: int) -> None:
+        """What is behind a request of a task that waits here."""
+        entry = self._waiting.get(request)
+        if entry is not None and entry.origin is not None:
+            origin = replace(entry.origin, backlog=backlog)
+            self._waiting[request] = replace(entry, backlog=backlog, origin=origin)
+
     def withdraw(self, request: Request) -> None:
         """The request is served elsewhere; it no longer waits here."""
         self._forget(request)

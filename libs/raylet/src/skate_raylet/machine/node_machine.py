@@ -19,6 +19,7 @@ from skate_raylet.machine import events as on
 from skate_raylet.machine import loan_events as loan
 from skate_raylet.machine.borrowing import Borrowing
 from skate_raylet.machine.bundle_table import Bundle, Held
+from skate_raylet.machine.demand import Demand, collect_demands
 from skate_raylet.machine.group_directory import GroupDirectory
 from skate_raylet.machine.lease_machine import LeaseConfig, LeaseMachine
 from skate_raylet.machine.lease_table import (
@@ -89,14 +90,6 @@ class WaitingRequest(msgspec.Struct, frozen=True):
     is_foreign: bool = False  # of another node's holder: ``request`` has the ask's number
 
 
-class Demand(msgspec.Struct, frozen=True):
-    """Requests of one shape that wait, with what waits behind them."""
-
-    shape: ResourceSet
-    count: int
-    is_infeasible: bool
-
-
 class NodeMachine:
     """Everything that a node decides about leases and workers."""
 
@@ -126,6 +119,10 @@ class NodeMachine:
             case on.LeaseRequestCancelled(holder_id, request_id):
                 out += self._borrowing.cancel(holder_id, request_id)
                 self._dispatch(event, now_s, out)
+            case on.BacklogTold(holder_id, backlogs):
+                for request_id, backlog in backlogs:
+                    self._leases.set_backlog(TaskRequest(holder_id, request_id), backlog)
+                    self._borrowing.set_backlog(holder_id, request_id, backlog)
             case on.LeaseReturned(holder_id, lease_id, discard):
                 returned = self._borrowing.give_back(holder_id, lease_id, discard)
                 out += returned
@@ -180,7 +177,7 @@ class NodeMachine:
                 # left.
                 from_pool = self._pool.handle(event, now_s)
                 self._settle(self._leases.handle(event, now_s), from_pool, now_s, out)
-            case on.GroupSeen() | on.GroupUnanswered():
+            case on.GroupSeen() | on.GroupUnanswered() | on.BacklogTold():
                 pass  # of concern to what goes to other nodes alone
             case _:
                 self._settle(self._leases.handle(event, now_s), [], now_s, out)
@@ -548,14 +545,8 @@ class NodeMachine:
         )
 
     def demands(self) -> list[Demand]:
-        """What waits, by shape, in order of first arrival."""
-        counts: dict[tuple[ResourceSet, bool], int] = {}
-        for _, item, backlog in self._leases.waiting():
-            if self._leases.place_of(item.key) is not None:  # type: ignore[arg-type]  # a request
-                continue  # no node can be added for it; its group is the demand
-            key = (item.needs, not item.needs.fits_in(self.total))
-            counts[key] = counts.get(key, 0) + 1 + backlog
-        return [Demand(shape, count, never) for (shape, never), count in counts.items()]
+        """What waits for room, by shape. O(requests that wait)."""
+        return collect_demands(self._leases, self._borrowing)
 
     def waiting(self, now_s: float) -> list[WaitingRequest]:
         """Every request without a worker, with its reason. O(requests x leases)."""
