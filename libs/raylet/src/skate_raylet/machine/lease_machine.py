@@ -235,6 +235,20 @@ class LeaseMachine:
             result.append((entry.request, item, entry.backlog))
         return result
 
+    def wanted(
+        self,
+    ) -> Iterator[tuple[ResourceSet, on.LeaseRequested | None, int, bool]]:
+        """What waits outside of placement groups: needs, what was asked for (None: an actor), the
+        backlog, and whether any live node could ever hold it. Those of this node come first.
+        """
+        for item in self.queue:
+            key: Request = item.key  # type: ignore[assignment]  # see _enqueue
+            entry = self._waiting[key]
+            yield item.needs, entry.origin, entry.backlog, True
+        for request, item in self._infeasible.items():
+            entry = self._waiting[request]
+            yield item.needs, entry.origin, entry.backlog, request not in self._homeless_since_s
+
     def is_waiting(self, request: Request) -> bool:
         """Whether the request has no resources yet."""
         return request in self._waiting
