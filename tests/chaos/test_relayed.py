@@ -11,7 +11,7 @@ import gc
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 
 import skate
 from skate.exceptions import GetTimeoutError, SkateError
+from skate.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tests.chaos import graphs
 from tests.chaos.end_check import assert_ends, assert_settled, rest_of
 from tests.chaos.machines import Machines, machines
@@ -81,10 +82,27 @@ def test_repeated_and_late_messages_change_nothing(
     assert_ends(relayed.cluster)
 
 
-class Lossy:
-    """Work whose every value must be right, and every error a typed one."""
+@skate.remote(num_cpus=0, max_restarts=0, max_task_retries=0)
+class Diary:
+    """Notes each call that begins, where it can be read whatever becomes of the answers."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def note(self, number: int) -> int:
+        with open(self.path, "a") as file:
+            file.write(f"{number}\n")
+        return number
+
+
+class Lossy:
+    """Work whose every value must be right, and every error a typed one.
+
+    Tasks may start once, and calls of an actor on each node, which does not die, run in order and
+    at most once, over all the connections that break meanwhile.
+    """
+
+    def __init__(self, seed: int, folder: Path, node_ids: Iterable[str]) -> None:
         self.values = 0
         self.errors: Counter[str] = Counter()
         self._rng = random.Random(seed)
@@ -92,6 +110,16 @@ class Lossy:
         self._path.touch()
         self._returned: list[int] = []
         self._submitted = 0
+        self._diaries = {folder / node_id: node_id for node_id in node_ids}
+        self._actors = [
+            Diary.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(one, soft=False)
+            ).remote(str(path))
+            for path, one in self._diaries.items()
+        ]
+        for path in self._diaries:
+            path.touch()
+        self._noted: list[set[int]] = [set() for _ in self._actors]
 
     def run_once(self) -> None:
         """A graph and some tasks that may start once."""
@@ -101,6 +129,13 @@ class Lossy:
         numbers = range(self._submitted, self._submitted + TASKS)
         tasks = [started_once.remote(str(self._path), number) for number in numbers]
         self._submitted += TASKS
+        calls = [[actor.note.remote(number) for number in numbers] for actor in self._actors]
+        for noted, made in zip(self._noted, calls, strict=True):
+            values = [self._value_of(lambda call=call: get(call)) for call in made]  # type: ignore[misc]
+            assert all(
+                value in (None, number) for value, number in zip(values, numbers, strict=True)
+            )
+            noted.update(value for value in values if value is not None)
         for number, task in zip(numbers, tasks, strict=True):
             if (value := self._value_of(lambda task=task: get(task))) is not None:  # type: ignore[misc]
                 assert value == number * number
@@ -115,6 +150,11 @@ class Lossy:
         starts = Counter(int(line) for line in self._path.read_text().splitlines())
         assert [number for number, count in starts.items() if count > 1] == []
         assert [number for number in self._returned if not starts[number]] == []
+        for path, noted in zip(self._diaries, self._noted, strict=True):
+            diary = [int(line) for line in path.read_text().splitlines()]
+            assert diary == sorted(set(diary)), "calls ran twice or out of order"
+            assert noted <= set(diary)
+        self._actors.clear()
 
     def _value_of(self, get_it: Callable[[], Any]) -> Any:
         """None for a typed error that is not one of time."""
@@ -133,7 +173,7 @@ def get(refs: Any) -> Any:
     return skate.get(refs, timeout=GET_S)
 
 
-@pytest.mark.invariant("I1", "I3", "I7")
+@pytest.mark.invariant("I1", "I3", "I7", "I9")
 def test_lost_messages_and_broken_lines_give_no_wrong_value_and_no_second_start(
     relayed: Machines, faults: int, chaos_seed: int, new_work_s: float, tmp_path: Path
 ) -> None:
@@ -141,7 +181,7 @@ def test_lost_messages_and_broken_lines_give_no_wrong_value_and_no_second_start(
     relay = relay_of(relayed)
     losses = max(1, faults // FAULTS_PER_LOSS)
     print(f"\nagain: nox -s chaos -- -k lost --chaos-seed {chaos_seed} --faults {faults}")
-    work = Lossy(chaos_seed, tmp_path)
+    work = Lossy(chaos_seed, tmp_path, list(relayed.hosts))
     start_s = time.monotonic()
     while (done := relay.spoil(**LOSSY)).get("lost", 0) + done.get("broken", 0) < losses:
         assert time.monotonic() < start_s + 60 + PER_LOSS_S * losses, "too slow to go on"
@@ -152,6 +192,7 @@ def test_lost_messages_and_broken_lines_give_no_wrong_value_and_no_second_start(
         f" {time.monotonic() - start_s:.0f} s"
     )
     work.check_starts()
+    del work
     for seed in range(chaos_seed, chaos_seed + 3):  # all is well again
         steps = graphs.make_graph(seed)
         refs, actor = graphs.submit(seed, steps)
