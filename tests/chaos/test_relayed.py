@@ -21,7 +21,7 @@ import skate
 from skate.exceptions import GetTimeoutError, SkateError
 from skate.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tests.chaos import graphs
-from tests.chaos.end_check import assert_ends, assert_settled, rest_of
+from tests.chaos.end_check import assert_ends, assert_settled, rest_of, use_everywhere
 from tests.chaos.machines import Machines, machines
 from tests.chaos.relayed import RelayedNetwork
 from tests.chaos.workload import GET_S, Workload, check_graph, started_once, without_calls
@@ -32,6 +32,7 @@ NODE_ARGS = {"num_cpus": 1, "object_store_memory": 80 << 20}
 SPOILT = {"again": 0.1, "late": 0.1, "held": 0.01}
 LOSSY = {"again": 0.05, "late": 0.05, "held": 0.005, "lost": 0.005, "broken": 0.005}
 TASKS = 10
+FAULTS_PER_ROUND = 5
 FAULTS_PER_LOSS = 2  # of what is lost; more messages are repeated and late meanwhile
 REPETITIONS_PER_FAULT = 5
 PER_FAULT_S = 5.0
@@ -55,6 +56,31 @@ def relayed(session_root: Path, chaos_seed: int) -> Iterator[Machines]:
 def relay_of(made: Machines) -> RelayedNetwork:
     assert isinstance(made.network, RelayedNetwork)
     return made.network
+
+
+@pytest.mark.invariant("I7", "I13", "I25")
+def test_every_grpc_call_between_nodes_is_made_twice_from_the_start(
+    session_root: Path, faults: int, chaos_seed: int, new_work_s: float, tmp_path: Path
+) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    with RelayedNetwork(HOSTS, chaos_seed) as relay:
+        relay.spoil(twice=1.0)
+        with machines(relay, HOSTS, NODE_ARGS) as made:
+            base = rest_of(made.cluster)
+            print(f"\nagain: nox -s chaos -- -k twice --chaos-seed {chaos_seed}")
+            work = Workload(chaos_seed, tmp_path, list(made.hosts))
+            for _ in range(max(1, faults // FAULTS_PER_ROUND)):
+                work.run_once()
+                use_everywhere(made.cluster, GET_S)
+            work.finish()
+            done = relay.spoil(twice=1.0)
+            print(f"{work.graphs} graphs, {work.values} values compared, {done}")
+            assert done["twice"] >= HOSTS - 1
+            del work
+            gc.collect()
+            assert_settled(made.cluster, base, new_work_s)
+            assert_ends(made.cluster)
 
 
 @pytest.mark.invariant("I7", "I9", "I25")
