@@ -372,6 +372,7 @@ REPEATED = {
     "NodeService.Register": lambda c, x: c.nodes.register(x["node"]),
     "NodeService.Unregister": lambda c, x: c.nodes.unregister(x["node_id"]),
     "NodeService.List": lambda c, x: c.nodes.list(),
+    "NodeService.ListDemands": lambda c, x: c.nodes.list_demands(),
     "NodeService.Drain": lambda c, x: c.nodes.drain(x["node_id"], x["drain"]),
     "NodeService.ReportResources": lambda c, x: c.nodes.report_resources(
         gcs_pb2.ReportResourcesRequest(node_id=x["node_id"], version=1)
