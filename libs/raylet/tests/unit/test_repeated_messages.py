@@ -99,7 +99,8 @@ class Station:
         self.logs = DriverLogs(self.process, tailer)
         nothing: Any = None
         self.objects = ObjectReporter(nothing, "", self.processes, nothing, nothing, nothing)
-        self.waits = WaitReporter(nothing, "", self.processes, desk.machine, nothing, nothing)
+        lists: Any = (nothing, nothing, nothing)
+        self.waits = WaitReporter(nothing, "", self.processes, desk.machine, *lists)
         client: Any = SimpleNamespace(groups=SimpleNamespace(get=self.find_group))
         self.groups = GroupDesk(client, b"here", self.tell, list)
         worker = self.worker = SimpleNamespace(intent="")

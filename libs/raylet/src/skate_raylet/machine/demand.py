@@ -43,30 +43,38 @@ class _Sum(msgspec.Struct):
 
 
 def collect_demands(leases: LeaseMachine, borrowing: Borrowing) -> list[Demand]:
-    """All that waits, in order of first arrival, what can be held before what can not.
+    """All that waits, by strategy and shape. O(requests that wait), about a microsecond each."""
+    sums: dict[Strategy, dict[ResourceSet, _Sum]] = {}
+    # A strategy costs more to hash than all the rest, and most are the default.
+    default = sums[DEFAULT_STRATEGY] = {}
 
-    O(requests that wait).
-    """
-    sums: dict[tuple[ResourceSet, Strategy], _Sum] = {}
-    for request, item, backlog in leases.waiting():
-        origin = leases.origin_of(request)
-        if leases.place_of(request) is not None or (origin is not None and origin.is_foreign):
-            continue
-        strategy = DEFAULT_STRATEGY if origin is None else origin.strategy
-        one = sums.setdefault((item.needs, strategy), _Sum())
-        one.backlog += backlog
-        one.has_home = one.has_home or not leases.is_homeless(request)
+    def sum_of(needs: ResourceSet, strategy: Strategy) -> _Sum:
+        is_default = strategy is DEFAULT_STRATEGY
+        shapes = default if is_default else sums.setdefault(strategy, {})
+        one = shapes.get(needs)
+        if one is None:
+            one = shapes[needs] = _Sum()
+        return one
+
+    for needs, origin, backlog, has_home in leases.wanted():
         if origin is None:
+            one = sum_of(needs, DEFAULT_STRATEGY)
             one.actors += 1
+        elif origin.is_foreign:
+            continue
         else:
+            one = sum_of(needs, origin.strategy)
             one.requests += 1
+            one.backlog += backlog
+        one.has_home = one.has_home or has_home
     for _, asked in borrowing.unanswered():
         if not asked.strategy.group_id:
-            one = sums.setdefault((asked.resources, asked.strategy), _Sum())
+            one = sum_of(asked.resources, asked.strategy)
             one.requests += 1
             one.backlog += asked.backlog
             one.has_home = True
     return [
-        Demand(*key, one.requests, one.backlog, one.actors, not one.has_home)
-        for key, one in sums.items()
+        Demand(shape, strategy, one.requests, one.backlog, one.actors, not one.has_home)
+        for strategy, shapes in sums.items()
+        for shape, one in shapes.items()
     ]

@@ -133,6 +133,7 @@ class GroupSeen(msgspec.Struct, frozen=True):
 
     group_id: bytes
     node_ids: tuple[bytes, ...]
+    is_answer: bool = False  # to ``AskForGroup``; as of then, so any news since are newer
 
 
 class GroupGone(msgspec.Struct, frozen=True):
@@ -140,6 +141,7 @@ class GroupGone(msgspec.Struct, frozen=True):
 
     group_id: bytes
     message: str
+    is_answer: bool = False  # as of GroupSeen
 
 
 class GroupUnanswered(msgspec.Struct, frozen=True):

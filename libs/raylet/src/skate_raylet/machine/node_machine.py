@@ -132,12 +132,24 @@ class NodeMachine:
                 self._dispatch(event, now_s, out)
                 text = "The process that owned its tasks ended."
                 out += self._borrowing.lose_holder(holder_id, "owner_died", text)
+            case on.GroupSeen(group_id, is_answer=True) | on.GroupGone(
+                group_id, is_answer=True
+            ) if not self._groups.is_asked_for(group_id):
+                pass  # news came while it travelled
             case on.GroupSeen(group_id, node_ids):
                 self._groups.see(group_id, node_ids)
                 self._move_waiting(now_s, out)
             case on.GroupGone(group_id, message):
                 self._groups.remove(group_id, message)
                 self._dispatch(event, now_s, out)
+            case on.BundlesReturned(group_id):
+                self._dispatch(event, now_s, out)
+                why = self._groups.why_removed(group_id)
+                if why is not None:  # the news were quicker
+                    self._dispatch(on.GroupGone(group_id, why), now_s, out)
+                else:
+                    self._ask_for_groups(out)
+                    self._move_waiting(now_s, out)
             case on.GroupUnanswered(group_id):
                 self._groups.was_not_answered(group_id)
                 self._ask_for_groups(out)

@@ -211,6 +211,7 @@ class Raylet:
             self._machine,
             client.nodes.list,
             client.actors.list,
+            client.groups.list,
         )
         self._gateway.serve("why", node.Why, self._waits.answer)
         log_reader = LogReader(

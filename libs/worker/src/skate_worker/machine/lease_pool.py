@@ -96,16 +96,16 @@ class KeyQueue(Generic[T]):
     )
 
     def __init__(self, key: Hashable) -> None:
-        self.key = key
+        self.key: Hashable = key
         self.pending: deque[T] = deque()
         self.leases: dict[bytes, Lease[T]] = {}
         self.open: deque[Lease[T]] = (
             deque()
         )  # leases with room; may hold stale ones, checked on use
         self.requests: dict[int, None] = {}  # outstanding request ids
-        self.in_flight = 0  # over all leases
-        self.backlog_told = 0  # as the raylet was last told, at the request with this number
-        self.backlog_request = 0  # 0: it was not, or that request is answered
+        self.in_flight: int = 0  # over all leases
+        self.backlog_told: int = 0  # as the raylet was last told, at the request with this number
+        self.backlog_request: int = 0  # 0: it was not, or that request is answered
 
     def backlog(self) -> int:
         """Tasks that wait for a worker that none is asked for."""
