@@ -347,6 +347,8 @@ class World:
         run = self.rng.choice(list(self.runs.values()))
         wanted = run.wanted
         if wanted is None and run.task.items is not None and self.yields(run):
+            if run.submission.task_id not in self.streams._running:
+                assert run.yielded < len(run.submission.entries), "it was not told to stop"
             self.streams.on_item(run.peer, self.item(run))  # type: ignore[arg-type]
             run.yielded += 1
         elif wanted is None:
