@@ -89,7 +89,7 @@ def test_late_pages_end_with_an_error_where_memory_ends(short_of_disk: StoreServ
         assert other.get([b"late"]) == [b"z" * (6 * MIB)]
 
 
-def test_large_put_that_the_machine_has_no_memory_for_is_an_error_midway(
+def test_large_put_that_the_machine_has_no_memory_for_is_an_error(
     short_of_disk: StoreServer,
 ) -> None:
     with StoreClient(short_of_disk.endpoint) as client:
@@ -118,7 +118,7 @@ def test_evictable_copies_give_way_to_late_pages(short_of_disk: StoreServer) -> 
 
 
 def test_large_puts_into_a_cold_arena_come_back_whole(serve: Serve) -> None:
-    """Copied behind their pages: parts of odd lengths, across steps, and not only of bytes."""
+    """Parts of odd lengths, across steps of committing, and not only of bytes."""
     server = serve(256 * MIB)
     parts = [os.urandom(33), bytes(17 * MIB), os.urandom(20 * MIB + 1), b"", os.urandom(7)]
     numbers = memoryview(os.urandom(8 * MIB)).cast("Q")
