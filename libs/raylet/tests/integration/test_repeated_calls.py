@@ -1,8 +1,8 @@
 """Every call of RayletService is made three times: again at once, and again when what came after it
 has happened. No repetition has an effect.
 
-``Borrow`` and ``ForwardLogs`` are streams, whose lines end with a connection; what is said on them
-is repeated in ``unit/test_loans`` and ``integration/test_logs``.
+``Borrow`` and ``ForwardLogs`` are streams; what is said on them is repeated in
+``sim/test_lending_seeds`` and, over lines that break, in ``integration/test_logs``.
 """
 
 from __future__ import annotations
