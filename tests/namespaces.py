@@ -26,6 +26,7 @@ from skate_node import NodeOptions, RunningNode, start_node
 
 COMMAND_TIMEOUT_S = 20.0
 STORE_BYTES = 300 << 20
+NOBODY = "02:00:00:00:00:00"
 _CLONE_NEWNET = 0x40000000
 _NUMBERS = itertools.count(1)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -39,8 +40,8 @@ def why_not() -> str:
         return "network namespaces need ip (iproute2)"
     name = f"skt{os.getpid()}x"
     try:
-        _ip("netns", "add", name)
-        _ip("netns", "del", name)
+        run_ip("netns", "add", name)
+        run_ip("netns", "del", name)
     except RuntimeError as error:
         return str(error)
     return ""
@@ -54,9 +55,9 @@ class Network:
 
     def __init__(self, hosts: int) -> None:
         # Unique among processes and within this one; interfaces are short and live inside.
-        stem = f"skt{os.getpid()}n{next(_NUMBERS)}"
-        self._switch = f"{stem}s"
-        self._names = [f"{stem}h{number}" for number in range(hosts)]
+        self.stem = f"skt{os.getpid()}n{next(_NUMBERS)}"
+        self._switch = f"{self.stem}s"
+        self._names = [f"{self.stem}h{number}" for number in range(hosts)]
         self._made: list[str] = []
         self._nodes: list[RunningNode] = []
         try:
@@ -78,17 +79,26 @@ class Network:
     @contextlib.contextmanager
     def entered(self, host: int) -> Iterator[None]:
         """What the calling thread opens or starts in the block is inside the host's network."""
-        with open("/proc/thread-self/ns/net") as outside:
-            with open(f"/run/netns/{self._names[host]}") as inside:
-                _enter(inside.fileno())
-            try:
-                yield
-            finally:
-                _enter(outside.fileno())
+        with inside(self._names[host]):
+            yield
 
     def set_link(self, host: int, is_up: bool) -> None:
         """Plug the host's cable in or out."""
-        _ip("-n", self._switch, "link", "set", f"p{host}", "up" if is_up else "down")
+        run_ip("-n", self._switch, "link", "set", f"p{host}", "up" if is_up else "down")
+
+    def cut(self, source: int, target: int) -> None:
+        """From now on what ``source`` sends to ``target`` is lost on the way; nobody is told.
+
+        One way only: what ``target`` sends arrives. The address of the card to which packets go is
+        one that nobody has.
+        """
+        where = ("neigh", "replace", self.address(target), "dev", "eth0")
+        run_ip("-n", self._names[source], *where, "lladdr", NOBODY, "nud", "permanent")
+
+    def mend(self, source: int, target: int) -> None:
+        """Undo :meth:`cut`."""
+        where = ("neigh", "del", self.address(target), "dev", "eth0")
+        run_ip("-n", self._names[source], *where)
 
     def start_head(self, host: int, **options: Any) -> RunningNode:
         """A head on this host, for others to join. Options are those of ``NodeOptions``."""
@@ -105,7 +115,7 @@ class Network:
         while self._nodes:
             self._nodes.pop().stop()
         while self._made:
-            _ip("netns", "del", self._made.pop())  # its interfaces go with it
+            run_ip("netns", "del", self._made.pop())  # its interfaces go with it
 
     def _start(self, host: int, **options: Any) -> RunningNode:
         settings = {
@@ -121,20 +131,35 @@ class Network:
         self._nodes.append(node)
         return node
 
+    def _add(self, name: str) -> None:
+        run_ip("netns", "add", name)
+        self._made.append(name)
+
     def _build(self) -> None:
         for name in (self._switch, *self._names):
-            _ip("netns", "add", name)
-            self._made.append(name)
-        _ip("-n", self._switch, "link", "add", "br0", "type", "bridge")
-        _ip("-n", self._switch, "link", "set", "br0", "up")
+            self._add(name)
+        run_ip("-n", self._switch, "link", "add", "br0", "type", "bridge")
+        run_ip("-n", self._switch, "link", "set", "br0", "up")
         for host, name in enumerate(self._names):
             port = f"p{host}"
             peer = ("peer", "name", "eth0", "netns", name)
-            _ip("-n", self._switch, "link", "add", port, "type", "veth", *peer)
-            _ip("-n", self._switch, "link", "set", port, "master", "br0", "up")
-            _ip("-n", name, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
-            _ip("-n", name, "link", "set", "eth0", "up")
-            _ip("-n", name, "link", "set", "lo", "up")
+            run_ip("-n", self._switch, "link", "add", port, "type", "veth", *peer)
+            run_ip("-n", self._switch, "link", "set", port, "master", "br0", "up")
+            run_ip("-n", name, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
+            run_ip("-n", name, "link", "set", "eth0", "up")
+            run_ip("-n", name, "link", "set", "lo", "up")
+
+
+@contextlib.contextmanager
+def inside(name: str) -> Iterator[None]:
+    """The calling thread is in the network namespace of this name in the block."""
+    with open("/proc/thread-self/ns/net") as before:
+        with open(f"/run/netns/{name}") as there:
+            _enter(there.fileno())
+        try:
+            yield
+        finally:
+            _enter(before.fileno())
 
 
 def _enter(descriptor: int) -> None:
@@ -143,7 +168,8 @@ def _enter(descriptor: int) -> None:
         raise OSError(number, f"setns: {os.strerror(number)}")
 
 
-def _ip(*arguments: str) -> None:
+def run_ip(*arguments: str) -> None:
+    """Run ``ip``. Raises ``RuntimeError`` with what it said."""
     done = subprocess.run(
         ["ip", *arguments],
         capture_output=True,

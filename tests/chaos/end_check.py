@@ -23,6 +23,7 @@ SHUTDOWN_S = 3.0
 SLACK = 2  # descriptors and threads that may have come and gone
 OF_A_WORKER = 4  # descriptors: two sockets, its end, its output
 OF_A_PEER = 4  # descriptors: idle connections for objects, to and from each other node
+THREADS_OF_A_PEER = 4  # serve idle connections, or wait half a minute for more objects to bring
 WORRYING = re.compile(r"unexpected|assert|never retrieved|Traceback", re.IGNORECASE)
 
 # grpc.aio's streams between raylets, when a node dies: the library closes the generator of the
@@ -104,10 +105,11 @@ def grown(cluster: Cluster, base: Rest) -> list[Any]:
     """What the head's daemon holds beyond what it held at first. The others are new."""
     now = _rest(cluster)
     workers = max(0, now.workers - base.workers)  # idle ones stay for a while
-    may_stay = workers * OF_A_WORKER + (len(cluster.list_all_nodes()) - 1) * OF_A_PEER
+    peers = len(cluster.list_all_nodes()) - 1
+    may_stay = workers * OF_A_WORKER + peers * OF_A_PEER
     is_at_rest = (
         now.descriptors <= base.descriptors + SLACK + may_stay
-        and now.threads <= base.threads + SLACK
+        and now.threads <= base.threads + SLACK + peers * THREADS_OF_A_PEER
     )
     return [] if is_at_rest else [("at first", base, "now", now)]
 

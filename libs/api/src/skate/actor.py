@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from skate.actor_class import ActorClass, ActorClassInheritanceError
 from skate.actor_handle import ActorHandle, ActorMethod
@@ -17,10 +17,34 @@ __all__ = [
     "ActorClassInheritanceException",
     "ActorHandle",
     "ActorMethod",
+    "ActorProxy",
     "exit_actor",
     "get_actor",
     "kill",
+    "typed",
 ]
+
+T = TypeVar("T")
+
+ActorProxy = Annotated[T, "the handle of an actor of this class"]
+"""How a handle is annotated whose methods are to be known: a type checker sees the class itself."""
+
+
+def typed(handle: ActorHandle[T]) -> T:
+    """The handle itself, which a type checker then takes for an instance of its class.
+
+    Of methods that ``@skate.method`` decorates, ``.remote(...)`` is then checked, and gives
+    ``ObjectRef`` of what they return::
+
+        class Counter:
+            @skate.method
+            def add(self, amount: int) -> int: ...
+
+
+        counter = typed(skate.remote(Counter).remote())
+        total = counter.add.remote(2)  # ObjectRef[int]
+    """
+    return handle  # type: ignore[return-value]  # what it is for
 
 
 def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from skate.actor_class import ActorClass
 from skate.actor_state import METHOD_ATTRIBUTE
+from skate.method_types import MethodDecorator, MethodDescriptor
 from skate.options import (
     ACTOR_OPTIONS,
     TASK_OPTIONS,
@@ -22,6 +23,7 @@ from skate.remote_function import RemoteFunction
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -87,11 +89,15 @@ def _is_compiled_function(target: Any) -> bool:
 
 
 @overload
-def method(function: F, /) -> F: ...
+def method(function: Callable[Concatenate[S, P], R], /) -> MethodDescriptor[S, P, R]: ...
 @overload
-def method(**options: Any) -> Callable[[F], F]: ...
+def method(*, num_returns: int | str, **options: Any) -> Callable[[F], F]: ...
+@overload
+def method(**options: Any) -> MethodDecorator: ...
 def method(*function: Any, **options: Any) -> Any:
     """Give an actor's method its own options, for example ``@skate.method(num_returns=2)``.
+
+    Bare, it changes nothing but what type checkers know: see :func:`skate.actor.typed`.
 
     Raises:
         DecoratorError: an unknown option, or positional arguments.

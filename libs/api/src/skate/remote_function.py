@@ -7,7 +7,7 @@ session, so that a call checks its arguments by two comparisons and goes straigh
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
 from skate.async_function import runnable, yields
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from skate_worker.object_ref_generator import ObjectRefGenerator
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 
 
-class RemoteFunction(Generic[P, R]):
+class RemoteFunction(Generic[P, R_co]):
     """A function that runs as a task. Call it by :meth:`remote`; it is never called directly."""
 
     __name__: str
-    __wrapped__: Callable[P, R]
+    __wrapped__: Callable[P, R_co]
 
-    def __init__(self, function: Callable[P, R], options: Options) -> None:
+    def __init__(self, function: Callable[P, R_co], options: Options) -> None:
         _returns_of(function, options)
         self._set(_Exported(function), options)
 
@@ -62,17 +62,37 @@ class RemoteFunction(Generic[P, R]):
         self._is_single = True
         self._quick_min = self._quick_max = 0
 
-    # A task takes values or references to values, which ParamSpec can not say.
+    # A task takes values or references to values, which ParamSpec can not say: so first come the
+    # function's own parameters, for those who write a call, then anything, for references. What a
+    # function gives that yields or is a coroutine is told by the narrower signatures before.
     @overload
     def remote(
-        self: RemoteFunction[P, Generator[T, Any, Any]], *args: Any, **kwargs: Any
+        self: RemoteFunction[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> ObjectRef[T]: ...
+    @overload
+    def remote(  # type: ignore[overload-overlap]
+        self: RemoteFunction[P, AsyncIterator[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> ObjectRefGenerator[T]: ...
+    @overload
+    def remote(  # type: ignore[overload-overlap]
+        self: RemoteFunction[P, Iterator[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> ObjectRefGenerator[T]: ...
+    @overload
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R_co]: ...
+    @overload
+    def remote(
+        self: RemoteFunction[P, Coroutine[Any, Any, T]], *args: Any, **kwargs: Any
+    ) -> ObjectRef[T]: ...
+    @overload
+    def remote(
+        self: RemoteFunction[P, AsyncIterator[T]], *args: Any, **kwargs: Any
     ) -> ObjectRefGenerator[T]: ...
     @overload
     def remote(
         self: RemoteFunction[P, Iterator[T]], *args: Any, **kwargs: Any
     ) -> ObjectRefGenerator[T]: ...
     @overload
-    def remote(self, *args: Any, **kwargs: Any) -> ObjectRef[R]: ...
+    def remote(self, *args: Any, **kwargs: Any) -> ObjectRef[R_co]: ...
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Submit a task; returns a reference to its result at once.
 
@@ -93,7 +113,7 @@ class RemoteFunction(Generic[P, R]):
             return refs[0]
         return refs or None  # A list by the caller's own wish.
 
-    def options(self, **options: Any) -> RemoteFunction[P, R]:
+    def options(self, **options: Any) -> RemoteFunction[P, R_co]:
         """The same function with other options; this one stays as it is.
 
         Raises:
@@ -104,7 +124,7 @@ class RemoteFunction(Generic[P, R]):
         if checked.get("num_returns", "streaming") != "streaming" and BACKPRESSURE not in checked:
             merged.pop(BACKPRESSURE, None)
         _returns_of(self._exported.function, merged)
-        made: RemoteFunction[P, R] = RemoteFunction.__new__(RemoteFunction)
+        made: RemoteFunction[P, R_co] = RemoteFunction.__new__(RemoteFunction)
         made._set(self._exported, merged)
         return made
 
@@ -128,7 +148,7 @@ class RemoteFunction(Generic[P, R]):
     def __reduce__(self) -> tuple[Any, ...]:
         return _blank, (), (self._exported.function, self._options)
 
-    def __setstate__(self, state: tuple[Callable[P, R], Options]) -> None:
+    def __setstate__(self, state: tuple[Callable[P, R_co], Options]) -> None:
         # In a recursive function this runs before the function is filled: nothing may look inside
         # it.
         self._set(_Exported(state[0]), state[1])

@@ -110,6 +110,7 @@ class Membership(ABC):
         self.log_printer = LogPrinter(lambda taken: self.raylet.post(taken))  # noqa: PLW0108 - made later
         self._on_raylet_lost = on_raylet_lost
         self._lost_reason = ""
+        self._has_parts = False  # what a loss of the raylet is told to
         self._queues: dict[int, tuple[TaskOptions, Any]] = {}
         self._token = token.encode()
         self._task_ids = TaskIdSource()
@@ -249,6 +250,7 @@ class Membership(ABC):
         self.streams.offer_copy = self.plane.owned.offered
         if not self.is_driver:
             self._prepare_execution()
+        self._has_parts = True
 
     def _new_object_id(self) -> bytes:
         return self._put_prefix + (0x8000_0000 | next(self._put_numbers)).to_bytes(4, "big")
@@ -475,6 +477,8 @@ class Membership(ABC):
         self.raylet.call_soon("release_actor", node.ActorRelease(actor_id), _nothing_more)
 
     def _raylet_lost(self, reason: str) -> None:
+        if not self._has_parts:
+            return  # nothing waits yet, and the registration, which is still to come, fails
         # Nothing new can start and no news of a death will come: whoever waits is told now.
         self._lost_reason = f"process {self.pid} lost its raylet: {reason}"
         with self.ownership.lock:

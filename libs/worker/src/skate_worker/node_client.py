@@ -5,6 +5,7 @@ A worker or driver needs no gRPC: what is meant for the GCS goes to the raylet a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -84,7 +85,8 @@ class NodeClient:
 
     def register(self, message: node.RegisterProcess) -> node.ProcessRegistered:
         """Make this process known; waits for the answer. Raises :class:`SkateSystemError`."""
-        self._connection.send(message)
+        with contextlib.suppress(StreamClosedError):  # its end, with the reason, ends the wait too
+            self._connection.send(message)
         if not self._registered.wait(REGISTER_TIMEOUT_S):
             raise SkateSystemError(
                 f"The raylet did not answer within {REGISTER_TIMEOUT_S:g} s; see its log in the"

@@ -69,6 +69,7 @@ class MiniRaylet:
         self.hold_pulls = threading.Event()  # while set, pulls are not answered
         self.held: list[tuple[Any, node.PullObject]] = []
         self.cancelled: list[int] = []
+        self.hangs_up = False  # on whoever joins from now on
         self.is_dead = False
         self.is_closing = False
         self._store_client: StoreClient | None = None
@@ -89,7 +90,7 @@ class MiniRaylet:
                 TOKEN.encode(),
                 self.loop,
                 incoming=node.FromProcess,
-                on_open=lambda connection: None,
+                on_open=lambda connection: connection.close() if self.hangs_up else None,
                 on_messages=self._on_messages,
                 on_close=self._on_close,
             )
