@@ -168,6 +168,14 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def pyright(session: nox.Session) -> None:
+    """Check what pyright sees of the public API, and that it knows the type of all of it."""
+    install(session, MEMBERS.values(), *TESTING, "pyright[nodejs]")
+    session.run("pyright", "--project", "tests/typing")
+    session.run("python", "tools/type_completeness.py")
+
+
+@nox.session
 def layers(session: nox.Session) -> None:
     """Check that imports only point down and that machines stay pure."""
     folders = [f"-e{member.folder.relative_to(ROOT)}" for member in MEMBERS.values()]
@@ -241,7 +249,7 @@ def bench_smoke(session: nox.Session) -> None:
 @nox.session(default=False, venv_backend="none")
 def ci(session: nox.Session) -> None:
     """Queue what every change must pass."""
-    for name in ("lint", "types", "layers", "protos", "tools"):
+    for name in ("lint", "types", "pyright", "layers", "protos", "tools"):
         session.notify(name)
     for key in MEMBERS:
         session.notify(f"tests({key})")

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from skate_object_store import StoreClient
 from skate_rpc import node_protocol as node
@@ -52,7 +52,7 @@ class RawProcess:
             handshake=ClientHandshake(token.encode()),
         )
 
-    def __enter__(self) -> RawProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -24,11 +24,7 @@ SLACK = 2  # descriptors and threads that may have come and gone
 OF_A_WORKER = 4  # descriptors: two sockets, its end, its output
 OF_A_PEER = 4  # descriptors: idle connections for objects, to and from each other node
 THREADS_OF_A_PEER = 4  # serve idle connections, or wait half a minute for more objects to bring
-WORRYING = re.compile(r"unexpected|assert|never retrieved|Traceback", re.IGNORECASE)
-
-# grpc.aio's streams between raylets, when a node dies: the library closes the generator of the
-# requests while it runs. Nothing is left of it; its cause is not mended yet.
-KNOWN = "aclose(): asynchronous generator is already running"
+WORRYING = re.compile(r"unexpected|assert|never retrieved|was destroyed|Traceback", re.IGNORECASE)
 
 
 @skate.remote
@@ -125,11 +121,7 @@ def worrying_lines() -> list[str]:
     for path in Path(os.environ["SKATE_TMPDIR"]).rglob("logs/**/*"):
         if path.is_file():
             lines = path.read_text(errors="replace").splitlines()
-            at = [
-                number
-                for number, line in enumerate(lines)
-                if WORRYING.search(line) and KNOWN not in line
-            ]
+            at = [number for number, line in enumerate(lines) if WORRYING.search(line)]
             found += [f"{path.name}: {' | '.join(lines[number : number + 12])}" for number in at]
     return found[:20]
 

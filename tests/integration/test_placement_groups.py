@@ -19,6 +19,7 @@ from skate.exceptions import (
     TaskPlacementGroupRemovedError,
     WorkerCrashedError,
 )
+from skate.util import state
 from skate.util.placement_group import (
     PlacementGroup,
     get_current_placement_group,
@@ -28,6 +29,7 @@ from skate.util.placement_group import (
     remove_placement_group,
 )
 from skate.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Inside
+from skate.util.state import list_placement_groups
 
 pytestmark = pytest.mark.invariant("I13")
 
@@ -308,3 +310,32 @@ def test_node_that_is_stopped_while_it_is_asked_delays_the_group_and_nothing_els
     created(group)
     remove_placement_group(group)
     wait_for(lambda: free_cpus() == 2.0, "nothing is left on either")
+
+
+@pytest.mark.surface("S4")
+def test_groups_are_listed_with_filters_and_found_by_id(one_node: None) -> None:
+    there = placement_group([{"CPU": 1}, {"CPU": 2}], strategy="SPREAD", name="there")
+    never = placement_group([{"CPU": 64}], lifetime="detached", name="never")
+    assert there.wait(WAIT_S)
+    rows = {row.name: row for row in list_placement_groups()}
+    assert rows.keys() == {"there", "never"}
+    row = rows["there"]
+    assert (row.state, row["strategy"], row.is_detached) == ("CREATED", "SPREAD", False)
+    assert [bundle["unit_resources"] for bundle in row.bundles] == [{"CPU": 1.0}, {"CPU": 2.0}]
+    assert all(bundle["node_id"] == skate.nodes()[0]["NodeID"] for bundle in row.bundles)
+    assert row.creator_job_id == skate.get_runtime_context().get_job_id()
+    (waiting,) = list_placement_groups(filters=[("state", "!=", "CREATED")])
+    assert (waiting.placement_group_id, waiting.is_detached) == (never.id.hex(), True)
+    assert "CPU 64" in waiting.stats["pending_reason"]
+    assert list_placement_groups(filters=[("name", "=", "there"), ("state", "=", "REMOVED")]) == []
+    assert len(list_placement_groups(limit=1)) == 1
+    found = state.get_placement_group(never.id.hex())
+    assert found is not None
+    assert found.asdict() == waiting.asdict()
+    remove_placement_group(never)
+    wait_for(lambda: state.get_placement_group(never.id.hex()).state == "REMOVED", "removed")
+    assert state.get_placement_group("ab" * 18) is None
+    with pytest.raises(ValueError, match="have no field 'bundles'"):
+        list_placement_groups(filters=[("bundles", "=", [])])
+    with pytest.raises(ValueError, match="limit"):
+        list_placement_groups(limit=0)

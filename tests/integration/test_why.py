@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import skate
 from skate.cluster_utils import Cluster
+from skate.util.placement_group import placement_group
 from skate_cluster.cli import cli
 
 WAIT_S = 30.0
@@ -227,3 +228,37 @@ def test_deep_recursion_on_one_cpu_is_no_deadlock(nodes: Cluster) -> None:
     while not skate.wait([ref], timeout=0.05)[0]:
         assert ref.why().circle == ()
     assert skate.get(ref, timeout=WAIT_S) == 8
+
+
+def test_group_that_waits_is_explained_on_the_command_line(nodes: Cluster, tmp_path: Path) -> None:
+    nodes.add_node(num_cpus=2)
+    nodes.connect()
+    held = hold.remote(str(tmp_path))
+    wait_for(Path(tmp_path, "begun").exists, "a CPU is taken")
+    group = placement_group([{"CPU": 2}], name="wide")
+    never = placement_group([{"CPU": 3}])
+
+    def asked(id_: str, words: str) -> Any:
+        def look() -> Any:
+            command = ["why", id_, "--address", nodes.address, "--format", "json"]
+            result = CliRunner().invoke(cli, command)
+            if result.exit_code != 0:
+                return None  # its registration is on the way
+            (found,) = json.loads(result.stdout)["found"]
+            return found if re.search(words, " ".join(found["lines"])) else None
+
+        return wait_for(look, f"why says {words}")
+
+    found = asked(group.id.hex(), r"held: CPU 1 by task .*hold")
+    assert (found["kind"], found["state"]) == ("placement group", "PENDING")
+    assert "wide" in found["subject"]
+    assert re.search(
+        r"It needs CPU 2 on one node; .*free is CPU 1\. It has waited for \d", found["lines"][0]
+    )
+    found = asked(never.id.hex(), r"No nodes can ever hold it: it needs CPU 3")
+    assert "CPU 2" in found["lines"][0]
+    assert len(found["lines"]) == 1
+    Path(tmp_path, "go").touch()
+    assert group.wait(WAIT_S)
+    asked(group.id.hex(), r"^Bundle 0: node [0-9a-f]{12}")
+    skate.get(held, timeout=WAIT_S)

@@ -736,6 +736,7 @@ def test_gcs_client_methods_send_their_arguments_and_return_plain_values(
         List=gcs_pb2.ListNodesReply(nodes=[gcs_pb2.NodeInfo(pid=5)]),
         Drain=gcs_pb2.DrainNodeReply(rejection="busy"),
         ReportResources=gcs_pb2.ReportResourcesReply(known=True),
+        ListDemands=gcs_pb2.ListDemandsReply(groups_left_out=4),
     )
     drain = gcs_pb2.DrainInfo(message="spot")
     jobs = Echo(
@@ -772,12 +773,14 @@ def test_gcs_client_methods_send_their_arguments_and_return_plain_values(
             report = gcs_pb2.ReportResourcesRequest(node_id=b"n", version=2)
             assert (await gcs.nodes.drain(b"n", drain)).rejection == "busy"
             assert (await gcs.nodes.report_resources(report)).known
+            assert (await gcs.nodes.list_demands()).groups_left_out == 4
             assert nodes.requests == [
                 gcs_pb2.RegisterNodeRequest(node=node),
                 gcs_pb2.UnregisterNodeRequest(node_id=b"n", cause=cause),
                 gcs_pb2.ListNodesRequest(),
                 gcs_pb2.DrainNodeRequest(node_id=b"n", drain=drain),
                 report,
+                gcs_pb2.ListDemandsRequest(),
             ]
 
             job = gcs_pb2.JobInfo(namespace="x")

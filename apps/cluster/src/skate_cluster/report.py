@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from skate_cluster.demand import Demands, amounts_of, demands_of
 from skate_rpc.clients import GcsClient, RayletClient
 from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import gcs_pb2, raylet_pb2
 from skate_rpc.grpc_channel import open_channel
-from skate_scheduler.resources import from_units
 
 SCHEMA = "skate.status/1"
 _CALLS_MAX = 64
@@ -94,6 +94,7 @@ class Report:
     address: str
     nodes: list[Node]
     placement_groups: list[PlacementGroup] = field(default_factory=list)
+    demands: Demands = field(default_factory=Demands)
 
     @property
     def live_nodes(self) -> list[Node]:
@@ -120,6 +121,7 @@ class Report:
             },
             "nodes": [asdict(node) for node in self.nodes],
             "placement_groups": [asdict(group) for group in self.placement_groups],
+            "demands": asdict(self.demands),
         }
 
 
@@ -132,15 +134,17 @@ async def collect_report(gcs_endpoint: str, token: str, timeout_s: float) -> Rep
     gcs_channel = open_channel(gcs_endpoint, token)
     try:
         client = GcsClient(gcs_channel, gcs_endpoint)
-        rows, groups = await asyncio.gather(
-            client.nodes.list(timeout_s=timeout_s), client.groups.list(timeout_s=timeout_s)
+        rows, groups, demands = await asyncio.gather(
+            client.nodes.list(timeout_s=timeout_s),
+            client.groups.list(timeout_s=timeout_s),
+            client.nodes.list_demands(timeout_s=timeout_s),
         )
     finally:
         await gcs_channel.close()
     slots = asyncio.Semaphore(_CALLS_MAX)
     nodes = await asyncio.gather(*(_describe(row, token, timeout_s, slots) for row in rows))
     nodes.sort(key=lambda node: (not node.is_head, node.node_id))
-    return Report(gcs_endpoint, nodes, _groups(groups, time.time()))
+    return Report(gcs_endpoint, nodes, _groups(groups, time.time()), demands_of(demands))
 
 
 def _groups(infos: Iterable[gcs_pb2.PlacementGroupInfo], now_s: float) -> list[PlacementGroup]:
@@ -150,7 +154,7 @@ def _groups(infos: Iterable[gcs_pb2.PlacementGroupInfo], now_s: float) -> list[P
             name=info.spec.name,
             state=gcs_pb2.PlacementGroupState.Name(info.state).removeprefix(_STATE_PREFIX),
             strategy=info.spec.strategy,
-            bundles=[_amounts(bundle.resources.amounts) for bundle in info.spec.bundles],
+            bundles=[amounts_of(bundle.resources.amounts) for bundle in info.spec.bundles],
             node_ids=[node_id.hex() for node_id in info.node_ids],
             reason=info.pending_reason,
             waiting_s=max(0.0, now_s - info.pending_since_s) if info.pending_since_s else 0.0,
@@ -186,8 +190,8 @@ def _node(row: gcs_pb2.NodeInfo, status: raylet_pb2.NodeStatusReply | None, prob
         is_head=row.is_head,
         is_alive=row.state == gcs_pb2.NodeInfo.STATE_ALIVE,
         death=row.death_cause.message,
-        total=_amounts(row.total.amounts),
-        available=_amounts(available.amounts),
+        total=amounts_of(row.total.amounts),
+        available=amounts_of(available.amounts),
         labels=dict(row.labels),
         metrics_endpoint=row.metrics_endpoint,
         is_suspect=row.suspect,
@@ -204,13 +208,13 @@ def _node(row: gcs_pb2.NodeInfo, status: raylet_pb2.NodeStatusReply | None, prob
                 lease_id=lease.lease_id.hex(),
                 worker_pid=lease.worker_pid,
                 actor_id=lease.actor_id.hex(),
-                resources=_amounts(lease.resources.amounts),
+                resources=amounts_of(lease.resources.amounts),
                 is_blocked=lease.lending_cpu,
             )
             for lease in status_or_empty.leases
         ],
         pending=[
-            PendingLease(_amounts(item.resources.amounts), item.reason, item.waiting_s)
+            PendingLease(amounts_of(item.resources.amounts), item.reason, item.waiting_s)
             for item in status_or_empty.pending
         ],
     )
@@ -222,7 +226,3 @@ def _drain(row: gcs_pb2.NodeInfo) -> str:
     is_idle = row.drain.reason == gcs_pb2.DrainInfo.REASON_IDLE_TERMINATION
     name = "idle termination" if is_idle else "preemption"
     return f"{name}: {row.drain.message}" if row.drain.message else name
-
-
-def _amounts(units: Mapping[str, int]) -> dict[str, float]:
-    return {name: from_units(units[name]) for name in sorted(units)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from skate_cluster.demand import Demands, GroupDemand
 from skate_cluster.report import Node, Report
 from skate_scheduler.resources import format_units, to_units
 
@@ -26,6 +27,7 @@ def format_report(report: Report, *, is_verbose: bool) -> str:
     lines += ["", "Resources (used / total)", *_resources(report)]
     lines += ["", "Leases", *_leases(report, is_verbose)]
     lines += ["", "Pending", *_pending(report)]
+    lines += ["", "Demands (what waits for room, in the whole cluster)", *_demands(report.demands)]
     if report.placement_groups:
         lines += ["", "Placement groups", *_placement_groups(report, is_verbose)]
     return "\n".join(lines)
@@ -122,6 +124,53 @@ def _pending(report: Report) -> list[str]:
     ]
     lines = columns([("count", "resources", "longest", "why"), *rows])
     return lines + _left_out(len(counts), _PENDING_ROWS_MAX)
+
+
+def _demands(demands: Demands) -> list[str]:
+    """How many wait for which shape, on which nodes."""
+    rows = [
+        (
+            _counted(one.tasks, "task", one.actors, "actor"),
+            _shape(one.resources),
+            one.where,
+            "no live node can ever hold one" if one.is_infeasible else "",
+        )
+        for one in demands.shapes
+    ]
+    rows += [
+        (
+            _counted(one.count, "placement group"),
+            f"{one.strategy} of {_bundles(one)}",
+            "",
+            "no live nodes can ever hold one" if one.is_infeasible else "",
+        )
+        for one in demands.groups
+    ]
+    if not rows:
+        return ["  none"]
+    lines = columns([("waiting", "each needs", "where", ""), *rows[:_PENDING_ROWS_MAX]])
+    lines += _left_out(len(rows), _PENDING_ROWS_MAX)
+    if demands.shapes_left_out or demands.groups_left_out:
+        missing = _counted(demands.shapes_left_out, "shape", demands.groups_left_out, "group")
+        lines.append(f"  ... and {missing} past the limit of the GCS")
+    return lines
+
+
+def _bundles(group: GroupDemand) -> str:
+    kinds = [
+        (f"{kind.count} x " if kind.count > 1 else "")
+        + f"({_shape(kind.resources)}"
+        + "".join(f", {key}: {text}" for key, text in kind.label_selector.items())
+        + ")"
+        for kind in group.bundles[:_BUNDLES_MAX]
+    ]
+    return " + ".join(kinds) + (" + ..." if len(group.bundles) > _BUNDLES_MAX else "")
+
+
+def _counted(count: int, noun: str, more: int = 0, other: str = "") -> str:
+    """``_counted(2, "task", 1, "actor") == "2 tasks, 1 actor"``; what is 0 is left out."""
+    pairs = ((count, noun), (more, other))
+    return ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for n, name in pairs if n)
 
 
 def _placement_groups(report: Report, is_verbose: bool) -> list[str]:

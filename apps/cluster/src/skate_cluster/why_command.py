@@ -1,4 +1,4 @@
-"""``skate why ID``: why a task, object or actor waits, or what it, a node or a worker does."""
+"""``skate why ID``: why a task, object, actor or group waits, or what it, a node or worker does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def command(
     style: str,
     timeout: float,
 ) -> None:
-    """Explain what has an id that begins with ID: a task, object, actor, node or worker.
+    """Explain what has an id that begins with ID: of a task, object, actor, placement group, node
+    or worker.
 
     What it waits for, which resource is short at which node and who holds it, since when, where it
     runs; and the circle, if it waits in one. Asks every process of the cluster; who does not answer

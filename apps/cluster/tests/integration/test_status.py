@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,20 @@ class Nodes(gcs_pb2_grpc.NodeServiceServicer):
 
     async def List(self, request: Any, context: Any) -> gcs_pb2.ListNodesReply:  # noqa: N802
         return gcs_pb2.ListNodesReply(nodes=self.rows)
+
+    async def ListDemands(self, request: Any, context: Any) -> Any:  # noqa: N802
+        zone = gcs_pb2.LabelExpression(
+            key="zone", operator=gcs_pb2.LabelExpression.OPERATOR_IN, values=["a"]
+        )
+        task = gcs_pb2.PendingDemand(
+            shape=common_pb2.ResourceSet(amounts={"CPU": 20000}),
+            count=4,
+            backlog=96,
+            strategy=gcs_pb2.SchedulingStrategy(
+                selectors=[gcs_pb2.LabelSelector(expressions=[zone])]
+            ),
+        )
+        return gcs_pb2.ListDemandsReply(demands=[task])
 
 
 class Groups(gcs_pb2_grpc.PlacementGroupServiceServicer):
@@ -153,6 +168,8 @@ def test_status_json_has_a_schema_and_live_amounts(cluster: Cluster) -> None:
     assert not dead["is_alive"]
     (group,) = report["placement_groups"]
     assert (group["state"], group["bundles"]) == ("PENDING", [{"CPU": 99.0}])
+    (shape,) = report["demands"]["shapes"]
+    assert (shape["tasks"], shape["resources"]) == (100, {"CPU": 2.0})
     assert cluster.token not in result.output
 
 
@@ -162,6 +179,7 @@ def test_status_table_shows_pending_reasons_and_silent_nodes(cluster: Cluster) -
     assert "CPU 2 wanted, 0.5 free" in result.output
     assert "no answer" in result.output
     assert "no node has 99 CPUs" in result.output
+    assert re.search(r"100 tasks +CPU 2 +where zone is a", result.output)
     assert "dead (silent for 10 s)" in result.output
 
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from skate_cluster.demand import BundleDemand, Demand, Demands, GroupDemand
 from skate_cluster.report import Lease, Node, PendingLease, PlacementGroup, Report
 from skate_cluster.report_text import format_bytes, format_report
 
@@ -103,3 +106,29 @@ def test_report_placement_groups_are_counted_and_waiting_ones_say_why() -> None:
     assert "  a " not in text
     assert "  a " in format_report(Report("x", [node()], groups), is_verbose=True)
     assert "Placement groups" not in format_report(Report("x", [node()]), is_verbose=True)
+
+
+def test_report_demands_say_how_many_wait_for_what_and_where() -> None:
+    demands = Demands(
+        [
+            Demand({"CPU": 1.0}, 1000, 1, "", False),
+            Demand({"GPU": 0.5}, 0, 2, "where zone is a", True),
+        ],
+        [
+            GroupDemand(
+                3, "SPREAD", [BundleDemand(4, {"CPU": 2.0}, {}), BundleDemand(1, {"GPU": 1.0}, {})],
+                0.0, False,
+            )
+        ],
+        shapes_left_out=7,
+    )  # fmt: skip
+    text = format_report(Report("a", [node()], demands=demands), is_verbose=False)
+    assert re.search(r"1000 tasks, 1 actor +CPU 1\n", text)
+    assert re.search(r"2 actors +GPU 0.5 +where zone is a +no live node can ever hold one", text)
+    assert re.search(r"3 placement groups +SPREAD of 4 x \(CPU 2\) \+ \(GPU 1\)\n", text)
+    assert "... and 7 shapes past the limit of the GCS" in text
+
+
+def test_report_without_demand_says_so() -> None:
+    text = format_report(Report("a", [node()]), is_verbose=False)
+    assert "Demands (what waits for room, in the whole cluster)\n  none" in text

@@ -17,7 +17,7 @@ class ExportedClass:
 
     def __init__(self, cls: type) -> None:
         self.cls = cls
-        self.__name__ = cls.__name__
+        self.__name__: str = cls.__name__
 
     def __reduce__(self) -> tuple[Callable[[type], type], tuple[type]]:
         return _with_built_ins, (self.cls,)

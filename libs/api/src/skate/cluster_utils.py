@@ -72,7 +72,7 @@ class Cluster:
         """
         self.head_node: RunningNode | None = None
         self.worker_nodes: list[RunningNode] = []
-        self.address = ""
+        self.address: str = ""
         if not initialize_head and (connect or head_node_args):
             raise ValueError("connect and head_node_args need initialize_head=True.")
         if shutdown_at_exit:

@@ -14,7 +14,7 @@ class SessionContext(Mapping[str, Any]):
 
     def __init__(self, address_info: dict[str, Any], version: str) -> None:
         self.address_info = address_info
-        self.python_version = platform.python_version()
+        self.python_version: str = platform.python_version()
         self.skate_version = version
         self.ray_version = version
         self.ray_commit = ""

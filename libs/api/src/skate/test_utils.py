@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from skate.actor import ActorClass
 from skate.decorators import remote
 
 __all__ = ["Semaphore", "SignalActor", "async_wait_for_condition", "wait_for_condition"]
@@ -122,8 +123,8 @@ class _Semaphore:
         return self._semaphore.locked()
 
 
-SignalActor = remote(num_cpus=0)(_Signal)
+SignalActor: ActorClass[_Signal] = remote(num_cpus=0)(_Signal)
 """An actor that is a gate: ``send``, ``wait``, ``cur_num_waiters``."""
 
-Semaphore = remote(num_cpus=0)(_Semaphore)
+Semaphore: ActorClass[_Semaphore] = remote(num_cpus=0)(_Semaphore)
 """An actor with permits: ``acquire``, ``release``, ``locked``."""

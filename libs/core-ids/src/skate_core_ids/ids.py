@@ -86,7 +86,7 @@ class JobID(BaseID):
     """A driver's run. Numbered by the GCS in order of arrival, from 1."""
 
     __slots__ = ()
-    SIZE = 4
+    SIZE: ClassVar[int] = 4
 
     @classmethod
     def from_int(cls, number: int) -> JobID:
@@ -102,7 +102,7 @@ class ActorID(BaseID):
     """An actor: 12 random bytes, then the job that created it."""
 
     __slots__ = ()
-    SIZE = 16
+    SIZE: ClassVar[int] = 16
 
     @classmethod
     def of(cls, job_id: JobID) -> ActorID:
@@ -123,7 +123,7 @@ class TaskID(BaseID):
     """One task or actor call, across all its attempts."""
 
     __slots__ = ()
-    SIZE = 24
+    SIZE: ClassVar[int] = 24
 
     @classmethod
     def of_actor(cls, actor_id: ActorID) -> TaskID:
@@ -152,7 +152,7 @@ class ObjectID(BaseID):
     """One value: the task that made it and the value's index."""
 
     __slots__ = ()
-    SIZE = 28
+    SIZE: ClassVar[int] = 28
     FIRST_PUT_INDEX: ClassVar[int] = 1 << 31
 
     @classmethod
@@ -187,7 +187,7 @@ class UniqueID(BaseID):
     """28 random bytes."""
 
     __slots__ = ()
-    SIZE = 28
+    SIZE: ClassVar[int] = 28
 
 
 class NodeID(UniqueID):
@@ -206,7 +206,7 @@ class PlacementGroupID(BaseID):
     """A placement group: 14 random bytes, then the job that created it."""
 
     __slots__ = ()
-    SIZE = 18
+    SIZE: ClassVar[int] = 18
 
     @classmethod
     def of(cls, job_id: JobID) -> PlacementGroupID:

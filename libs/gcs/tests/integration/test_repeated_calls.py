@@ -42,7 +42,12 @@ Do = Callable[[Any, Any], Awaitable[Any]]
 def report(node_id: bytes, version: int, cpus: int) -> gcs_pb2.ReportResourcesRequest:
     available = common_pb2.ResourceSet(amounts={"CPU": cpus * 10_000})
     return gcs_pb2.ReportResourcesRequest(
-        node_id=node_id, version=version, available=available, total=TOTAL
+        node_id=node_id,
+        version=version,
+        available=available,
+        total=TOTAL,
+        demands=[gcs_pb2.PendingDemand(shape=GPU, count=cpus)],
+        has_demands=True,
     )
 
 
@@ -64,6 +69,7 @@ CASES = {
     ),
     "NodeService.Unregister": Case(lambda c, x: c.nodes.unregister(x.node_id)),
     "NodeService.List": Case(lambda c, x: c.nodes.list()),
+    "NodeService.ListDemands": Case(lambda c, x: c.nodes.list_demands()),
     "NodeService.Drain": Case(lambda c, x: c.nodes.drain(x.node_id, PREEMPTION)),
     "NodeService.ReportResources": Case(
         lambda c, x: c.nodes.report_resources(report(x.node_id, 1, 3)),
@@ -168,6 +174,7 @@ async def settled(gcs, made):
     return [
         *(gcs.server._storage.scan(table) for table in TABLES),
         list(await client.nodes.list()),
+        await client.nodes.list_demands(),
         list(await client.actors.list()),
         list(await client.groups.list()),
         list(await client.workers.list_dead()),

@@ -50,8 +50,8 @@ class DaemonProcess:
     """The spawned process, and this side's ends of its pipes."""
 
     def __init__(self) -> None:
-        self.pid = -1
-        self.starter_pid = os.getpid()
+        self.pid: int = -1
+        self.starter_pid: int = os.getpid()
         self._pidfd = -1
         self._ready_fd = -1
         self._lifeline_fd = -1

@@ -33,15 +33,15 @@ class RunningNode:
 
     def __init__(self, process: DaemonProcess, session_dir: str, ready: ReadyNode, keep_logs: bool):
         self.session_dir = session_dir
-        self.node_id = ready.node_id
-        self.gcs_endpoint = ready.gcs_endpoint
-        self.stream_endpoint = ready.stream_endpoint
-        self.store_endpoint = ready.store_endpoint
-        self.raylet_endpoint = ready.raylet_endpoint
-        self.metrics_endpoint = ready.metrics_endpoint
-        self.token = ready.token
-        self.ip_address = ready.ip_address
-        self.pid = process.pid
+        self.node_id: str = ready.node_id
+        self.gcs_endpoint: str = ready.gcs_endpoint
+        self.stream_endpoint: str = ready.stream_endpoint
+        self.store_endpoint: str = ready.store_endpoint
+        self.raylet_endpoint: str = ready.raylet_endpoint
+        self.metrics_endpoint: str = ready.metrics_endpoint
+        self.token: str = ready.token
+        self.ip_address: str = ready.ip_address
+        self.pid: int = process.pid
         self._process = process
         self._keep_logs = keep_logs
 

@@ -43,9 +43,18 @@ class ObjectStore(Protocol):
     """The calls under test; :class:`~skate_object_store.StoreClient` documents them."""
 
     def create(
-        self, object_id: bytes, size: int, *, evictable: bool = False, wait_s: float = 0.0
+        self,
+        object_id: bytes,
+        size: int,
+        *,
+        evictable: bool = False,
+        wait_s: float = 0.0,
+        late_pages: bool = False,
     ) -> memoryview:
         """Reserve room for an object."""
+
+    def commit(self, object_id: bytes, size: int) -> None:
+        """Have memory for its first bytes, if it was created with late pages."""
 
     def seal(self, object_id: bytes) -> None:
         """Publish it."""
@@ -315,6 +324,55 @@ class StoreConformance:
         _fill(other)
         assert view is not None
         assert bytes(view) == b"value"
+
+    def test_object_with_late_pages_is_written_as_they_come(self, connect: Connect) -> None:
+        """Part after part, each behind its commit; repeating a commit changes nothing."""
+        store, reader = connect(), connect()
+        size, part = CAPACITY_BYTES // 2 + 5, CAPACITY_BYTES // 8
+        view = store.create(b"id", size, late_pages=True)
+        for start in range(0, size, part):
+            end = min(size, start + part)
+            store.commit(b"id", end)
+            store.commit(b"id", start)
+            view[start:end] = bytes([start // part]) * (end - start)
+        assert reader.get([b"id"]) == [None]
+        del view
+        store.seal(b"id")
+        content = _bytes_of(reader, b"id")
+        assert content == bytes(n // part for n in range(size))
+
+    def test_object_is_sealed_with_all_of_its_pages_only(self, connect: Connect) -> None:
+        """A seal before that raises, and the object can still be finished."""
+        store = connect()
+        store.create(b"id", CAPACITY_BYTES // 2, late_pages=True)
+        error = _error_of(lambda: store.seal(b"id"))
+        assert error is None or isinstance(error, ValueError)  # None: all were there before.
+        if error is not None:
+            assert isinstance(_error_of(lambda: store.commit(b"id", CAPACITY_BYTES)), ValueError)
+            store.commit(b"id", CAPACITY_BYTES // 2)
+            store.seal(b"id")
+        assert store.contains(b"id")
+
+    def test_pages_of_what_is_not_being_written_cannot_be_had(self, connect: Connect) -> None:
+        """Never created, by another, or given up; and what was given up leaves its room."""
+        store, other = connect(), connect()
+        store.create(b"id", CAPACITY_BYTES, late_pages=True)
+        for client, name in ((store, b"never"), (other, b"id")):
+            error = _error_of(lambda client=client, name=name: client.commit(name, 1))  # type: ignore[misc]
+            assert isinstance(error, ObjectNotFoundError)
+        store.abort(b"id")
+        assert isinstance(_error_of(lambda: store.commit(b"id", 1)), ObjectNotFoundError)
+        store.put(b"id", [b"x" * CAPACITY_BYTES])
+        assert _bytes_of(other, b"id") == b"x" * CAPACITY_BYTES
+
+    def test_closed_client_leaves_the_room_of_its_late_pages(self, connect: Connect) -> None:
+        """As of everything that it was writing."""
+        store, other = connect(), connect()
+        store.create(b"id", CAPACITY_BYTES, late_pages=True)
+        store.commit(b"id", 1)
+        store.close()
+        whole = b"y" * CAPACITY_BYTES
+        assert _eventually(lambda: _error_of(lambda: other.put(b"id", [whole])) is None)
 
 
 class SpillConformance:

@@ -11,6 +11,15 @@ CHUNK_BYTES = 2 << 20
 COMMIT_STEP_BYTES = 32 << 20
 """One call to ``fallocate``: about 10 ms, so that nothing queues behind a long one."""
 
+LATE_STEP_BYTES = 16 << 20
+"""Pages that are committed at a time for an object that is being written meanwhile."""
+
+LATE_PAGES_MIN_BYTES = 32 << 20
+"""From here a put writes while pages are committed; below, the turns cost more than they save."""
+
+LATE_REQUESTS_MAX = 64
+"""Requests for pages of one object that may wait at a time."""
+
 COMMIT_AHEAD_MIN_BYTES = 64 << 20
 """Committed and free at the end of the used part, even in an idle store."""
 
@@ -91,6 +100,8 @@ RELEASE_LINGER_S = 0.001
 assert IDS_PER_FRAME_MAX * (ID_BYTES_MAX + 1) + 64 <= FRAME_BYTES_MAX
 assert RELEASES_PER_FRAME_MAX * 12 + 64 <= FRAME_BYTES_MAX
 assert COMMIT_STEP_BYTES % CHUNK_BYTES == 0
+assert LATE_STEP_BYTES % CHUNK_BYTES == 0
+assert LATE_STEP_BYTES <= LATE_PAGES_MIN_BYTES
 assert COMMIT_AHEAD_MIN_BYTES <= COMMIT_AHEAD_MAX_BYTES
 assert HANDSHAKE_BYTES_MAX <= FRAME_BYTES_MAX
 assert RESTORE_ANSWER_S < RESTORE_WAIT_S < RESTORE_MAX_S

@@ -13,6 +13,9 @@ not have made.
       │  ◄───────────── WELCOME version capacity + memfd  │
       │ CREATE id size ────────────────────────────────►  │
       │  ◄──────────────────────── CREATED serial offset  │   or EXISTS, FULL
+      │   or RESERVED serial offset, if the client takes late pages, and then
+      │ COMMIT serial bytes ───────────────────────────►  │
+      │  ◄──────────────────────────────────── COMMITTED  │   so many from the start; or FULL
       │ SEAL serial / ABORT serial ─────────────────────► │   one way
       │ GET ids timeout ───────────────────────────────►  │
       │  ◄────────────────── GOT (serial offset size)...  │   each one pinned
@@ -33,7 +36,7 @@ from enum import IntEnum
 from skate_object_store.constants import CREATE_WAIT_S, FRAME_BYTES_MAX, NOTE_BYTES_MAX
 from skate_object_store.machine.facts import Copy, Fullness, FullReason, Holder
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 class MalformedFrameError(Exception):
@@ -53,6 +56,7 @@ class Kind(IntEnum):
     RELEASE = 8
     DELETE = 9
     KEEP = 10
+    COMMIT = 11
     WELCOME = 64
     REFUSED = 65
     CREATED = 66
@@ -63,14 +67,17 @@ class Kind(IntEnum):
     GOT_PART = 71
     LOST = 72
     UNRESTORED = 73
+    RESERVED = 74
+    COMMITTED = 75
 
 
 _HEADER = struct.Struct("<IBQ")
 _HELLO = struct.Struct("<H")
 _CREATE = struct.Struct("<QdB")
-_IS_EVICTABLE, _IS_FOR_SPILLING_ONLY, _HAS_NOTE = 1, 2, 4
+_IS_EVICTABLE, _IS_FOR_SPILLING_ONLY, _HAS_NOTE, _TAKES_LATE_PAGES = 1, 2, 4, 8
 _SEAL = struct.Struct("<QB")
 _SERIAL = struct.Struct("<Q")
+_COMMIT = struct.Struct("<QQ")
 _GET = struct.Struct("<dI")
 _WAIT = struct.Struct("<dII")
 _RELEASE = struct.Struct("<QI")
@@ -136,12 +143,15 @@ def pack_create(
     is_evictable: bool,
     wait_s: float | None,
     note: bytes = b"",
+    takes_late_pages: bool = False,
 ) -> bytes:
     """Ask for ``size`` bytes; ``wait_s`` is how long the store may look for room.
 
     None: while spilling can make some. ``note``: what to say about the object, UTF-8.
     """
     flags = _IS_EVICTABLE if is_evictable else 0
+    if takes_late_pages:
+        flags |= _TAKES_LATE_PAGES
     if wait_s is None:
         wait_s = CREATE_WAIT_S
         flags |= _IS_FOR_SPILLING_ONLY
@@ -152,19 +162,42 @@ def pack_create(
     return frame(Kind.CREATE, request, body)
 
 
-def unpack_create(body: memoryview) -> tuple[bytes, int, bytes, bool, float, bool, str]:
-    """(object id, size, owner, is evictable, wait in seconds, is it for spilling only, note)."""
+def unpack_create(body: memoryview) -> tuple[bytes, int, bytes, bool, float, bool, str, bool]:
+    """(object id, size, owner, is evictable, wait in seconds, only spilling, note, late pages)."""
     reader = _Reader(body)
     size, wait_s, flags = reader.take(_CREATE)
     object_id = reader.tag()
     owner = reader.tag(can_be_empty=True)
     note = reader.tag().decode(errors="replace") if flags & _HAS_NOTE else ""
     reader.end()
-    if flags > _IS_EVICTABLE | _IS_FOR_SPILLING_ONLY | _HAS_NOTE:
+    if flags > _IS_EVICTABLE | _IS_FOR_SPILLING_ONLY | _HAS_NOTE | _TAKES_LATE_PAGES:
         raise MalformedFrameError(f"unknown create flags {flags}")
     is_for_spilling_only = bool(flags & _IS_FOR_SPILLING_ONLY)
     is_evictable = bool(flags & _IS_EVICTABLE)
-    return object_id, size, owner, is_evictable, _seconds(wait_s), is_for_spilling_only, note
+    takes_late_pages = bool(flags & _TAKES_LATE_PAGES)
+    return (
+        object_id,
+        size,
+        owner,
+        is_evictable,
+        _seconds(wait_s),
+        is_for_spilling_only,
+        note,
+        takes_late_pages,
+    )
+
+
+def pack_commit(request: int, serial: int, size: int) -> bytes:
+    """Ask for the pages of an object's first ``size`` bytes."""
+    return frame(Kind.COMMIT, request, _COMMIT.pack(serial, size))
+
+
+def unpack_commit(body: memoryview) -> tuple[int, int]:
+    """(serial, bytes from the start)."""
+    reader = _Reader(body)
+    serial, size = reader.take(_COMMIT)
+    reader.end()
+    return serial, size
 
 
 def pack_seal(serial: int, *, keeps_pin: bool) -> bytes:
@@ -291,6 +324,23 @@ def unpack_created(body: memoryview) -> tuple[int, int]:
     serial, offset = reader.take(_CREATED)
     reader.end()
     return serial, offset
+
+
+def pack_reserved(request: int, serial: int, offset: int) -> bytes:
+    """Room was reserved, and its pages are to be asked for. Unpacked like CREATED."""
+    return frame(Kind.RESERVED, request, _CREATED.pack(serial, offset))
+
+
+def pack_committed(request: int, *, is_written: bool) -> bytes:
+    """The pages are there. ``is_written`` False: nobody writes the object any more."""
+    return frame(Kind.COMMITTED, request, bytes([is_written]))
+
+
+def unpack_committed(body: memoryview) -> bool:
+    """Whether the pages are there."""
+    if len(body) != 1:
+        raise MalformedFrameError("a cut answer")
+    return bool(body[0])
 
 
 def pack_exists(request: int, *, is_sealed: bool) -> bytes:

@@ -69,6 +69,69 @@ def test_evictable_copies_give_way_when_the_machine_is_short(short_of_disk: Stor
         assert short_of_disk.statistics().evicted_total > 0
 
 
+def test_late_pages_end_with_an_error_where_memory_ends(short_of_disk: StoreServer) -> None:
+    """Never SIGBUS; and once there is room, the object goes on from where it was."""
+    with (
+        StoreClient(short_of_disk.endpoint) as client,
+        StoreClient(short_of_disk.endpoint) as other,
+    ):
+        other.put(b"other", [bytes(4 * MIB)])
+        view = client.create(b"late", 6 * MIB, late_pages=True)
+        with pytest.raises(StoreFullError) as caught:
+            client.commit(b"late", 6 * MIB)
+        assert caught.value.reason is FullReason.MACHINE_SHORT
+        other.delete([b"other"])
+        other.contains(b"other")
+        client.commit(b"late", 6 * MIB)
+        view[:] = b"z" * (6 * MIB)
+        del view
+        client.seal(b"late")
+        assert other.get([b"late"]) == [b"z" * (6 * MIB)]
+
+
+def test_large_put_that_the_machine_has_no_memory_for_is_an_error_midway(
+    short_of_disk: StoreServer,
+) -> None:
+    with StoreClient(short_of_disk.endpoint) as client:
+        for _ in range(3):
+            with pytest.raises(StoreFullError) as caught:
+                client.put(b"large", [b"ab" * (20 * MIB)])
+            assert caught.value.reason is FullReason.MACHINE_SHORT
+            client.put(b"small", [b"s" * (4 * MIB)])
+            (view,) = client.get([b"small"])
+            assert view == b"s" * (4 * MIB)
+            del view
+            client.delete([b"small"])
+
+
+def test_evictable_copies_give_way_to_late_pages(short_of_disk: StoreServer) -> None:
+    with StoreClient(short_of_disk.endpoint) as client:
+        for number in range(3):
+            client.put(b"copy%d" % number, [b"x" * (2 * MIB)], evictable=True)
+        view = client.create(b"late", 6 * MIB, late_pages=True)
+        client.commit(b"late", 6 * MIB)
+        view[:] = b"y" * (6 * MIB)
+        del view
+        client.seal(b"late")
+        assert client.get([b"late"]) == [b"y" * (6 * MIB)]
+        assert short_of_disk.statistics().evicted_total > 0
+
+
+def test_large_puts_into_a_cold_arena_come_back_whole(serve: Serve) -> None:
+    """Copied behind their pages: parts of odd lengths, across steps, and not only of bytes."""
+    server = serve(256 * MIB)
+    parts = [os.urandom(33), bytes(17 * MIB), os.urandom(20 * MIB + 1), b"", os.urandom(7)]
+    numbers = memoryview(os.urandom(8 * MIB)).cast("Q")
+    with StoreClient(server.endpoint) as client, StoreClient(server.endpoint) as reader:
+        for name in (b"first", b"second"):
+            client.put(name, [*parts, numbers])
+            assert reader.get([name]) == [b"".join([*parts, numbers])]
+        client.delete([b"first"])
+        client.contains(b"first")
+        client.put(b"first", [numbers, *parts])  # the same range, warm
+        assert reader.get([b"first"]) == [b"".join([numbers, *parts])]
+
+
 def test_arena_cannot_be_shrunk_under_a_mapping() -> None:
     arena = Arena(4 * MIB)
     for size in (0, 8 * MIB):

@@ -24,7 +24,16 @@ def body_of(frame: bytes, kind: Kind, request: int) -> memoryview:
     return body
 
 
-@given(NUMBERS, IDS, NUMBERS, OWNERS, st.booleans(), st.none() | TIMES, st.text(max_size=60))
+@given(
+    NUMBERS,
+    IDS,
+    NUMBERS,
+    OWNERS,
+    st.booleans(),
+    st.none() | TIMES,
+    st.text(max_size=60),
+    st.booleans(),
+)
 def test_create_survives_the_wire(
     request: int,
     object_id: bytes,
@@ -33,6 +42,7 @@ def test_create_survives_the_wire(
     evictable: bool,
     wait_s: float | None,
     note: str,
+    late: bool,
 ) -> None:
     frame = protocol.pack_create(
         request,
@@ -42,12 +52,13 @@ def test_create_survives_the_wire(
         is_evictable=evictable,
         wait_s=wait_s,
         note=protocol.note_bytes(note),
+        takes_late_pages=late,
     )
     body = body_of(frame, Kind.CREATE, request)
     waits_s = CREATE_WAIT_S if wait_s is None else wait_s
     only_spilling = wait_s is None
     kept = protocol.note_bytes(note).decode(errors="replace")
-    expected = (object_id, size, owner, evictable, waits_s, only_spilling, kept)
+    expected = (object_id, size, owner, evictable, waits_s, only_spilling, kept, late)
     assert protocol.unpack_create(body) == expected
 
 
@@ -61,9 +72,24 @@ def test_note_is_cut_and_costs_nothing_when_empty() -> None:
 
 
 def test_unknown_create_flags_are_malformed() -> None:
-    body = struct.pack("<QdB", 1, 0.0, 8) + b"\x01a\x00"
+    body = struct.pack("<QdB", 1, 0.0, 16) + b"\x01a\x00"
     with pytest.raises(MalformedFrameError, match="flags"):
         protocol.unpack_create(memoryview(body))
+
+
+@given(NUMBERS, NUMBERS, NUMBERS, st.booleans())
+def test_late_pages_survive_the_wire(
+    request: int, serial: int, number: int, is_written: bool
+) -> None:
+    body = body_of(protocol.pack_reserved(request, serial, number), Kind.RESERVED, request)
+    assert protocol.unpack_created(body) == (serial, number)
+    body = body_of(protocol.pack_commit(request, serial, number), Kind.COMMIT, request)
+    assert protocol.unpack_commit(body) == (serial, number)
+    frame = protocol.pack_committed(request, is_written=is_written)
+    body = body_of(frame, Kind.COMMITTED, request)
+    assert protocol.unpack_committed(body) is is_written
+    with pytest.raises(MalformedFrameError):
+        protocol.unpack_committed(memoryview(b""))
 
 
 @given(NUMBERS, st.lists(IDS, min_size=1, max_size=20), TIMES, st.integers(0, 100))
@@ -87,7 +113,7 @@ def test_got_survives_the_wire(copies: list[Copy | None]) -> None:
 
 
 def test_other_frames_survive_the_wire() -> None:
-    assert protocol.unpack_hello(body_of(protocol.pack_hello(b"me"), Kind.HELLO, 0)) == (3, b"me")
+    assert protocol.unpack_hello(body_of(protocol.pack_hello(b"me"), Kind.HELLO, 0)) == (4, b"me")
     seal = protocol.pack_seal(5, keeps_pin=True)
     assert protocol.unpack_seal(body_of(seal, Kind.SEAL, 0)) == (5, True)
     assert protocol.unpack_abort(body_of(protocol.pack_abort(5), Kind.ABORT, 0)) == 5
@@ -95,7 +121,7 @@ def test_other_frames_survive_the_wire() -> None:
     pins = [(1, 2), (1 << 60, 3)]
     assert protocol.unpack_release(body_of(protocol.pack_release(pins), Kind.RELEASE, 0)) == pins
     welcome = body_of(protocol.pack_welcome(1 << 40), Kind.WELCOME, 0)
-    assert protocol.unpack_welcome(welcome) == (3, 1 << 40)
+    assert protocol.unpack_welcome(welcome) == (4, 1 << 40)
     refused = body_of(protocol.pack_refused("no: é"), Kind.REFUSED, 0)
     assert protocol.unpack_refused(refused) == "no: é"
     assert protocol.unpack_created(body_of(protocol.pack_created(3, 4, 5), Kind.CREATED, 3)) == (

@@ -66,6 +66,7 @@ class ScriptedGcs(
         self.job_lists = 0
         self.unregistered: list[bytes] = []
         self.knows_node = True
+        self.life = 1
         self.accepts_started = True
         self.queues: list[asyncio.Queue[Any]] = []
         self.server: SecureServer | None = None
@@ -111,7 +112,7 @@ class ScriptedGcs(
 
     async def ReportResources(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.reports.append(request)
-        return gcs_pb2.ReportResourcesReply(known=self.knows_node)
+        return gcs_pb2.ReportResourcesReply(known=self.knows_node, gcs_life=self.life)
 
     async def Add(self, request: Any, context: Any) -> Any:  # noqa: N802
         job_id = (len(self.jobs) + 1).to_bytes(4, "big")

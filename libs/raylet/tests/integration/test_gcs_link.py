@@ -105,13 +105,39 @@ def test_resources_are_reported_when_they_change_and_demand_with_them(
         await driver.lease(CPU=2)
         await wait_until(lambda: cluster.gcs.reports[-1].available.amounts.get("CPU", 0) == 0)
         driver.request(CPU=1)
-        await wait_until(lambda: cluster.gcs.reports[-1].demands)
-        demand = cluster.gcs.reports[-1].demands[0]
+        (demand,) = await wait_until(lambda: demands_told(cluster.gcs))
         assert (dict(demand.shape.amounts), demand.count) == ({"CPU": 10_000}, 1)
         versions = [report.version for report in cluster.gcs.reports]
         assert versions == sorted(set(versions))
 
     play(test)
+
+
+def test_demand_is_told_once_to_each_gcs_and_again_when_it_is_gone(
+    play: Any, wait_until: Any
+) -> None:
+    async def test(cluster: Any) -> None:
+        gcs = cluster.gcs
+        driver = await cluster.driver()
+        number = driver.request(GPU=1)
+        (demand,) = await wait_until(lambda: demands_told(gcs))
+        assert demand.infeasible
+        seen = len(gcs.reports)
+        await wait_until(lambda: len(gcs.reports) >= seen + 2)
+        assert not any(report.has_demands for report in gcs.reports[seen:])
+        gcs.life = 2
+        seen = len(gcs.reports)
+        await wait_until(lambda: any(report.demands for report in gcs.reports[seen:]))
+        driver.send(node.CancelLeaseRequest(number))
+        await wait_until(lambda: demands_told(gcs) == [])
+
+    play(test)
+
+
+def demands_told(gcs: Any) -> list[Any]:
+    """What the GCS was last told."""
+    told = [report for report in gcs.reports if report.has_demands]
+    return list(told[-1].demands) if told else []
 
 
 def test_node_that_the_gcs_gave_up_stops(play: Any) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from libs.raylet.tests.integration.transfer_nodes import MakeNode, served_bytes
+from skate_object_store import FullReason, StoreConfig
+from skate_object_store.protocol import unpack_fullness
 from skate_rpc import node_protocol as node
 
 
@@ -42,6 +47,63 @@ def test_large_object_comes_in_pieces_from_both_holders(play_nodes: Any, wait_un
         assert hashlib.sha256(found).digest() == hashlib.sha256(content).digest()
         await wait_until(lambda: served_bytes(left) + served_bytes(right) == len(content))
         assert min(served_bytes(left), served_bytes(right)) > 0
+
+    play_nodes(test)
+
+
+def test_copy_is_received_while_its_pages_come(play_nodes: Any) -> None:
+    """From two holders at once, into memory that is cold, and then into the same, warm."""
+
+    async def test(make: MakeNode) -> None:
+        cold = StoreConfig(commit_ahead_min_bytes=0)
+        near = make("near", split_bytes=8 << 20, piece_bytes=5 << 20, store_config=cold)
+        left, right = make("left"), make("right")
+        content = os.urandom((50 << 20) + 17)
+        digest = hashlib.sha256(content).digest()
+        object_id = left.put(content)
+        right.store.put(object_id, [content])
+        for pull_id in (1, 2):
+            ended = await near.pull(object_id, len(content), left, right)
+            assert ended == node.PullEnded(pull_id)
+            found = near.content(object_id)
+            assert found is not None
+            assert hashlib.sha256(found).digest() == digest
+            near.store.delete([object_id])
+            near.store.contains(object_id)
+
+    play_nodes(test)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "skate-test", str(place)]
+    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    # Lazily: the arena's file is unlinked but may be mapped until the client's views are gone.
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.invariant("I1")
+def test_memory_that_ends_in_mid_transfer_is_a_full_store_and_no_signal(
+    play_nodes: Any, small_disk: Path
+) -> None:
+    """The store was promised more than the machine has; the next, smaller pull works."""
+
+    async def test(make: MakeNode) -> None:
+        short = StoreConfig(commit_ahead_min_bytes=0, arena_directory=str(small_disk))
+        near, far = make("near", store_config=short, room_wait_s=0.5), make("far")
+        large, small = far.put(os.urandom(40 << 20)), far.put(b"x" * (20 << 20))
+        ended = await near.pull(large, 40 << 20, far)
+        assert (ended.kind, ended.lost_at) == ("full", [])
+        assert unpack_fullness(ended.fullness).reason is FullReason.MACHINE_SHORT
+        assert near.content(large) is None
+        assert await near.pull(small, 20 << 20, far) == node.PullEnded(2)
+        assert near.content(small) == b"x" * (20 << 20)
+        assert near.server.statistics().unsealed_bytes == 0
 
     play_nodes(test)
 

@@ -29,7 +29,12 @@ class Node:
         capacity_bytes = options.pop("capacity_bytes", 100 << 20)
         token = options.pop("token", TOKEN)
         path = str(folder / f"{name}.sock")
-        self.server = StoreServer(path, capacity_bytes, handshake=lambda: ServerHandshake(token))
+        self.server = StoreServer(
+            path,
+            capacity_bytes,
+            handshake=lambda: ServerHandshake(token),
+            config=options.pop("store_config", None),
+        )
         self.server.start()
         self.store = StoreClient(self.server.endpoint, handshake=ClientHandshake(token))
         self.asked: dict[int, asyncio.Future[node.PullEnded]] = {}

@@ -199,6 +199,9 @@ class World:
             node_id = self.random.choice(NODES[1:])
             self.dead[node_id] = None
             self.tell(on.NodeGone(node_id, "killed"))
+        elif choice < 0.76 and self.copies:
+            object_id = self.random.choice(list(self.copies))  # in whatever stage it is
+            self.tell(on.RoomWithdrawn(object_id, "the machine is short of memory"))
         elif choice < 0.78 and self.sealed:
             del self.sealed[self.random.choice(list(self.sealed))]  # evicted
         self.advance(self.random.choice([0.0, 0.01, 0.5, 3.0]))

@@ -285,6 +285,29 @@ def test_removal_refuses_who_waits_for_a_worker_or_for_room(node):
     assert [one.request_id for one in node.take(do.RefuseLease)] == [after]
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_task_without_a_worker_outlives_its_bundle_but_not_its_group(node, is_gone):
+    node.prepare(1)
+    strategy = on.Strategy(group_id=GROUP, bundle_index=0)
+    slow = on.LeaseRequested(b"driver", 50, JOB, amounts(1), strategy=strategy)
+    node.now_s += 0.001
+    commands = node.machine.handle(slow, node.now_s)  # its worker is starting
+    (start,) = [command for command in commands if isinstance(command, do.StartWorker)]
+    if is_gone:
+        node.tell(on.GroupGone(GROUP, "gone"))
+    node.give_back(0)
+    refused = [(one.request_id, one.kind) for one in node.take(do.RefuseLease)]
+    if is_gone:
+        assert refused == [(50, "placement_group_removed")]
+        return
+    assert refused == []
+    node.tell(on.WorkerRegistered(start.startup_id, b"late"))
+    assert node.take(do.GrantLease) == []
+    assert node.prepare(1, attempt=2) == ""
+    (grant,) = node.take(do.GrantLease)
+    assert grant.request_id == 50
+
+
 def test_bundle_can_be_set_aside_again_once_its_users_are_gone(node):
     node.prepare(1)
     node.ask()
@@ -371,6 +394,21 @@ def test_request_for_a_group_that_nobody_told_of_is_asked_about_once_and_waits()
     node.see()
     assert asks(node) == []
     node.see(THERE)
+    assert len(asks(node)) == 2
+
+
+def test_answer_that_is_older_than_the_news_changes_nothing():
+    node = two_nodes()
+    node.ask()
+    assert node.take(do.AskForGroup) == [do.AskForGroup(GROUP)]
+    node.see(THERE)
+    for late in (
+        on.GroupSeen(GROUP, (), is_answer=True),
+        on.GroupGone(GROUP, "The cluster does not know it.", is_answer=True),
+    ):
+        node.tell(late)
+    assert node.take(do.RefuseLease) == []
+    node.ask()
     assert len(asks(node)) == 2
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from skate_raylet.service.explain import SUBJECTS_MAX, explain
 from skate_raylet.service.wait_snapshot import SETTLED_S, Snapshot
 from skate_rpc import wait_report as report
+from skate_rpc.node_protocol import PlacementGroupView
 from skate_rpc.wait_report import (
     ActorRow,
     BlockedRow,
@@ -40,10 +41,12 @@ class Cluster:
         processes = [self.driver, self.worker]
         self.node = NodeWaits(b"N" * 28, "first", "", dict(ONE_GPU), processes)
         self.actors: list[ActorRow] = []
+        self.groups: list[PlacementGroupView] = []
 
     def why(self, prefix: bytes | str, asked_for_s: float = 0.1) -> list[Any]:
         text = prefix if isinstance(prefix, str) else prefix.hex()
-        return explain(text, Snapshot([self.node], self.actors), asked_for_s)
+        snapshot = Snapshot([self.node], self.actors, self.groups, unix_s=1000.0)
+        return explain(text, snapshot, asked_for_s)
 
     def runs(self, number: int, waits_for: int | None = None, waited_s: float = 5.0) -> None:
         """A task of the driver runs on the worker, and waits there for another one's value."""
@@ -183,3 +186,75 @@ def test_circle_of_waits_does_not_make_the_text_endless() -> None:
     (found,) = cluster.why(task_id(1))
     assert len(found.circle) == 2
     assert "It was named above." in str(found)
+
+
+GROUP, OTHER = b"G" * 18, b"H" * 18
+
+
+def group(group_id: bytes, state: str, *node_ids: bytes, **fields: Any) -> PlacementGroupView:
+    bundles = [dict(ONE_GPU) for _ in node_ids]
+    return PlacementGroupView(
+        group_id, state, strategy="PACK", bundles=bundles, node_ids=list(node_ids), **fields
+    )
+
+
+def test_group_that_waits_says_what_it_needs_who_holds_it_and_since_when() -> None:
+    cluster = Cluster()
+    cluster.node.total = {"GPU": 40_000}
+    cluster.runs(1)
+    cluster.node.leases.append(LeaseRow(WORKER, DRIVER, {"GPU": 5_000, "CPU": 10_000}))
+    inside = LeaseRow(b"V" * 28, DRIVER, dict(ONE_GPU), group_id=OTHER)
+    cluster.node.leases.append(inside)
+    cluster.groups = [
+        group(
+            GROUP,
+            "PENDING",
+            b"",
+            b"",
+            name="train",
+            pending_reason="It needs GPU 2.",
+            pending_since_s=988.0,
+            attempts=3,
+        ),
+        group(OTHER, "CREATED", cluster.node.node_id, cluster.node.node_id),
+    ]
+
+    (found,) = cluster.why(GROUP)
+
+    assert (found.kind, found.state) == ("placement group", "PENDING")
+    assert found.subject == f"placement group train ({GROUP.hex()})"
+    reason, held = found.lines
+    assert reason == "It needs GPU 2. It has waited for 12.0 s, in 3 attempts."
+    where = "on node 4e4e4e4e4e4e (first)"
+    assert held == (
+        f"Of what it needs is held: GPU 2 by placement group ({OTHER.hex()}) {where};"
+        f" GPU 0.5 by task f1 ({task_id(1).hex()}) {where}."
+    )
+
+
+def test_group_that_no_node_could_hold_names_no_holders() -> None:
+    cluster = Cluster()
+    cluster.node.leases.append(LeaseRow(WORKER, DRIVER, dict(ONE_GPU)))
+    wanted = group(GROUP, "PENDING", b"", pending_reason="No nodes can ever hold it.")
+    wanted.bundles = [{"GPU": 20_000}]
+    cluster.groups = [wanted]
+    assert cluster.why(GROUP)[0].lines == ("No nodes can ever hold it.",)
+
+
+def test_group_that_lost_a_bundle_says_where_the_others_are() -> None:
+    cluster = Cluster()
+    place = cluster.node.node_id
+    cluster.groups = [group(GROUP, "RESCHEDULING", place, b"", place, pending_reason="It waits.")]
+    placed, reason = cluster.why(GROUP)[0].lines[:2]
+    assert placed == "Bundles 0, 2: node 4e4e4e4e4e4e (first)."
+    assert reason == "It waits."
+
+
+def test_group_that_is_there_or_removed_says_so() -> None:
+    cluster = Cluster()
+    cluster.groups = [
+        group(GROUP, "CREATED", cluster.node.node_id),
+        group(OTHER, "REMOVED", b"", removal_reason="Its job has finished."),
+    ]
+    assert cluster.why(GROUP)[0].lines == ("Bundle 0: node 4e4e4e4e4e4e (first).",)
+    assert cluster.why(OTHER)[0].lines == ("It was removed: Its job has finished.",)

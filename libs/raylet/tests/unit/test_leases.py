@@ -322,7 +322,7 @@ def test_impossible_request_without_a_grace_waits_and_is_demand(make_desk: Any) 
     desk.request(1, GPU=1)
     desk.tell(on.TimePassed(), after_s=1e6)
     (demand,) = desk.machine.demands()
-    assert (demand.shape, demand.count, demand.is_infeasible) == (
+    assert (demand.shape, demand.requests, demand.is_infeasible) == (
         ResourceSet.from_amounts({"GPU": 1}),
         1,
         True,

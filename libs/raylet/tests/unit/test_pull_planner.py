@@ -179,6 +179,44 @@ def test_pull_larger_than_the_store_is_full_at_once() -> None:
     assert said == [on.EndPull(b"p", 1, "full", "never")]
 
 
+def test_room_that_is_withdrawn_is_asked_for_again_until_the_pull_ends_full() -> None:
+    desk = Desk(room_wait_s=1.0, retry_pause_s=0.5)
+    said = desk.fetching(b"x", b"a")
+    ends: list[Any] = []
+    for attempt in range(1, 10):
+        assert isinstance(said[0], on.FetchRange)
+        said = desk.tell(on.RoomWithdrawn(b"x", "no memory", b"account"))
+        assert said == [on.StopRange(b"x", attempt)]
+        assert desk.tell(on.RoomWithdrawn(b"x", "no memory", b"account")) == []
+        assert desk.tell(on.RangeFailed(b"x", attempt, 3, "stopped")) == [on.DropCopy(b"x")]
+        ends = desk.tell(on.CopyDropped(b"x"), after_s=0.1)
+        if ends:
+            break
+        assert desk.sleep() == [on.MakeRoom(b"x", 10, OWNER)]
+        said = desk.tell(on.RoomMade(b"x"))
+    assert ends == [on.EndPull(b"p", 1, "full", "no memory", (), b"account")]
+    assert 1.0 <= desk.now_s < 2.0
+
+
+def test_room_withdrawn_after_the_end_changes_nothing() -> None:
+    desk = Desk()
+    assert desk.tell(on.RoomWithdrawn(b"x", "no memory")) == []
+    desk.fetching(b"x", b"a")
+    assert desk.tell(on.RangeFetched(b"x", 1)) == [on.SealCopy(b"x")]
+    assert desk.tell(on.RoomWithdrawn(b"x", "no memory")) == []
+    assert desk.tell(on.CopySealed(b"x")) == [on.EndPull(b"p", 1)]
+
+
+def test_object_made_anew_while_its_room_is_withdrawn_is_fetched_with_its_own_size() -> None:
+    desk = Desk()
+    desk.fetching(b"x", b"a", size=10)
+    desk.tell(on.RoomWithdrawn(b"x", "no memory"))
+    desk.ask(b"x", b"a", size=30)
+    assert desk.tell(on.RangeFailed(b"x", 1, 0, "stopped")) == [on.DropCopy(b"x")]
+    assert desk.tell(on.CopyDropped(b"x")) == []
+    assert desk.sleep() == [on.MakeRoom(b"x", 30, OWNER)]
+
+
 def test_source_without_the_object_is_not_asked_twice_and_is_named() -> None:
     desk = Desk()
     desk.fetching(b"x", b"a", b"b")

@@ -99,7 +99,8 @@ class Station:
         self.logs = DriverLogs(self.process, tailer)
         nothing: Any = None
         self.objects = ObjectReporter(nothing, "", self.processes, nothing, nothing, nothing)
-        self.waits = WaitReporter(nothing, "", self.processes, desk.machine, nothing, nothing)
+        lists: Any = (nothing, nothing, nothing)
+        self.waits = WaitReporter(nothing, "", self.processes, desk.machine, *lists)
         client: Any = SimpleNamespace(groups=SimpleNamespace(get=self.find_group))
         self.groups = GroupDesk(client, b"here", self.tell, list)
         worker = self.worker = SimpleNamespace(intent="")
@@ -193,7 +194,9 @@ class Station:
         leases = [
             (lease.lease_id, repr(lease.state), lease.is_blocked) for lease in machine.leases()
         ]
-        waiting = [(w.holder_id, repr(w.needs)) for w in machine.waiting(self.desk.now_s)]
+        waiting = [
+            (w.holder_id, repr(w.needs), w.backlog) for w in machine.waiting(self.desk.now_s)
+        ]
         return (
             list(self.noted),
             leases,
@@ -223,6 +226,12 @@ def cancelled_request(station: Station) -> Scene:
     for number in (1, 2, 3):
         station.say(node.RequestLease(number, {"CPU": 20_000}))
     return Scene(node.CancelLeaseRequest(3))
+
+
+def told_backlog(station: Station) -> Scene:
+    station.lease()
+    station.say(node.RequestLease(9, {"CPU": 20_000}))
+    return Scene(node.TellBacklog([(9, 5)]), lambda: station.say(node.TellBacklog([(9, 3)])))
 
 
 def returned_lease(station: Station) -> Scene:
@@ -295,6 +304,7 @@ SCENES: dict[type, Play] = {
         node.RequestLease(1, {"CPU": 10_000}), lambda: station.say(node.CancelLeaseRequest(1))
     ),
     node.CancelLeaseRequest: cancelled_request,
+    node.TellBacklog: told_backlog,
     node.ReturnLease: returned_lease,
     node.Blocked: blocked,
     node.Unblocked: unblocked,

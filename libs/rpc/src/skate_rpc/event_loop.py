@@ -62,9 +62,9 @@ class _Timer:
     __slots__ = ("args", "callback", "is_cancelled")
 
     def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self.callback = callback
-        self.args = args
-        self.is_cancelled = False
+        self.callback: Callable[..., Any] = callback
+        self.args: tuple[Any, ...] = args
+        self.is_cancelled: bool = False
 
     def cancel(self) -> None:
         self.is_cancelled = True

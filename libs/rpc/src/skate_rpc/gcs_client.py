@@ -96,6 +96,15 @@ class NodeClient:
             "NodeService.ReportResources", self._stub.ReportResources, report, timeout_s
         )
 
+    async def list_demands(self, *, timeout_s: float | None = None) -> gcs_pb2.ListDemandsReply:
+        """What waits for room in the whole cluster, by shape. Amounts are in units of 1e-4."""
+        return await self._caller.unary(
+            "NodeService.ListDemands",
+            self._stub.ListDemands,
+            gcs_pb2.ListDemandsRequest(),
+            timeout_s,
+        )
+
 
 class JobClient:
     """JobService: one job per driver."""

@@ -45,6 +45,7 @@ _TABLE = (
     # Repeated, it states the same wish; the node asks itself again whether it is idle.
     Method("NodeService", "Drain", _IDEMPOTENT, "node_id"),
     Method("NodeService", "ReportResources", _IDEMPOTENT, "node_id and version"),
+    Method("NodeService", "ListDemands", _READ, ""),
     Method("JobService", "Add", _IDEMPOTENT, "the driver's worker_id"),
     Method("JobService", "Finish", _IDEMPOTENT, "job_id"),
     Method("JobService", "List", _READ, ""),

@@ -31,6 +31,7 @@ _TABLE = (
     Message(node.RegisterProcess, _ONCE, "the connection"),
     Message(node.RequestLease, _ONCE, SERIAL),
     Message(node.CancelLeaseRequest, _ONCE, "request_id, which is not used again"),
+    Message(node.TellBacklog, _ONCE, SERIAL),  # an old number must not replace a newer one
     Message(node.ReturnLease, _ONCE, "lease_id"),
     Message(node.Blocked, _ONCE, SERIAL),  # late ones would lend what is used again
     Message(node.Unblocked, _ONCE, SERIAL),

@@ -67,7 +67,7 @@ class RequestLease(NodeMessage, tag=2):
     request_id: int  # the process's own counter
     resources: dict[str, int]
     env_vars: dict[str, str] = {}
-    backlog: int = 0  # tasks that wait behind this request, for demand reports
+    backlog: int = 0  # tasks for which no worker is asked yet, as in TellBacklog
     trace_parent: str = ""
     is_spread: bool = False  # the nodes take turns
     node_id: bytes = b""  # this node, if it is not empty
@@ -85,6 +85,17 @@ class CancelLeaseRequest(NodeMessage, tag=3):
     """Withdraw a request; a grant may already be on its way and must then be returned."""
 
     request_id: int
+
+
+class TellBacklog(NodeMessage, tag=17):
+    """How many tasks wait for a worker that none is asked for, for reports of demand.
+
+    A process asks for few workers at a time for tasks that are alike, and names the rest at *one*
+    of these requests. Sent at most twice a second, and only when it has changed.
+    """
+
+    backlogs: list[tuple[int, int]]  # of requests, by id, that have not been answered
+    serial: int = 0
 
 
 class ReturnLease(NodeMessage, tag=4):
@@ -761,6 +772,7 @@ FromProcess = (
     RegisterProcess
     | RequestLease
     | CancelLeaseRequest
+    | TellBacklog
     | ReturnLease
     | Blocked
     | Unblocked

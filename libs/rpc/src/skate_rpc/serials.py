@@ -38,9 +38,9 @@ class Serials:
 
     def __init__(self, ends: int = 0) -> None:
         """``ends``: how many processes this one has taken for dead so far."""
-        self.sent = itertools.count((ends << COUNT_BITS) + 1)
-        self.received = Received()
-        self.lines = 0  # open connections that share this
+        self.sent: itertools.count[int] = itertools.count((ends << COUNT_BITS) + 1)
+        self.received: Received = Received()
+        self.lines: int = 0  # open connections that share this
 
 
 class Received:

@@ -88,8 +88,10 @@ class StreamConnection(Generic[In, Out]):
         peer: str,
     ) -> None:
         self.peer = peer
-        self.is_closed = False  # nothing more can be sent
-        self.has_ended = False  # nothing more will be delivered either; on_close has been called
+        self.is_closed: bool = False  # nothing more can be sent
+        self.has_ended: bool = (
+            False  # nothing more will be delivered either; on_close has been called
+        )
         self.context: Any = None  # for the owner of the connection: who the peer is
         self._sock = sock
         self._fd = sock.fileno()

@@ -92,6 +92,7 @@ class LeaseRow(msgspec.Struct, array_like=True, gc=False):
     holder_id: bytes
     holds: dict[str, int]
     actor_id: bytes = b""
+    group_id: bytes = b""  # it is inside this placement group, and holds of its bundle
 
 
 class ActorRow(msgspec.Struct, array_like=True, gc=False):
@@ -129,7 +130,7 @@ class Explanation(msgspec.Struct, array_like=True, frozen=True):
     """Why something waits, or what it does. ``str()`` gives the whole text."""
 
     subject: str  # "task f (8f3a...)"
-    kind: str  # "task", "object", "actor", "node", "worker"
+    kind: str  # "task", "object", "actor", "placement group", "node", "worker"
     state: str  # by Ray's names; "" when nothing is known
     lines: tuple[str, ...] = ()  # sentences; what something waits for follows it, indented
     circle: tuple[str, ...] = ()  # when it waits in or for a circle: who waits for whom, in order

@@ -74,6 +74,7 @@ class SimGcs:
         if isinstance(event, on.ActorStarted) and do.Reply(answers.Accepted(True)) in commands:
             world.oracle.gcs_accepted(event.actor_id, event.incarnation, event.address)
         self.machine.check_invariants()
+        world.groups.gcs_changed()
         self._plan_tick()
 
     def holds_dead(self, node_id: bytes) -> bool:

@@ -135,6 +135,7 @@ class SimLink:
         self._beat: Alarm | None = None
         self._is_sending = False
         self._pause_s = RETRY_FIRST_S
+        self.is_started = False
 
     def ask(self, request: Any, done: Callable[[Any, RpcError | None], None]) -> None:
         """Make one call, with the client's repetitions."""
@@ -177,7 +178,8 @@ class SimLink:
     # ---- heartbeat ----
 
     def start(self) -> None:
-        """The node is registered."""
+        """The node is registered, and has heard of it."""
+        self.is_started = True
         self._send()
         self.subscribe()
 

@@ -12,10 +12,12 @@ from skate_scheduler import CPU, ResourceSet
 from skate_sim.plans import ActorPlan, Plan
 from skate_worker.errors import (
     ActorDiedError,
+    ActorPlacementGroupRemovedError,
     ActorUnavailableError,
     ActorUnschedulableError,
     LocalRayletDiedError,
     TaskCancelledError,
+    TaskPlacementGroupRemovedError,
     TaskUnschedulableError,
     WorkerCrashedError,
 )
@@ -36,6 +38,7 @@ _RUNTIME_ERRORS = (
     ActorUnavailableError,
     ActorUnschedulableError,
 )
+_GROUP_REMOVED = (TaskPlacementGroupRemovedError, ActorPlacementGroupRemovedError)
 
 
 class Violation(AssertionError):
@@ -65,6 +68,8 @@ class Oracle:
         if plan.task_id in self._cancelled and len(starts) == 1 and plan.is_settled:
             raise Violation(f"I21: {plan.name} starts after its cancellation was confirmed")
         self._check_starts(plan)
+        if plan.group_id:
+            self._world.groups.starts_inside(plan.name, plan.group_id, process)
         if plan.actor_id:
             peer = process.executor.caller
             key = (plan.caller, plan.actor_id, process.executor.incarnation, id(peer))
@@ -115,7 +120,11 @@ class Oracle:
         assert isinstance(stored, ErrorValue)
         error = stored.error
         self._world.count(type(error).__name__)
-        if not isinstance(error, _RUNTIME_ERRORS):
+        if isinstance(error, _GROUP_REMOVED):
+            actor = self._world.actors.get(plan.actor_id)
+            group_id = plan.group_id if actor is None else actor.group_id
+            self._world.groups.failed_as_removed(plan.name, group_id)
+        elif not isinstance(error, _RUNTIME_ERRORS):
             is_meant = "on purpose" in str(error) and plan.raises
             if not is_meant and plan.task_id not in self._cancelled:
                 raise Violation(f"{plan.name} failed with {error!r}")
@@ -152,6 +161,9 @@ class Oracle:
         if (actor_id, incarnation) in self._constructors:
             raise Violation(f"I10: life {incarnation} of an actor starts twice")
         self._constructors[actor_id, incarnation] = process
+        actor = self._world.actors[actor_id]
+        if actor.group_id:
+            self._world.groups.starts_inside(actor.name, actor.group_id, process)
 
     def gcs_accepted(self, actor_id: bytes, incarnation: int, where: Address) -> None:
         """The GCS told a node that this life of the actor may go on."""

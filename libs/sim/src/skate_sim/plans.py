@@ -32,6 +32,7 @@ class Plan:
     actor_id: bytes = b""
     is_settled: bool = False
     resolves_s: float = 0.0  # of a call: so long its arguments are not there
+    group_id: bytes = b""  # inside this placement group
 
 
 @dataclass(slots=True)
@@ -54,3 +55,20 @@ class ActorPlan:
     is_doomed: bool = False  # it could not be registered
     is_registered: bool = False  # so that others than its creator may have its handle
     creator: str = ""
+    group_id: bytes = b""  # inside this placement group
+
+
+@dataclass(slots=True)
+class GroupPlan:
+    """One placement group. Amounts of bundles by name."""
+
+    name: str
+    group_id: bytes
+    strategy: str
+    bundles: tuple[dict[str, float], ...]
+    is_detached: bool = False
+    creator: str = ""
+    job_id: bytes = b""
+    is_known: bool = False  # the GCS acknowledged it
+    is_removed: bool = False  # by the user, or with its job: what is inside may fail
+    holds: bool = False  # an actor holds CPUs of it for as long as it lives

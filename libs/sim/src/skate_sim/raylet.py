@@ -144,6 +144,7 @@ class SimRaylet:
                 for command in self.machine.handle(one, world.agenda.now_s):
                     self._perform(command)
                 world.oracle.check_node(self)
+                world.groups.node_changed(self)
         finally:
             self._is_running = False
         self._plan_wakeup()
@@ -356,19 +357,19 @@ class SimRaylet:
             if error is not None:
                 self.tell(on.GroupUnanswered(group_id))
             elif answer.record is None:
-                self.tell(on.GroupGone(group_id, "The cluster does not know it."))
+                self.tell(on.GroupGone(group_id, "The cluster does not know it.", is_answer=True))
             else:
-                self._take_group(answer.record)
+                self._take_group(answer.record, is_answer=True)
 
         self.link.ask(gcs_on.GetGroup(group_id), done)
 
-    def _take_group(self, record: PlacementGroupRecord) -> None:
+    def _take_group(self, record: PlacementGroupRecord, *, is_answer: bool = False) -> None:
         group_id = record.spec.group_id
         if record.is_removed:
-            self.tell(on.GroupGone(group_id, record.removal_reason))
+            self.tell(on.GroupGone(group_id, record.removal_reason, is_answer))
         else:
             is_usable = record.state.name in USABLE
-            self.tell(on.GroupSeen(group_id, record.node_ids if is_usable else ()))
+            self.tell(on.GroupSeen(group_id, record.node_ids if is_usable else (), is_answer))
 
     # ---- worker processes ----
 
@@ -540,6 +541,8 @@ class SimRaylet:
                 )
             case node.CancelLeaseRequest(request_id):
                 self.tell(on.LeaseRequestCancelled(worker_id, request_id))
+            case node.TellBacklog(backlogs):
+                self.tell(on.BacklogTold(worker_id, tuple(backlogs)))
             case node.ReturnLease(lease_id, discard):
                 self.tell(on.LeaseReturned(worker_id, lease_id, discard))
             case node.Blocked():
@@ -611,6 +614,10 @@ def _job(driver: Address) -> JobRecord:
 
 
 def _strategy_of(message: node.RequestLease) -> on.Strategy:
+    if message.placement_group_id:
+        return on.Strategy(group_id=message.placement_group_id, bundle_index=message.bundle_index)
     if message.node_id or message.is_spread:
-        return on.Strategy(message.is_spread, message.node_id, message.is_soft)
+        return on.Strategy(
+            message.is_spread, message.node_id, message.is_soft, message.is_impatient
+        )
     return on.DEFAULT_STRATEGY

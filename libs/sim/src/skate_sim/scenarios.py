@@ -12,6 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from skate_rpc import node_protocol as node
+from skate_sim.group_actions import create_group, create_inside, remove_group, run_inside
 from skate_sim.network import NetworkHabits
 from skate_sim.plans import ActorPlan, Plan
 from skate_worker.specs import Strategy
@@ -100,7 +101,21 @@ MIXES: Final[dict[str, _Mix]] = {
         0.25,
     ),
 }
+_WITHOUT_GROUPS: Final = tuple(MIXES)
+_EVERYTHING: Final = MIXES["everything"]
+MIXES["groups"] = _Mix(
+    {
+        **_EVERYTHING.work,
+        "create_group": 6.0,
+        "remove_group": 2.0,
+        "run_inside": 10.0,
+        "create_inside": 3.0,
+    },
+    {**_EVERYTHING.faults, "crash_gcs": 2.0},
+    0.2,
+)
 NAMES: Final = tuple(MIXES)
+GROUPS_SHARE: Final = 0.25  # of all seeds
 # Every node has room in "slot" for a task beside all actors that hold some of it while they live;
 # of what they hold for ever, a task that is bound to their node could rightly wait for ever.
 TOTALS: Final[tuple[dict[str, float], ...]] = (
@@ -115,7 +130,9 @@ ALL: Final[dict[str, float]] = {"CPU": 4, "GPU": 1, "disk": 1, "slot": 2}
 def draw(seed: int, name: str = "") -> Scenario:
     """The scenario of a seed; ``name`` empty: the seed chooses that too."""
     random = Random(f"scenario {seed}")
-    chosen = random.choice(NAMES)
+    chosen = random.choice(_WITHOUT_GROUPS)
+    if Random(f"groups {seed}").random() < GROUPS_SHARE:
+        chosen = "groups"
     name = name or chosen
     mix = MIXES[name]
     is_calm = name == "calm"
@@ -132,7 +149,7 @@ def draw(seed: int, name: str = "") -> Scenario:
         kind = random.choices(list(weights), list(weights.values()))[0]
         at_s = random.uniform(0.3, 1.0 if is_calm and not is_fault else seconds)
         actions.append(Action(number, at_s, kind, ACTIONS[kind]))
-    is_rough = name in ("network", "gcs", "fences", "everything")
+    is_rough = name in ("network", "gcs", "fences", "everything", "groups")
     return Scenario(
         seed,
         name,
@@ -148,7 +165,9 @@ def draw(seed: int, name: str = "") -> Scenario:
         )
         if not is_calm
         else CALM,
-        gcs_crash_rate=random.choice((0.0, 0.02)) if name in ("gcs", "everything") else 0.0,
+        gcs_crash_rate=random.choice((0.0, 0.02))
+        if name in ("gcs", "everything", "groups")
+        else 0.0,
         start_failure_rate=0.0 if is_calm else random.choice((0.0, 0.0, 0.1)),
         is_calm=is_calm,
         loses_messages=not is_calm,
@@ -170,7 +189,9 @@ def _strategy(world: World, random: Random) -> Strategy | None:
     if kind < 0.85:
         return Strategy(is_spread=True)
     raylets = list(world.raylets.values())
-    return Strategy(node_id=random.choice(raylets).node_id, is_soft=True)
+    node_id = random.choice(raylets).node_id
+    # A node's CPUs may all be in bundles, for ever; who insists on it would rightly wait.
+    return Strategy(node_id=node_id, is_soft=True, is_impatient=world.scenario.name == "groups")
 
 
 def _task(world: World, random: Random, name: str) -> Plan:
@@ -434,6 +455,10 @@ ACTIONS: Final[dict[str, Play]] = {
         nest,
         cancel,
         create,
+        create_group,
+        create_inside,
+        remove_group,
+        run_inside,
         call,
         end_actor,
         kill_actor,

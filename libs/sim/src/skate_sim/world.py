@@ -25,6 +25,7 @@ from skate_rpc import node_protocol as node
 from skate_rpc.stream import TCP_SILENCE_S
 from skate_sim.agenda import Agenda
 from skate_sim.gcs import SimGcs
+from skate_sim.groups import Groups, request_of
 from skate_sim.journal import Journal
 from skate_sim.network import Network
 from skate_sim.oracle import Oracle, Violation
@@ -42,6 +43,7 @@ QUIET_S = 60.0  # for leases, workers and reports to be given back once the prog
 POLL_S = 0.5
 UNITS = 10_000
 _PADDING = re.compile(r"(\\x00){4,}")  # of ids, in a trace
+HOME_OF_GROUPS: dict[str, float] = {"CPU": 16, "disk": 4, "slot": 2}
 HOME: dict[str, float] = {"CPU": 8, "GPU": 1, "disk": 2, "slot": 4}  # room for all that is left
 
 
@@ -60,6 +62,7 @@ class World:
         self.network = Network(self.agenda, Random(f"network {seed}"), scenario.habits)
         self.sockets = SimSockets(self.network)
         self.oracle = Oracle(self)
+        self.groups = Groups(self)
         self.counts: Counter[str] = Counter()
         self.loses_messages = scenario.loses_messages
         self.gcs = SimGcs(self, Random(f"gcs {seed}"))
@@ -211,6 +214,9 @@ class World:
             is_spread=strategy is not None and strategy.is_spread,
             node_id=b"" if strategy is None else strategy.node_id,
             is_soft=strategy is not None and strategy.is_soft,
+            is_impatient=strategy is not None and strategy.is_impatient,
+            placement_group_id=b"" if strategy is None else strategy.group_id,
+            bundle_index=-1 if strategy is None else strategy.bundle_index,
         )
 
         plan.creator = process.name
@@ -229,6 +235,8 @@ class World:
     ) -> tuple[Any, Callable[[Any], bytes]]:
         """What the gateway asks the GCS for a process's call, and how it answers."""
         encode = msgspec.msgpack.encode
+        if call.method.endswith("_placement_group"):
+            return request_of(process, raylet, call), lambda _: encode(None)
         if call.method == "register_actor":
             body = msgspec.msgpack.decode(call.body, type=node.ActorRegistration)
             owner = Address(raylet.node_id, process.worker_id, process.endpoint)
@@ -241,7 +249,14 @@ class World:
                 placement_resources=body.placement_resources,
                 running_resources=body.running_resources,
                 creation_task=body.creation_task,
-                strategy=GcsStrategy(body.is_spread, body.node_id, body.is_soft),
+                strategy=GcsStrategy(
+                    body.is_spread,
+                    body.node_id,
+                    body.is_soft,
+                    body.is_impatient,
+                    group_id=body.placement_group_id,
+                    bundle_index=body.bundle_index,
+                ),
             )
             return gcs_on.ActorRegistered(spec, False), lambda answer: encode(
                 node.RegisteredActor(actor_view(actor_to(answer.record)), answer.is_new)
@@ -343,14 +358,20 @@ class World:
         self.gcs.restart()
         if not self.scenario.is_calm:
             self.add_node(HOME)
+        if self.groups.plans:  # whose resources stay taken, some on two nodes
+            self.add_node(HOME_OF_GROUPS)
+            self.add_node(HOME_OF_GROUPS)
 
     def _settle(self) -> None:
         end_s = self.agenda.now_s + SETTLE_S
-        if not self.agenda.run_until(end_s, lambda: not self.outstanding):
+        if not self.agenda.run_until(
+            end_s, lambda: not self.outstanding and not self.groups.waiting()
+        ):
             waiting = [
                 f"{plan.name} of {process.name} ({status_of(process, plan)})"
                 for plan, process, _ in self.outstanding.values()
             ]
+            waiting += self.groups.waiting()
             raise Violation(f"I1: after {SETTLE_S:g} s wait {'; '.join(waiting)}")
         self.counts["settled within ms"] += int((self.agenda.now_s - end_s + SETTLE_S) * 1000)
         self._check_leases_returned()
@@ -389,6 +410,7 @@ class World:
                 if record.spec.is_detached and not record.is_dead:
                     kill = gcs_on.ActorKilled(record.spec.actor_id, True, None)
                     self.gcs.handle(kill, _ignore)
+            self.groups.remove_detached()
             self.agenda.run_until(self.agenda.now_s + POLL_S)
 
     def left_over(self) -> list[str]:
@@ -411,7 +433,7 @@ class World:
             left.append("actors in the GCS")
         if self.gcs.machine.statistics().kill_orders:
             left.append("kill orders")
-        return left
+        return [*left, *self.groups.left_over()]
 
 
 def status_of(process: SimProcess, plan: Plan) -> str:

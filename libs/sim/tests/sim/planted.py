@@ -10,14 +10,25 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+from msgspec.structs import replace
+
 from skate_gcs.machine.actor_table import ActorTable
+from skate_gcs.machine.commands import PrepareBundlesOnNode
 from skate_gcs.machine.kill_orders import KillOrders
+from skate_gcs.machine.placement_group_rounds import Rounds
+from skate_gcs.machine.placement_group_table import PlacementGroupTable
+from skate_raylet.machine import events as on
 from skate_raylet.machine.borrowing import Borrowing
+from skate_raylet.machine.bundle_requests import BundleRequests
+from skate_raylet.machine.bundle_table import BundleKey
+from skate_raylet.machine.group_directory import GroupDirectory
 from skate_raylet.machine.lease_machine import LeaseMachine
 from skate_raylet.machine.lease_table import LeaseTable
 from skate_raylet.machine.lending import Lending
+from skate_raylet.machine.node_machine import NodeMachine
 from skate_raylet.machine.worker_pool_machine import WorkerPoolMachine
 from skate_rpc.serials import Received
+from skate_scheduler import BundleStrategy, place_bundles
 from skate_worker.actor_submitter import ActorSubmitter
 from skate_worker.machine.actor_calls import ActorCalls
 from skate_worker.machine.lease_pool import LeasePool
@@ -273,4 +284,94 @@ def actors_of_a_dead_owner_live_on() -> Iterator[None]:
         replaced(ActorTable, "job_finished", lambda *_: None),
         replaced(ActorTable, "owner_died", lambda *_: None),
     ):
+        yield
+
+
+# ---- placement groups ----
+
+
+@planted("groups")
+def second_phase_is_forgotten() -> Iterator[None]:
+    """A group counts as created once all nodes have set its bundles aside, and none is told."""
+    with replaced(Rounds, "is_alone", lambda *_: True):
+        yield
+
+
+@planted("groups")
+def strict_groups_are_packed_at_will() -> Iterator[None]:
+    """STRICT_PACK and STRICT_SPREAD are taken for wishes."""
+
+    def place(requests: Any, strategy: Any, index: Any, **named: Any) -> Any:
+        mild = str(strategy).removeprefix("STRICT_")
+        return place_bundles(requests, BundleStrategy(mild), index, **named)
+
+    with mock.patch("skate_gcs.machine.placement_group_table.place_bundles", place):
+        yield
+
+
+@planted("groups")
+def nobody_says_which_bundles_are_stale() -> Iterator[None]:
+    """A node keeps what it was ordered to give back while the order was lost."""
+    with replaced(PlacementGroupTable, "reported", lambda *_: ()):
+        yield
+
+
+@planted("groups")
+def removed_group_keeps_its_users() -> Iterator[None]:
+    """Neither its node nor the GCS ends who is in it, so its bundles stay."""
+
+    def give_back(original: Any, self: Any, event: Any, commands: Any) -> None:
+        bundles = [self.table.bundles.get(BundleKey(event.group_id, i)) for i in event.indices]
+        if not any(bundle is not None and bundle.leases for bundle in bundles):
+            original(self, event, commands)
+
+    with (
+        replaced(LeaseMachine, "_return_bundles", give_back),
+        replaced(ActorTable, "group_removed", lambda *_: None),
+    ):
+        yield
+
+
+@planted("groups")
+def tasks_of_a_group_run_outside() -> Iterator[None]:
+    """A request for room in a bundle is served like any other."""
+
+    def place(original: Any, self: Any, request: Any, now_s: float, out: Any) -> None:
+        self._place(replace(request, strategy=on.Strategy()), now_s, out)
+
+    with replaced(NodeMachine, "_place_in_group", place):
+        yield
+
+
+@planted("groups")
+def answers_overrule_later_news() -> Iterator[None]:
+    """What the GCS answered before it published news is believed when it comes after them."""
+    with replaced(GroupDirectory, "is_asked_for", lambda *_: True):
+        yield
+
+
+@planted("groups")
+def restarted_gcs_does_not_ask_again() -> Iterator[None]:
+    """A GCS that restarts waits for answers to questions of its former life."""
+
+    def resume(original: Any, self: Any, now: Any, out: Any) -> None:
+        sent: list[Any] = []
+        original(self, now, sent)
+        out += [one for one in sent if not isinstance(one, PrepareBundlesOnNode)]
+
+    with replaced(PlacementGroupTable, "resume", resume):
+        yield
+
+
+@planted("groups")
+def groups_outlive_their_jobs() -> Iterator[None]:
+    """The end of a job removes none of its groups."""
+    with replaced(PlacementGroupTable, "job_finished", lambda *_: None):
+        yield
+
+
+@planted("groups")
+def tasks_of_a_removed_group_wait_on() -> Iterator[None]:
+    """Who waits for room in a group is not refused when that is removed."""
+    with replaced(BundleRequests, "of_group", lambda *_: []):
         yield

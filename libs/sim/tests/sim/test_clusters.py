@@ -30,7 +30,7 @@ def known_seeds() -> list[tuple[int, str]]:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.invariant("I1", "I7", "I8", "I9", "I10", "I11", "I12", "I14")
+@pytest.mark.invariant("I1", "I7", "I8", "I9", "I10", "I11", "I12", "I13", "I14")
 def test_clusters_under_faults_keep_every_promise(
     seeds: range | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +63,7 @@ def test_scenario_makes_its_faults_happen(name: str) -> None:
         "nodes": ["nodes crashed", "LocalRayletDiedError"],
         "network": ["cuts", "streams broken", "lines broken"],
         "gcs": ["gcs crashes"],
+        "groups": ["groups ready", "groups removed", "starts in groups", "gcs crashes"],
         "everything": ["gcs crashes", "nodes crashed", "cuts", "workers killed"],
     }
     for what in expected.get(name, []):

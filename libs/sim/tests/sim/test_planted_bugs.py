@@ -11,6 +11,8 @@ SEEDS_MAX = 600  # most are noticed within five
 # Planted with every change, to see that bugs are noticed at all; the others are `nox -s sim`'s.
 PLANTED_USUALLY = {
     "broken_connection_keeps_its_lease",
+    "second_phase_is_forgotten",
+    "tasks_of_a_group_run_outside",
     "dead_task_without_retries_runs_again",
     "retried_calls_go_last",
     "restarted_actor_is_not_called_again",

@@ -42,8 +42,8 @@ class ActorHost:
         self._core = core
         self._executor = executor
         self._outcomes = outcomes
-        self.has_own_repr = False
-        self.class_name = ""
+        self.has_own_repr: bool = False
+        self.class_name: str = ""
         executor.run_creation = self.create
 
     def create(self, message: node.CreateActor) -> None:

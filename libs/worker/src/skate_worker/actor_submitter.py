@@ -39,7 +39,7 @@ class ActorCall(Submission):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.is_resolved = True
+        self.is_resolved: bool = True
 
 
 Calls = ActorCalls[ActorCall]

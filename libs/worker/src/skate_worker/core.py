@@ -38,7 +38,7 @@ class CoreWorker(ActorManagement, ObjectGiving):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.placement_groups = PlacementGroups(self)
+        self.placement_groups: PlacementGroups = PlacementGroups(self)
         super().__init__(*args, **kwargs)
         if records_all():
             self.records_sites = True
@@ -99,7 +99,7 @@ class CoreWorker(ActorManagement, ObjectGiving):
                 self.ownership.sites[ref._entry.object_id] = site
             return refs
 
-        self.put = noting_put  # type: ignore[method-assign]
+        setattr(self, "put", noting_put)  # noqa: B010 - over the method, for this object alone
         self._prepare = noting_prepare  # type: ignore[assignment]
 
     def nodes(self) -> list[node.NodeView]:
@@ -116,6 +116,6 @@ class CoreWorker(ActorManagement, ObjectGiving):
     def _prepare_execution(self) -> None:
         from skate_worker.actor_host import ActorHost  # noqa: PLC0415 - imports asyncio; drivers never run tasks
 
-        self.outcomes = OutcomeWriter(self.ownership, self.ip, self._on_raylet_lost)
-        self.executor = Executor(self, self.outcomes)
-        self.actor_host = ActorHost(self, self.executor, self.outcomes)
+        self.outcomes: OutcomeWriter = OutcomeWriter(self.ownership, self.ip, self._on_raylet_lost)
+        self.executor: Executor | None = Executor(self, self.outcomes)
+        self.actor_host: ActorHost | None = ActorHost(self, self.executor, self.outcomes)

@@ -67,7 +67,7 @@ class RecordError(SkateError):
 class TaskCancelledError(RecordError):
     """The task was cancelled before or while it ran. ``task_id`` is hex."""
 
-    FIELDS = ("task_id", "error_message")
+    FIELDS: ClassVar[tuple[str, ...]] = ("task_id", "error_message")
 
     def __init__(self, task_id: str = "", error_message: str = "") -> None:
         self.task_id = task_id
@@ -78,7 +78,16 @@ class TaskCancelledError(RecordError):
 class WorkerCrashedError(RecordError):
     """The process of a plain task died, and the task has no retries left."""
 
-    FIELDS = ("task_name", "kind", "message", "pid", "exit_code", "signal", "log_tail", "ip")
+    FIELDS: ClassVar[tuple[str, ...]] = (
+        "task_name",
+        "kind",
+        "message",
+        "pid",
+        "exit_code",
+        "signal",
+        "log_tail",
+        "ip",
+    )
 
     def __init__(
         self,
@@ -127,7 +136,7 @@ class OutOfMemoryError(WorkerCrashedError):
 class LocalRayletDiedError(RecordError):
     """The raylet of the task's own node died, and the task with it."""
 
-    FIELDS = ("message",)
+    FIELDS: ClassVar[tuple[str, ...]] = ("message",)
 
     def __init__(self, message: str = "") -> None:
         self.message = message
@@ -137,7 +146,7 @@ class LocalRayletDiedError(RecordError):
 class NodeDiedError(RecordError):
     """The node died, and retries are used up. ``node_id`` is hex."""
 
-    FIELDS = ("message", "node_id", "ip")
+    FIELDS: ClassVar[tuple[str, ...]] = ("message", "node_id", "ip")
 
     def __init__(self, message: str = "", *, node_id: str = "", ip: str = "") -> None:
         self.message = message
@@ -150,7 +159,7 @@ class NodeDiedError(RecordError):
 class RuntimeEnvSetupError(RecordError):
     """The environment that the task or actor asked for could not be prepared."""
 
-    FIELDS = ("error_message",)
+    FIELDS: ClassVar[tuple[str, ...]] = ("error_message",)
 
     def __init__(self, error_message: str = "") -> None:
         self.error_message = error_message
@@ -158,7 +167,7 @@ class RuntimeEnvSetupError(RecordError):
 
 
 class _UnschedulableError(RecordError):
-    FIELDS = ("error_message",)
+    FIELDS: ClassVar[tuple[str, ...]] = ("error_message",)
     SUBJECT: ClassVar[str] = ""
 
     def __init__(self, error_message: str = "") -> None:
@@ -169,13 +178,13 @@ class _UnschedulableError(RecordError):
 class TaskUnschedulableError(_UnschedulableError):
     """No node can ever run the task as it was asked for."""
 
-    SUBJECT = "task"
+    SUBJECT: ClassVar[str] = "task"
 
 
 class ActorUnschedulableError(_UnschedulableError):
     """No node can ever run the actor as it was asked for."""
 
-    SUBJECT = "actor"
+    SUBJECT: ClassVar[str] = "actor"
 
 
 class TaskPlacementGroupRemovedError(SkateError):
@@ -200,7 +209,7 @@ class ActorError(RecordError):
     known of the actor.
     """
 
-    FIELDS = (
+    FIELDS: ClassVar[tuple[str, ...]] = (
         "error_msg",
         "actor_id",
         "class_name",
@@ -304,13 +313,15 @@ class ActorError(RecordError):
 class ActorDiedError(ActorError):
     """The actor is dead for good, or its constructor raised (``actor_init_failed``)."""
 
-    HEADLINE = "The actor died"
+    HEADLINE: ClassVar[str] = "The actor died"
 
 
 class ActorUnavailableError(ActorError):
     """The actor can not be reached for now; the call may or may not have been executed."""
 
-    HEADLINE = "The actor is unavailable, and the call may or may not have been executed"
+    HEADLINE: ClassVar[str] = (
+        "The actor is unavailable, and the call may or may not have been executed"
+    )
 
 
 class ActorExitError(SkateError):
@@ -320,7 +331,7 @@ class ActorExitError(SkateError):
 class ActorAlreadyExistsError(RecordError, ValueError):
     """The name is taken in that namespace."""
 
-    FIELDS = ("name", "namespace")
+    FIELDS: ClassVar[tuple[str, ...]] = ("name", "namespace")
 
     def __init__(self, name: str = "", namespace: str = "") -> None:
         self.name = name
@@ -366,7 +377,7 @@ class ObjectLostError(RecordError):
 class OwnerDiedError(ObjectLostError):
     """The process that owns the object died; the object goes with it, even where a copy exists."""
 
-    REASON = "the process that owns it (by creating its reference) died"
+    REASON: ClassVar[str] = "the process that owns it (by creating its reference) died"
 
 
 class UnknownOwnerError(SkateError, ValueError):
@@ -376,7 +387,7 @@ class UnknownOwnerError(SkateError, ValueError):
 class ObjectReconstructionFailedError(ObjectLostError):
     """The object was lost and computing it again failed. ``reason`` is the enum name."""
 
-    FIELDS = (*ObjectLostError.FIELDS, "reason")
+    FIELDS: ClassVar[tuple[str, ...]] = (*ObjectLostError.FIELDS, "reason")
 
     def __init__(
         self,
@@ -389,31 +400,33 @@ class ObjectReconstructionFailedError(ObjectLostError):
         self.reason = reason
         detail = detail or "it was lost and could not be computed again"
         super().__init__(object_ref_hex, owner_address, call_site, detail)
-        self.args = (f"[{reason}] {self.args[0]}",)
+        self.args: tuple[Any, ...] = (f"[{reason}] {self.args[0]}",)
 
 
 class ObjectFetchTimedOutError(ObjectLostError):
     """No copy of the object could be found in time."""
 
-    REASON = "no copy of it was found in time"
+    REASON: ClassVar[str] = "no copy of it was found in time"
 
 
 class ObjectFreedError(ObjectLostError):
     """The object was freed on request."""
 
-    REASON = "it was freed; use its reference no more after `free`"
+    REASON: ClassVar[str] = "it was freed; use its reference no more after `free`"
 
 
 class ReferenceCountingAssertionError(ObjectLostError, AssertionError):
     """The object was deleted while a reference to it existed: a fault of Skate."""
 
-    REASON = "it was deleted although it is still referenced, which is a fault of Skate"
+    REASON: ClassVar[str] = (
+        "it was deleted although it is still referenced, which is a fault of Skate"
+    )
 
 
 class GetTimeoutError(RecordError, TimeoutError):
     """``get`` gave up after its timeout."""
 
-    FIELDS = ("message",)
+    FIELDS: ClassVar[tuple[str, ...]] = ("message",)
 
     def __init__(self, message: str = "") -> None:
         self.message = message
@@ -433,7 +446,7 @@ class GcsUnavailableError(RecordError, SkateSystemError):
     Tasks, actor calls and objects do not need it and go on.
     """
 
-    FIELDS = ("message",)
+    FIELDS: ClassVar[tuple[str, ...]] = ("message",)
 
     def __init__(self, message: str = "") -> None:
         self.message = message

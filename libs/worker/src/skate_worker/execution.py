@@ -51,7 +51,7 @@ class Executor:
     def __init__(self, core: CoreWorker, outcomes: OutcomeWriter) -> None:
         self._core = core
         self._outcomes = outcomes
-        self.producers = Producers(core, outcomes)
+        self.producers: Producers = Producers(core, outcomes)
         self._queue: deque[Work] = deque()
         self._wake = threading.Lock()
         self._wake.acquire()

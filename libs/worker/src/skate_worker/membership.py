@@ -86,15 +86,15 @@ class Membership(ABC):
         on_raylet_lost: Callable[[str], None],
         ip_address: str = LOOPBACK,
     ) -> None:
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         self.ip = ip_address
-        self.worker_id = WorkerID.from_random()
-        self.is_closed = False
+        self.worker_id: WorkerID = WorkerID.from_random()
+        self.is_closed: bool = False
         self.is_driver = is_driver
         self.actor_name = ""
         self.was_restarted = False
-        self.group_id = b""  # the placement group that the running code is in
-        self.captured_group = b""  # the same, if what it starts goes there too
+        self.group_id: bytes = b""  # the placement group that the running code is in
+        self.captured_group: bytes = b""  # the same, if what it starts goes there too
         # Another object whenever the defaults of what is submitted change.
         self.binding: object = self.worker_id
         self.stop_async_actor: Callable[[], None] | None = None
@@ -107,7 +107,7 @@ class Membership(ABC):
         self._await_numbers = itertools.count(1)
         self.blocked: dict[int, Any] = {}  # threads that wait; see object_access
         self._told_circles: dict[tuple[str, ...], None] = {}
-        self.log_printer = LogPrinter(lambda taken: self.raylet.post(taken))  # noqa: PLW0108 - made later
+        self.log_printer: LogPrinter = LogPrinter(lambda taken: self.raylet.post(taken))  # noqa: PLW0108 - made later
         self._on_raylet_lost = on_raylet_lost
         self._lost_reason = ""
         self._has_parts = False  # what a loss of the raylet is told to
@@ -120,8 +120,8 @@ class Membership(ABC):
         self._raylet_endpoint = raylet_endpoint
         self._exit_lock = threading.Lock()
         sockets = os.path.dirname(raylet_endpoint.removeprefix("unix:"))
-        self.endpoint = f"unix:{sockets}/p-{self.worker_id[:10].hex()}.sock"
-        self.as_owner = Owner(bytes(self.worker_id), self.endpoint)
+        self.endpoint: str = f"unix:{sockets}/p-{self.worker_id[:10].hex()}.sock"
+        self.as_owner: Owner = Owner(bytes(self.worker_id), self.endpoint)
 
     @classmethod
     def connect_driver(
@@ -176,19 +176,19 @@ class Membership(ABC):
 
     def _join(self, message: node.RegisterProcess) -> None:
         try:
-            self.raylet = NodeClient(
+            self.raylet: NodeClient = NodeClient(
                 self._raylet_endpoint, self._token, self._loop, self._handlers(), self._raylet_lost
             )
             self._listen()
             message.worker_id = bytes(self.worker_id)
             message.endpoint = self.endpoint
             registered = self.raylet.register(message)
-            self.node_id = NodeID(registered.node_id)
-            self.job_id = JobID(registered.job_id)
-            self.namespace = registered.namespace
-            self.session_dir = registered.session_dir
-            self.gcs_endpoint = registered.gcs_endpoint
-            self.is_tracing = registered.is_tracing
+            self.node_id: NodeID = NodeID(registered.node_id)
+            self.job_id: JobID = JobID(registered.job_id)
+            self.namespace: str = registered.namespace
+            self.session_dir: str = registered.session_dir
+            self.gcs_endpoint: str = registered.gcs_endpoint
+            self.is_tracing: bool = registered.is_tracing
             self._task_suffix = bytes(ActorID.nil_of(self.job_id))
             self._put_prefix = bytes(self._task_ids.of(self._task_suffix))
             self._finish_parts(registered)
@@ -200,8 +200,8 @@ class Membership(ABC):
     def _listen(self) -> None:
         ready = threading.Event()
         failure: list[BaseException] = []
-        self.ownership = Ownership(bytes(self.worker_id), b"", self._loop)
-        self.peers = Peers(
+        self.ownership: Ownership = Ownership(bytes(self.worker_id), b"", self._loop)
+        self.peers: Peers = Peers(
             bytes(self.worker_id),
             self.endpoint,
             self._token,
@@ -226,18 +226,18 @@ class Membership(ABC):
             raise SkateSystemError(f"Could not listen at {where}: {failure[0]}")
         self.endpoint = self.peers.endpoint
         self.as_owner = Owner(bytes(self.worker_id), self.endpoint)
-        self.completion = Completion(self.ownership, self.pid, self.ip)
-        self.streams = self._make_streams()
+        self.completion: Completion = Completion(self.ownership, self.pid, self.ip)
+        self.streams: Streams = self._make_streams()
         self.completion.streams = self.streams
-        self.tasks = TaskSubmitter(
+        self.tasks: TaskSubmitter = TaskSubmitter(
             self.ownership, self.completion, self.peers, self.raylet, self._loop
         )
-        self.actor_calls = ActorSubmitter(
+        self.actor_calls: ActorSubmitter = ActorSubmitter(
             self.ownership, self.completion, self.peers, self.raylet, self._loop
         )
-        self.functions = FunctionTable(self.raylet)
+        self.functions: FunctionTable = FunctionTable(self.raylet)
         self.ownership.on_actor_unheld = self._release_actor
-        self.plane = ObjectPlane(
+        self.plane: ObjectPlane = ObjectPlane(
             self.ownership, self.peers, self.raylet, self._loop, self._submit_again
         )
         self.peers.on_known = self.plane.peer_known

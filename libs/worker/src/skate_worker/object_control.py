@@ -51,9 +51,9 @@ class Question:
     """Answers of several owners, awaited together."""
 
     def __init__(self, owners: int) -> None:
-        self.left = owners
+        self.left: int = owners
         self.rows: list[Location] = []
-        self.done = threading.Event()
+        self.done: threading.Event = threading.Event()
 
     def answered(self, rows: Iterable[Location]) -> None:
         """One of the owners has said what it will ever say."""

@@ -19,6 +19,7 @@ from skate_core_ids import SkateError
 from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
 from skate_rpc.stream import StreamClosedError
+from skate_worker.deaths import Deaths
 from skate_worker.fetching import Fetching
 from skate_worker.machine.fetches import HERE, OWNER_DIED, VALUE, Outcome, Waiter
 from skate_worker.machine.locality import nearest
@@ -51,11 +52,13 @@ class ObjectPlane:
         self._raylet = raylet
         self._loop = loop
         self._told_owners: dict[bytes, None] = {}
-        self.directory = ObjectDirectory()
-        self.deaths = ownership.deaths
-        self.recovery = Recovery(ownership, self.directory, self.deaths, resubmit)
-        self.owned = OwnedObjects(ownership, self.directory, self.recovery, self._say, raylet.post)
-        self.fetching = Fetching(ownership, self.deaths, loop, self._tell, raylet.post)
+        self.directory: ObjectDirectory = ObjectDirectory()
+        self.deaths: Deaths = ownership.deaths
+        self.recovery: Recovery = Recovery(ownership, self.directory, self.deaths, resubmit)
+        self.owned: OwnedObjects = OwnedObjects(
+            ownership, self.directory, self.recovery, self._say, raylet.post
+        )
+        self.fetching: Fetching = Fetching(ownership, self.deaths, loop, self._tell, raylet.post)
         self.here: dict[bytes, None] = {}  # copies that this process had brought, still referenced
         self._damages: dict[bytes, str] = {}  # why copies here are none, until they are fetched
         ownership.on_stored_released = self._released

@@ -85,15 +85,15 @@ class Ownership:
     """The reference table with its lock, values and messages."""
 
     def __init__(self, worker_id: bytes, node_id: bytes, loop: IoThread) -> None:
-        self.lock = threading.Lock()
-        self.table = ReferenceTable()
+        self.lock: threading.Lock = threading.Lock()
+        self.table: ReferenceTable = ReferenceTable()
         self.worker_id = worker_id
         self.node_id = node_id
-        self.as_owner = Owner(worker_id, "", node_id)
-        self.deaths = Deaths()
+        self.as_owner: Owner = Owner(worker_id, "", node_id)
+        self.deaths: Deaths = Deaths()
         self.on_stored_released: Callable[[list[Entry]], None] = _nobody
         # Some value lies in another node's store: until then nobody has to look where they are.
-        self.has_remote = False
+        self.has_remote: bool = False
         self.peers: Peers | None = None
         self.store: StoreClient | None = None
         self._loop = loop
@@ -103,7 +103,7 @@ class Ownership:
         # them: 0, or the number of the Borrow that is under way.
         self.untold: dict[Entry, int] = {}
         self._borrow_numbers = itertools.count(1)
-        self.errors = UnhandledErrors()
+        self.errors: UnhandledErrors = UnhandledErrors()
         # Which line made an object: of stored values always, of others on request.
         self.sites: dict[bytes, str] = {}
         # Objects that stand for the handles of actors that this process created.

@@ -41,11 +41,11 @@ class Peer:
         self, worker_id: bytes, endpoint: str, connection: Connection, serials: Serials
     ) -> None:
         """``serials``: one for all connections with the process."""
-        self.worker_id = worker_id
-        self.serials = serials
-        self.endpoint = endpoint
-        self.connection = connection
-        self.node_id = b""  # where it runs, once that is known
+        self.worker_id: bytes = worker_id
+        self.serials: Serials = serials
+        self.endpoint: str = endpoint
+        self.connection: Connection = connection
+        self.node_id: bytes = b""  # where it runs, once that is known
         self.lease: Any = None  # the lease on this worker, when it is leased to us
         self.actor: Any = None  # the queue of the actor that it is, when we call it
 
@@ -76,7 +76,7 @@ class Peers:
         ``dial`` and ``listen_at``: what makes connections, with the signatures of ``open_stream``
         and ``StreamListener``, which are the default.
         """
-        self.endpoint = endpoint
+        self.endpoint: str = endpoint
         self._dial = dial or open_stream
         self._listen_at = listen_at or StreamListener
         self._ip_address = ip_address

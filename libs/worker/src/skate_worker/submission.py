@@ -45,19 +45,19 @@ class Submission:
         attempts_left: int,
         retry_exceptions: RetryRule,
     ) -> None:
-        self.task_id = task_id
+        self.task_id: bytes = task_id
         self.message: Any = message
-        self.entries = entries  # the entries of its returns
-        self.attempt = 0  # tries before this one: an outcome has to name it to be this one's
-        self.attempts_left = attempts_left  # -1: without end
-        self.retry_exceptions = retry_exceptions
+        self.entries: list[Entry] = entries  # the entries of its returns
+        self.attempt: int = 0  # tries before this one: an outcome has to name it to be this one's
+        self.attempts_left: int = attempts_left  # -1: without end
+        self.retry_exceptions: RetryRule = retry_exceptions
         # Without retries left it must be certain which task a dying worker had started.
-        self.is_solo = attempts_left == 0
-        self.is_cancelled = False
+        self.is_solo: bool = attempts_left == 0
+        self.is_cancelled: bool = False
         self.pinned: tuple[Entry, ...] = ()  # arguments, pinned until the task ends
         self.top_level: list[tuple[int | str, Entry]] | None = None
         self.queue: Any = None
-        self.parent = b""  # the task that submitted it
+        self.parent: bytes = b""  # the task that submitted it
         self.span: Any = None  # set while tracing is on
 
     def take_attempt(self, *, is_counted: bool = True) -> bool:
@@ -78,7 +78,7 @@ class DependencyFailed:
     __slots__ = ("data",)
 
     def __init__(self, data: bytes) -> None:
-        self.data = data
+        self.data: bytes = data
 
 
 def resolve(

@@ -55,7 +55,7 @@ class TaskError(SkateError):
         self.function_name = function_name
         self.traceback_str = traceback_str
         self.cause = cause
-        self.proctitle = proctitle or f"skate::{function_name}"
+        self.proctitle: str = proctitle or f"skate::{function_name}"
         self.pid = pid
         self.ip = ip
         self.actor_repr = actor_repr

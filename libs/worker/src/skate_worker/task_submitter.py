@@ -26,6 +26,7 @@ from skate_worker.errors import (
     WorkerCrashedError,
 )
 from skate_worker.machine.lease_pool import (
+    BACKLOG_S,
     LINGER_S,
     SHORT_LINGER_S,
     KeyQueue,
@@ -82,6 +83,7 @@ class TaskSubmitter:
         self._strategies: dict[Any, Strategy] = {}  # of the keys that have one
         self._is_linger_set = False
         self._is_short_linger_set = False
+        self._is_backlog_watched = False
         # The nodes with bytes of a task's arguments, most first; set once there is a directory.
         self.near: Callable[[Submission], list[tuple[bytes, int]]] = _nowhere
         self.tracer: Tracer | None = None
@@ -167,11 +169,13 @@ class TaskSubmitter:
         for number in numbers:
             if self.tracer is not None:
                 self._asked_s[number] = time.time()
+            with self._ownership.lock:
+                backlog = self._pool.first_backlog(queue, number)
             request = node.RequestLease(
                 number,
                 self._resources[queue.key],
                 self._env_vars[queue.key],
-                backlog=len(queue.pending),
+                backlog=backlog,
             )
             strategy = self._strategies.get(queue.key)
             if strategy is not None:
@@ -185,6 +189,9 @@ class TaskSubmitter:
                 if strategy.near:
                     request.near = self._near_of(queue) or [(strategy.near, 0)]
             self._raylet.post(request)
+        if numbers and not self._is_backlog_watched:
+            self._is_backlog_watched = True
+            self._loop.call_soon_threadsafe(self._watch_backlog)
 
     def _near_of(self, queue: KeyQueue[Submission]) -> list[tuple[bytes, int]]:
         with self._ownership.lock:
@@ -497,6 +504,18 @@ class TaskSubmitter:
             self._is_linger_set = True
             self._loop.call_later(LINGER_S / 2, self._on_linger)
 
+    def _watch_backlog(self) -> None:
+        self._loop.call_later(BACKLOG_S, self._tell_backlog)
+
+    def _tell_backlog(self) -> None:
+        with self._ownership.lock:
+            news = self._pool.backlog_news()
+            self._is_backlog_watched = self._pool.has_requests
+        if news:
+            self._raylet.post(node.TellBacklog(news))
+        if self._is_backlog_watched:
+            self._watch_backlog()
+
     def _watch_idle_shortly(self) -> None:
         if not self._is_short_linger_set:
             self._is_short_linger_set = True
@@ -556,6 +575,8 @@ class TaskSubmitter:
                             running = lease
                             lease.in_flight[task_id].is_cancelled = True
         if found is not None:
+            if waiting is None:
+                self._cancel_requests(found.queue)  # else a worker is still asked for
             found.is_cancelled = True
             self._completion.fail(found, TaskCancelledError(task_id.hex()))
             return True

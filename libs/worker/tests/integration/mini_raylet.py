@@ -78,6 +78,7 @@ class MiniRaylet:
         self.leases: dict[bytes, tuple[StreamConnection[Any, Any], int]] = {}
         self._idle: list[tuple[StreamConnection[Any, Any], node.RegisterProcess]] = []
         self._wanted: list[Any] = []
+        self.backlogs: list[dict[int, int]] = []  # as they were told, by request
         self._kv: dict[bytes, bytes] = {}
         self.actors: dict[bytes, node.ActorView] = {}
         self._subscribers: dict[bytes, list[StreamConnection[Any, Any]]] = {}
@@ -260,6 +261,9 @@ class MiniRaylet:
             for w in self._wanted
             if not (w[0] is connection and getattr(w[1], "request_id", 0) == message.request_id)
         ]
+
+    def _on_TellBacklog(self, connection: Any, message: node.TellBacklog) -> None:
+        self.backlogs.append(dict(message.backlogs))
 
     def _serve(self) -> None:
         while self._idle and self._wanted:

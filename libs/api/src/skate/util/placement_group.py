@@ -221,9 +221,9 @@ def placement_group_table(placement_group: PlacementGroup | None = None) -> dict
     """
     groups = _core().placement_groups
     if placement_group is None:
-        return {view.group_id.hex(): _row(view) for view in groups.views()}
+        return {view.group_id.hex(): row_of_group(view) for view in groups.views()}
     view = groups.view(bytes(_checked_handle("placement_group_table", placement_group).id))
-    return {} if view is None else _row(view)
+    return {} if view is None else row_of_group(view)
 
 
 def check_placement_group_index(placement_group: PlacementGroup, bundle_index: int) -> None:
@@ -279,8 +279,8 @@ def _bundles_of(view: node.PlacementGroupView) -> list[dict[str, float]]:
     return [{name: from_units(units) for name, units in bundle.items()} for bundle in view.bundles]
 
 
-def _row(view: node.PlacementGroupView) -> dict[str, Any]:
-    """Ray's shape."""
+def row_of_group(view: node.PlacementGroupView) -> dict[str, Any]:
+    """A row of :func:`placement_group_table`, in Ray's shape."""
     nodes = [node_id.hex() for node_id in view.node_ids]
     return {
         "placement_group_id": view.group_id.hex(),

@@ -11,7 +11,7 @@ import queue
 from collections.abc import Sequence
 from typing import Any
 
-from skate.actor import kill
+from skate.actor import ActorHandle, kill
 from skate.decorators import remote
 from skate.exceptions import GetTimeoutError
 from skate.objects import cancel, get
@@ -42,7 +42,9 @@ class Queue:
         if isinstance(maxsize, bool) or not isinstance(maxsize, int):
             raise TypeError(f"maxsize must be a whole number, got {maxsize!r}.")
         self.maxsize = maxsize
-        self.actor = remote(_Items).options(**(actor_options or {})).remote(maxsize)
+        self.actor: ActorHandle[_Items] = (
+            remote(_Items).options(**(actor_options or {})).remote(maxsize)
+        )
 
     def __len__(self) -> int:
         return self.qsize()

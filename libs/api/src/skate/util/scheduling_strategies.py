@@ -79,7 +79,7 @@ class NodeAffinitySchedulingStrategy:
             raise ValueError("_fail_on_unavailable goes with soft=False alone.")
         self.node_id = node_id
         self.soft = soft
-        self.is_impatient = bool(_spill_on_unavailable or _fail_on_unavailable)
+        self.is_impatient: bool = bool(_spill_on_unavailable or _fail_on_unavailable)
 
     def __repr__(self) -> str:
         return f"NodeAffinitySchedulingStrategy({self.node_id!r}, soft={self.soft})"
@@ -190,12 +190,12 @@ class NodeLabelSchedulingStrategy:
         Raises:
             ValueError: both are empty, or a key or condition that can not be.
         """
-        self.hard = dict(_checked_map("hard", hard))
-        self.soft = dict(_checked_map("soft", soft or {}))
+        self.hard: dict[str, _Condition] = dict(_checked_map("hard", hard))
+        self.soft: dict[str, _Condition] = dict(_checked_map("soft", soft or {}))
         if not self.hard and not self.soft:
             raise ValueError("hard and soft of NodeLabelSchedulingStrategy are both empty.")
-        self.hard_selector = _selector_of("hard", self.hard)
-        self.soft_selector = _selector_of("soft", self.soft)
+        self.hard_selector: LabelSelector = _selector_of("hard", self.hard)
+        self.soft_selector: LabelSelector = _selector_of("soft", self.soft)
 
     def __repr__(self) -> str:
         return f"NodeLabelSchedulingStrategy({self.hard!r}, soft={self.soft!r})"

@@ -15,12 +15,13 @@ Cost: O(1) per event, and what the start queue costs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, assert_never
 
 from skate_gcs.machine.actor_rows import ActorRows
 from skate_gcs.machine.clock import Now, Timers, Wakeup
 from skate_gcs.machine.commands import Command, StartActorOnNode
+from skate_gcs.machine.demand import Demand
 from skate_gcs.machine.events import StartAnswered, StartUnanswered
 from skate_gcs.machine.limits import GcsLimits
 from skate_gcs.machine.node_table import NodeTable
@@ -132,6 +133,10 @@ class ActorStarts:
         self._retries.set(("resend", event.actor_id), now.now_s + pause_s)
         reason = f"Its node did not answer ({event.problem}); it is asked again."
         self._rows.postpone(record, reason, out)
+
+    def demands(self) -> Iterator[Demand]:
+        """The actors that no node has taken, by shape."""
+        return self._queue.demands()
 
     def nodes_changed(self) -> None:
         """A node came, went, or has other totals."""

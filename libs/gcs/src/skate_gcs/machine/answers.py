@@ -6,6 +6,7 @@ from enum import Enum
 
 import msgspec
 
+from skate_gcs.machine.demand import Demand, GroupDemand
 from skate_gcs.machine.records import (
     ActorRecord,
     Announced,
@@ -79,6 +80,15 @@ class Nodes(msgspec.Struct, frozen=True):
     records: list[NodeRecord]
 
 
+class Demands(msgspec.Struct, frozen=True):
+    """What waits for room, the most numerous shapes first; what was left out past the limits."""
+
+    demands: list[Demand]
+    groups: list[GroupDemand]
+    demands_left_out: int  # shapes
+    groups_left_out: int  # groups
+
+
 class Jobs(msgspec.Struct, frozen=True):
     """All jobs, in order of their numbers."""
 
@@ -150,6 +160,7 @@ Answer = (
     | ActorAssigned
     | ActorFound
     | Nodes
+    | Demands
     | Jobs
     | Actors
     | GroupRegistered

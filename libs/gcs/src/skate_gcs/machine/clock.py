@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -40,6 +41,10 @@ class Timers(Generic[Key]):
 
     def __contains__(self, key: Key) -> bool:
         return key in self._deadlines
+
+    def __iter__(self) -> Iterator[Key]:
+        """The keys, in the order in which they were first set."""
+        return iter(self._deadlines)
 
     def set(self, key: Key, at_s: float) -> None:
         """Set or move the deadline of ``key``."""

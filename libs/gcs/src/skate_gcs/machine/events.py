@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from skate_gcs.machine import answers
+from skate_gcs.machine.demand import Demand
 from skate_gcs.machine.records import (
     ActorSpec,
     Address,
@@ -75,6 +76,8 @@ class ResourcesReported(Request[answers.Reported], frozen=True):
     total: Mapping[str, int]
     bundles: tuple[BundleRef, ...] | None = None
     drain: DrainRecord | None = None  # as the node knows it
+    demands: tuple[Demand, ...] | None = None  # all that waits there, or None: as reported before
+    demands_left_out: int = 0  # shapes that wait there and are not among them
 
 
 class NodeDrained(Request[answers.Accepted], frozen=True):
@@ -86,6 +89,10 @@ class NodeDrained(Request[answers.Accepted], frozen=True):
 
 class ListNodes(Query[answers.Nodes], frozen=True):
     """All nodes."""
+
+
+class ListDemands(Query[answers.Demands], frozen=True):
+    """What waits for room, by shape."""
 
 
 # ---- jobs ----
@@ -338,6 +345,7 @@ class Tick(msgspec.Struct, frozen=True):
 
 Question = (
     ListNodes
+    | ListDemands
     | ListJobs
     | GetActor
     | GetNamedActor

@@ -24,6 +24,7 @@ from skate_gcs.machine import answers, events
 from skate_gcs.machine.actor_table import ActorTable
 from skate_gcs.machine.clock import Now, Wakeup
 from skate_gcs.machine.commands import Command, Reply
+from skate_gcs.machine.demand import DemandTable
 from skate_gcs.machine.job_table import JobTable
 from skate_gcs.machine.kill_orders import KillOrders
 from skate_gcs.machine.kv_table import KvTable
@@ -88,6 +89,7 @@ class GcsMachine:
     ) -> None:
         """Start from what is stored; :meth:`resume` must be handled before the first event."""
         self._nodes = NodeTable(cluster_id, limits)
+        self._demand = DemandTable(limits)
         self._jobs = JobTable(limits)
         self._kills = KillOrders(self._nodes, limits)
         self._groups = PlacementGroupTable(self._nodes, limits)
@@ -162,6 +164,7 @@ class GcsMachine:
     def check_invariants(self) -> None:
         """Raise ``AssertionError`` if any table is inconsistent. O(rows)."""
         self._nodes.check_invariants()
+        self._demand.check_invariants()
         self._jobs.check_invariants()
         self._kills.check_invariants()
         self._groups.check_invariants()
@@ -173,6 +176,10 @@ class GcsMachine:
         match query:
             case events.ListNodes():
                 return answers.Nodes(self._nodes.records())
+            case events.ListDemands():
+                demands, demands_left_out = self._demand.with_actors(self._actors.starts.demands())
+                groups, groups_left_out = self._groups.demands()
+                return answers.Demands(demands, groups, demands_left_out, groups_left_out)
             case events.ListJobs():
                 return answers.Jobs(self._jobs.records())
             case events.GetActor(actor_id):
@@ -272,6 +279,10 @@ class GcsMachine:
         if effect is ReportEffect.FENCED:
             out.append(Reply(answers.Reported(False)))
         else:
+            if event.demands is not None:
+                self._demand.reported(
+                    event.node_id, event.version, event.demands, event.demands_left_out
+                )
             stale = self._groups.reported(event.node_id, event.bundles or ())
             out.append(Reply(answers.Reported(True, stale)))
 
@@ -311,6 +322,7 @@ class GcsMachine:
         node = self._nodes.get_alive(node_id)
         if node is None or not self._nodes.bury(node_id, cause, now, out):
             return
+        self._demand.forget(node_id)
         self._kills.node_died(node_id, out)
         for job_id in self._jobs.running_on(node_id):
             self._finish_job(job_id, f"Its driver's node died: {cause.message}", now, out)

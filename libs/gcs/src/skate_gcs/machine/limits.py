@@ -66,6 +66,10 @@ class GcsLimits:
     group_retry_max_s: float = 1.0
     """Longest such pause (SURFACE P3)."""
 
+    demand_shapes_max: int = 1_000
+    """Shapes of waiting work that are kept of each node, and given in one answer; kinds of waiting
+    placement groups in one answer, and of bundles in all of these."""
+
     group_pass_s: float = 0.01
     """Least time between two looks at all groups that wait for room."""
 

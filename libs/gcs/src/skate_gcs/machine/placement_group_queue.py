@@ -11,6 +11,7 @@ Cost: O(1) per group; O(lines) per pass, and passes over lines that were stuck a
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import msgspec
 
@@ -101,6 +102,14 @@ class PlacementGroupQueue:
     def line_of(self, group_id: bytes) -> Line | None:
         """The line that a group waits in."""
         return self._line_of.get(group_id)
+
+    def lines(self) -> Iterator[Line]:
+        """All lines."""
+        return iter(self._lines.values())
+
+    def paused(self) -> Iterator[bytes]:
+        """The groups that are in a pause."""
+        return iter(self._pauses)
 
     def next_wakeup(self) -> Wakeup | None:
         """When a pause ends, or stuck lines may be looked at again."""

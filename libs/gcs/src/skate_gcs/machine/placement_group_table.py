@@ -38,6 +38,7 @@ from skate_core_ids import PlacementGroupID
 from skate_gcs.machine.answers import Done, GroupFound, GroupRegistered, RefusalKind, Refused
 from skate_gcs.machine.clock import Now, Wakeup
 from skate_gcs.machine.commands import Command, Publish, Reply
+from skate_gcs.machine.demand import GroupDemand, sum_groups
 from skate_gcs.machine.events import BundlesCommitted, BundlesPrepared, GroupCreated
 from skate_gcs.machine.limits import GcsLimits
 from skate_gcs.machine.node_table import NodeTable
@@ -313,6 +314,20 @@ class PlacementGroupTable:
             if is_wanted and request.fits_in(self._requests[group_id][index].resources):
                 found[node_id] = None
         return list(found)
+
+    def demands(self) -> tuple[list[GroupDemand], int]:
+        """The groups that wait for room, those that are alike as one, the most numerous first.
+
+        Also how many groups are missing because of the limit. O(lines and pauses, and their
+        bundles).
+        """
+        waiting: list[tuple[PlacementGroupRecord, int, bool]] = []
+        for line in self._queue.lines():
+            is_infeasible = line.is_stuck and line.scheduling_state == "INFEASIBLE"
+            head = self._rows[next(iter(line.waiting))]
+            waiting.append((head, len(line.waiting), is_infeasible))
+        waiting += [(self._rows[group_id], 1, False) for group_id in self._queue.paused()]
+        return sum_groups(waiting, self._limits.demand_shapes_max)
 
     def take_changed(self) -> list[bytes]:
         """The groups whose usable bundles may be others than at the last question."""

@@ -19,12 +19,13 @@ for at most ``CANDIDATES_MAX`` nodes; O(shapes) per pump.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
 
 from skate_gcs.machine.clock import Wakeup
+from skate_gcs.machine.demand import Demand
 from skate_gcs.machine.limits import GcsLimits
 from skate_gcs.machine.node_table import NodeTable
 from skate_gcs.machine.records import Strategy
@@ -197,6 +198,20 @@ class StartQueue:
             elif shape.untold:
                 self._tell(shape, self._reason_behind(shape), decisions)
         return decisions
+
+    def demands(self) -> Iterator[Demand]:
+        """The actors that no node has taken, by shape.
+
+        Without those that wait inside a placement group: its group waits, or their own kind do.
+        """
+        for shape in self._shapes.values():
+            if shape.waiting and not shape.strategy.group_id:
+                yield Demand(
+                    shape.request,
+                    shape.strategy,
+                    actors=len(shape.waiting),
+                    is_infeasible=shape.retry_s == _NEVER,
+                )
 
     def next_wakeup(self) -> Wakeup | None:
         """When the first pause ends."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import assert_never
 
+from skate_gcs.machine.demand import Demand, GroupDemand
 from skate_gcs.machine.records import (
     ActorRecord,
     ActorSpec,
@@ -24,8 +25,9 @@ from skate_gcs.machine.records import (
     WorkerRecord,
 )
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2
-from skate_scheduler import LabelRules, LabelSelector
+from skate_scheduler import LabelRules, LabelSelector, ResourceSet
 
+_DEFAULT_STRATEGY = Strategy()
 _KINDS = {int(kind): kind for kind in DeathKind}
 
 
@@ -331,12 +333,7 @@ def group_to(group: PlacementGroupRecord) -> gcs_pb2.PlacementGroupInfo:
             namespace=spec.namespace,
             detached=spec.is_detached,
             strategy=spec.strategy,
-            bundles=[
-                gcs_pb2.Bundle(
-                    resources=resources_to(bundle.resources), label_selector=bundle.selector
-                )
-                for bundle in spec.bundles
-            ],
+            bundles=map(_bundle_to, spec.bundles),
             owner=address_to(spec.owner),
             soft_target_node_id=spec.soft_target_id,
         ),
@@ -360,6 +357,50 @@ def bundle_ref_from(message: gcs_pb2.BundleRef) -> BundleRef:
 def bundle_ref_to(ref: BundleRef) -> gcs_pb2.BundleRef:
     """The wire's form."""
     return gcs_pb2.BundleRef(group_id=ref.group_id, attempt=ref.attempt, indices=ref.indices)
+
+
+def demand_from(message: gcs_pb2.PendingDemand) -> Demand:
+    """The machine's form. Raises ``LabelError`` as a strategy does."""
+    is_default = not message.HasField("strategy")
+    return Demand(
+        ResourceSet(message.shape.amounts),
+        _DEFAULT_STRATEGY if is_default else _strategy_from(message.strategy),
+        message.count,
+        message.backlog,
+        message.actors,
+        message.infeasible,
+    )
+
+
+def demand_to(demand: Demand) -> gcs_pb2.PendingDemand:
+    """The wire's form."""
+    is_default = demand.strategy == _DEFAULT_STRATEGY
+    return gcs_pb2.PendingDemand(
+        shape=resources_to(demand.shape),
+        strategy=None if is_default else _strategy_to(demand.strategy),
+        count=demand.requests,
+        backlog=demand.backlog,
+        actors=demand.actors,
+        infeasible=demand.is_infeasible,
+    )
+
+
+def group_demand_to(demand: GroupDemand) -> gcs_pb2.GroupDemand:
+    """The wire's form."""
+    return gcs_pb2.GroupDemand(
+        strategy=demand.strategy,
+        bundles=[
+            gcs_pb2.BundleDemand(bundle=_bundle_to(bundle), count=count)
+            for bundle, count in demand.bundles
+        ],
+        count=demand.count,
+        infeasible=demand.is_infeasible,
+        since_s=demand.since_s,
+    )
+
+
+def _bundle_to(bundle: BundleSpec) -> gcs_pb2.Bundle:
+    return gcs_pb2.Bundle(resources=resources_to(bundle.resources), label_selector=bundle.selector)
 
 
 def event_to(record: Announced, sequence: int) -> gcs_pb2.Event:

@@ -20,8 +20,11 @@ from skate_gcs.service.convert import (
     bundle_ref_from,
     bundle_ref_to,
     cause_from,
+    demand_from,
+    demand_to,
     drain_from,
     event_to,
+    group_demand_to,
     group_spec_from,
     group_to,
     job_from,
@@ -116,6 +119,12 @@ class NodeServicer(_Asker, gcs_pb2_grpc.NodeServiceServicer):
         self, request: gcs_pb2.ReportResourcesRequest, context: _Context
     ) -> gcs_pb2.ReportResourcesReply:
         """See gcs.proto."""
+        demands = None
+        if request.has_demands:
+            try:
+                demands = tuple(map(demand_from, request.demands))
+            except LabelError as error:
+                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, error)
         answer = await self._ask(
             events.ResourcesReported(
                 request.node_id,
@@ -124,6 +133,8 @@ class NodeServicer(_Asker, gcs_pb2_grpc.NodeServiceServicer):
                 resources_from(request.total),
                 tuple(map(bundle_ref_from, request.bundles)) if request.has_bundles else None,
                 drain_from(request.drain) if request.HasField("drain") else None,
+                demands,
+                request.demands_left_out,
             ),
             context,
         )
@@ -131,6 +142,18 @@ class NodeServicer(_Asker, gcs_pb2_grpc.NodeServiceServicer):
             known=answer.value,
             gcs_life=self._life,
             stale_bundles=map(bundle_ref_to, answer.stale_bundles),
+        )
+
+    async def ListDemands(
+        self, request: gcs_pb2.ListDemandsRequest, context: _Context
+    ) -> gcs_pb2.ListDemandsReply:
+        """See gcs.proto."""
+        answer = await self._ask(events.ListDemands(), context)
+        return gcs_pb2.ListDemandsReply(
+            demands=map(demand_to, answer.demands),
+            groups=map(group_demand_to, answer.groups),
+            demands_left_out=answer.demands_left_out,
+            groups_left_out=answer.groups_left_out,
         )
 
     async def Drain(

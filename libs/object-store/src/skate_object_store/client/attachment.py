@@ -151,9 +151,12 @@ class Attachment:
 
     # Writing.
 
-    def begin_writing(self, object_id: bytes, serial: int, offset: int, size: int) -> memoryview:
+    def begin_writing(
+        self, object_id: bytes, serial: int, offset: int, size: int, *, lacks_pages: bool = False
+    ) -> memoryview:
         """A writable view of a range that the store has just reserved."""
         span = Span(object_id, serial, self.mapping.write_address + offset, size)
+        span.lacks_pages = lacks_pages
         with self._lock:
             forgotten = self._writing.get(object_id)
             span.writing = self._viewer.view(span)
@@ -163,8 +166,19 @@ class Attachment:
             self._abort(forgotten)
         return span.writing
 
+    def written(self, object_id: bytes) -> Span:
+        """What this client is writing. Raises ``ObjectNotFoundError``."""
+        with self._lock:
+            span = self._writing.get(object_id)
+        if span is None:
+            raise ObjectNotFoundError(object_id)
+        return span
+
     def seal(self, object_id: bytes) -> None:
         """Publish; the handed-out view is released, so that a late write raises."""
+        span = self.written(object_id)
+        if span.lacks_pages and span.ready_bytes < span.size_bytes:
+            raise ValueError("the object has late pages: commit() all of it before it is sealed")
         span = self._take_writing(object_id)
         is_viewed = self._stop_writing(span)
         try:
@@ -253,7 +267,7 @@ class Attachment:
                 copies = [copy for copy in found if copy is not None]
                 if copies:
                     self.outbox.add(pack_release((copy.serial, 1) for copy in copies))
-            elif kind == Kind.CREATED:
+            elif kind in {Kind.CREATED, Kind.RESERVED}:
                 serial, _ = unpack_created(body)
                 self.outbox.add(pack_abort(serial))
         except MalformedFrameError as error:

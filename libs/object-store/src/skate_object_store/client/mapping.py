@@ -58,6 +58,11 @@ class ArenaMapping:
             self._chunks[position:end] = _SET_UP * (end - position)
             position = self._chunks.find(_NEW, end, last)
 
+    def forget_prepared(self, offset: int, size: int) -> None:
+        """The range has lost its pages since it was set up, or some of them."""
+        first, last = offset // CHUNK_BYTES, -(-(offset + size) // CHUNK_BYTES)
+        self._chunks[first:last] = _NEW * (last - first)
+
     def close(self) -> None:
         """Unmap. Touching a view afterwards would end the process."""
         if self._is_open:

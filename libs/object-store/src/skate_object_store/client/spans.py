@@ -27,8 +27,10 @@ class Span:
         "address",
         "is_aborted",
         "is_held",
+        "lacks_pages",
         "object_id",
         "pins",
+        "ready_bytes",
         "reference",
         "serial",
         "size_bytes",
@@ -49,6 +51,10 @@ class Span:
         """Whether that is an abort rather than a release."""
         self.writing: memoryview | None = None
         """The view handed out for writing, until the object is sealed or aborted."""
+        self.lacks_pages = False
+        """Whether its pages are to be asked for before they are written."""
+        self.ready_bytes = 0
+        """From the start, those that were asked for."""
         self.reference: SpanReference | None = None
         self.waker: weakref.ref[_Array] | None = None
 

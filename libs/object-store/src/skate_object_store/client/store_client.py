@@ -21,11 +21,14 @@ from skate_object_store.constants import (
     FRAME_BYTES_MAX,
     ID_BYTES_MAX,
     IDS_PER_FRAME_MAX,
+    LATE_PAGES_MIN_BYTES,
+    LATE_STEP_BYTES,
     OWNER_BYTES_MAX,
     RESTORE_MAX_S,
 )
 from skate_object_store.errors import (
     ObjectExistsError,
+    ObjectNotFoundError,
     SpilledObjectLostError,
     SpillReadError,
     StoreProtocolError,
@@ -38,11 +41,13 @@ from skate_object_store.protocol import (
     Kind,
     MalformedFrameError,
     note_bytes,
+    pack_commit,
     pack_create,
     pack_get,
     pack_keep,
     pack_seal,
     pack_wait,
+    unpack_committed,
     unpack_created,
     unpack_exists,
     unpack_full,
@@ -105,6 +110,7 @@ class StoreClient:
         owner: bytes | None = None,
         wait_s: float | None = None,
         note: str = "",
+        late_pages: bool = False,
     ) -> memoryview:
         """Reserve ``size`` bytes, 64-byte aligned, to be written and then sealed. One round trip.
 
@@ -122,6 +128,8 @@ class StoreClient:
                 it makes itself by spilling, and at most ten seconds.
             note: What to say about the object when memory is short, such as the line that made it;
                 cut at 200 bytes.
+            late_pages: Return before the object has its memory, which the store gets from the
+                machine step by step: write nothing that :meth:`commit` was not asked for.
 
         Raises:
             ObjectExistsError: the id is in the store, or being written.
@@ -131,18 +139,53 @@ class StoreClient:
         with self._attachment as attachment:
             call = attachment.link.begin()
             try:
-                serial, offset = self._create(call, object_id, size, evictable, owner, wait_s, note)
+                serial, offset, lacks_pages = self._create(
+                    call, object_id, size, evictable, owner, wait_s, note, late_pages
+                )
                 call.claim()
-                return attachment.begin_writing(bytes(object_id), serial, offset, size)
+                return attachment.begin_writing(
+                    bytes(object_id), serial, offset, size, lacks_pages=lacks_pages
+                )
             except BaseException:
                 attachment.link.undo(call)
                 raise
+
+    def commit(self, object_id: bytes, size: int) -> None:
+        """Wait until the first ``size`` bytes of an object created with ``late_pages`` have memory.
+
+        Until then a write there may end the process (SIGBUS). The store goes on by itself from the
+        object's start to its end, so that what is asked for later is likely to be there. One round
+        trip; none for memory that was used before, or was asked for. Sets up this process's page
+        tables too, so it is best called ahead of the writer, on another thread.
+
+        Args:
+            object_id: What this client is writing.
+            size: In bytes, from the start; grows from call to call.
+
+        Raises:
+            ObjectNotFoundError: this client is not writing it, or it was given up meanwhile.
+            StoreFullError: the machine has no memory for it. Asking again tries again.
+            ValueError: the object is smaller.
+        """
+        with self._attachment as attachment:
+            span = attachment.written(object_id)
+            if not 0 <= size <= span.size_bytes:
+                raise ValueError(f"{size} bytes of an object of {span.size_bytes}")
+            if size <= span.ready_bytes:
+                return
+            if span.lacks_pages:
+                self._commit(bytes(object_id), span.serial, size)
+            mapping = attachment.mapping
+            offset = span.address - mapping.write_address
+            mapping.prepare_write(offset + span.ready_bytes, size - span.ready_bytes)
+            span.ready_bytes = size
 
     def seal(self, object_id: bytes) -> None:
         """Publish an object that this client created: it is whole and will not change. One way.
 
         Raises:
             ObjectNotFoundError: this client is not writing it.
+            ValueError: it was created with ``late_pages`` and not wholly committed.
         """
         with self._attachment as attachment:
             attachment.seal(object_id)
@@ -192,10 +235,16 @@ class StoreClient:
         with self._attachment as attachment:
             call = attachment.link.begin()
             try:
-                serial, offset = self._create(call, object_id, size, evictable, owner, wait_s, note)
-                for view in views:
-                    self._copy(offset, view)
-                    offset += view.nbytes
+                takes_late_pages = size >= LATE_PAGES_MIN_BYTES
+                serial, offset, lacks_pages = self._create(
+                    call, object_id, size, evictable, owner, wait_s, note, takes_late_pages
+                )
+                if lacks_pages:
+                    self._copy_behind_pages(bytes(object_id), serial, offset, views)
+                else:
+                    for view in views:
+                        self._copy(offset, view)
+                        offset += view.nbytes
                 attachment.link.post(pack_seal(serial, keeps_pin=False), self._timeout_s)
             except BaseException:
                 attachment.link.undo(call)  # An abort that comes after the seal does nothing.
@@ -359,8 +408,12 @@ class StoreClient:
         owner: bytes | None,
         wait_s: float | None,
         note: str,
-    ) -> tuple[int, int]:
-        """(serial, offset) of a reserved range. The caller undoes the call if it cannot use it."""
+        takes_late_pages: bool,
+    ) -> tuple[int, int, bool]:
+        """(serial, offset, whether it lacks pages) of a reserved range.
+
+        The caller undoes the call if it cannot use it.
+        """
         _checked_id(object_id)
         if not 0 <= size < 1 << 63:
             raise ValueError(f"an object cannot have {size} bytes")
@@ -377,12 +430,17 @@ class StoreClient:
                 is_evictable=evictable,
                 wait_s=wait_s,
                 note=note_bytes(note) if note else b"",
+                takes_late_pages=takes_late_pages,
             ),
             (CREATE_WAIT_S if wait_s is None else wait_s) + self._timeout_s,
         )
         try:
             if kind == Kind.CREATED:
-                return unpack_created(body)
+                return *unpack_created(body), False
+            if kind == Kind.RESERVED and takes_late_pages:
+                serial, offset = unpack_created(body)
+                self._attachment.mapping.forget_prepared(offset, size)
+                return serial, offset, True
             if kind == Kind.FULL:
                 raise full_error(bytes(object_id), unpack_full(body))
             if kind == Kind.EXISTS:
@@ -390,6 +448,46 @@ class StoreClient:
         except MalformedFrameError as error:
             raise StoreProtocolError(self.endpoint, str(error)) from None
         raise StoreProtocolError(self.endpoint, f"frame kind {kind} in reply to a create")
+
+    def _commit(self, object_id: bytes, serial: int, size: int) -> None:
+        """Wait until a copy's first ``size`` bytes have their pages."""
+        link = self._attachment.link
+        call = link.begin()
+        try:
+            kind, body = link.request(
+                call, lambda number: pack_commit(number, serial, size), self._timeout_s
+            )
+            call.claim()
+        except BaseException:
+            link.undo(call)
+            raise
+        try:
+            if kind == Kind.FULL:
+                raise full_error(object_id, unpack_full(body))
+            if kind != Kind.COMMITTED:
+                raise StoreProtocolError(self.endpoint, f"frame kind {kind} in reply to a commit")
+            if not unpack_committed(body):
+                raise ObjectNotFoundError(object_id)
+        except MalformedFrameError as error:
+            raise StoreProtocolError(self.endpoint, str(error)) from None
+
+    def _copy_behind_pages(
+        self, object_id: bytes, serial: int, offset: int, sources: list[memoryview]
+    ) -> None:
+        """Copy into a range while the store gets its pages, never past those that it has."""
+        written = committed = 0
+        size = sum(source.nbytes for source in sources)
+        for source in sources:
+            at = 0
+            flat = source.cast("B") if source.c_contiguous and source.nbytes else source
+            while at < source.nbytes:
+                if written == committed:
+                    committed = min(size, committed + LATE_STEP_BYTES)
+                    self._commit(object_id, serial, committed)
+                length = min(source.nbytes - at, committed - written)
+                self._copy(offset + written, flat[at : at + length])
+                at += length
+                written += length
 
     def _copy(self, offset: int, source: memoryview) -> None:
         """Copy into the arena at ``offset``."""

@@ -40,11 +40,13 @@ class CreateRequest:
     """Wait only as long as spilling can make room, not for what others may give back."""
     note: str = ""
     """What the creator says about the object."""
+    takes_late_pages: bool = False
+    """The creator asks for pages while it writes, and writes nowhere else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """Reply to a create. Duty: the range has its pages before the reply leaves.
+    """Reply to a create. Duty: the range has its pages before the reply leaves, or late ones.
 
     If the client is :data:`STORE`, the reply is :meth:`ObjectTable.read_back`.
     """

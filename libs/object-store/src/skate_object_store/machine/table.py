@@ -26,6 +26,7 @@ O(objects), to find the biggest holders.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from skate_object_store.constants import HOLDERS_MAX
 from skate_object_store.machine.admissions import Admissions
@@ -37,6 +38,7 @@ from skate_object_store.machine.records import (
     STORE,
     ClientMisuseError,
     Created,
+    CreateRefused,
     CreateRequest,
     Effect,
     GetLost,
@@ -226,6 +228,11 @@ class ObjectTable:
         else:
             effects.append(self._admissions.refuse(created.wish, now_s, FullReason.MACHINE_SHORT))
         return effects + self._admissions.serve(now_s)
+
+    def pages_refused(self, created: Created, request: int, now_s: float) -> CreateRefused:
+        """The machine has no pages for more of an object that is being written: says so only."""
+        wish = replace(created.wish, request=request)
+        return self._admissions.refuse(wish, now_s, FullReason.MACHINE_SHORT)
 
     def evict(self, size_bytes: int) -> list[Effect]:
         """Drop evictable copies, oldest use first, until this much is freed or none is left."""

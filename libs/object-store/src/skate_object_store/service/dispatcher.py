@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import assert_never
 
 from skate_object_store.constants import REQUESTS_PER_CLIENT_MAX
+from skate_object_store.machine.late_pages import Answer, LatePages, Step
 from skate_object_store.machine.records import (
     STORE,
     Created,
@@ -31,6 +32,7 @@ from skate_object_store.machine.table import ObjectTable
 from skate_object_store.protocol import (
     Kind,
     MalformedFrameError,
+    pack_committed,
     pack_created,
     pack_exists,
     pack_full,
@@ -38,8 +40,10 @@ from skate_object_store.protocol import (
     pack_got_part,
     pack_lost,
     pack_ready,
+    pack_reserved,
     pack_unrestored,
     unpack_abort,
+    unpack_commit,
     unpack_create,
     unpack_delete,
     unpack_get,
@@ -49,7 +53,7 @@ from skate_object_store.protocol import (
     unpack_wait,
 )
 from skate_object_store.service.committer import Outcome
-from skate_object_store.service.pages import PageKeeper
+from skate_object_store.service.pages import PageKeeper, Verdict
 from skate_object_store.service.spiller import ReadEnded, Spiller, Written
 
 
@@ -69,6 +73,7 @@ class Dispatcher:
         self._send = send
         self._poison = poison
         self._spiller = spiller
+        self._late = LatePages()
 
     def handle(self, client: int, kind: int, request: int, body: memoryview, now_s: float) -> None:
         """Carry out one frame.
@@ -85,7 +90,9 @@ class Dispatcher:
         elif kind == Kind.RELEASE:
             effects = table.release(client, unpack_release(body), now_s)
         elif kind == Kind.CREATE:
-            object_id, size, owner, is_evictable, wait_s, only_spilling, note = unpack_create(body)
+            object_id, size, owner, is_evictable, wait_s, only_spilling, note, is_late = (
+                unpack_create(body)
+            )
             wish = CreateRequest(
                 client,
                 request,
@@ -96,10 +103,14 @@ class Dispatcher:
                 now_s + wait_s,
                 only_spilling,
                 note,
+                is_late,
             )
             effects = table.create(wish, now_s)
         elif kind == Kind.SEAL:
             serial, keeps_pin = unpack_seal(body)
+            if self._late:
+                self._late.seal(client, serial)
+                self._commit_ahead(now_s)
             effects = table.seal(client, serial, now_s, keeps_pin=keeps_pin)
         elif kind == Kind.DELETE:
             effects = table.delete(unpack_delete(body), now_s)
@@ -114,6 +125,12 @@ class Dispatcher:
             effects = table.cancel(client, request, now_s)
         elif kind == Kind.KEEP:
             effects = table.keep(client, request, unpack_keep(body), now_s)
+        elif kind == Kind.COMMIT:
+            serial, size = unpack_commit(body)
+            effects = []
+            wanted = self._late.want(client, request, serial, size)
+            if wanted is not None:
+                self._grow([wanted], now_s)
         else:
             raise MalformedFrameError(f"unknown frame kind {kind}")
         if table.waiting_requests(client) > REQUESTS_PER_CLIENT_MAX:
@@ -149,7 +166,9 @@ class Dispatcher:
         if settled is not None:
             created, verdict = settled
             client = created.wish.client
-            if not self._table.is_unsealed(client, created.serial):
+            if created.wish.takes_late_pages:
+                self._settle_step(created, verdict, now_s)
+            elif not self._table.is_unsealed(client, created.serial):
                 pass  # The client went away meanwhile, and its object with it.
             elif verdict == "ready":
                 self._grant(created, now_s)
@@ -161,7 +180,7 @@ class Dispatcher:
                 self.perform(self._table.machine_short(created, now_s), now_s)
             else:
                 assert_never(verdict)
-        self._pages.commit_ahead(now_s)
+        self._commit_ahead(now_s)
 
     def perform(self, effects: Iterable[Effect], now_s: float) -> None:
         """Carry out effects, in their order."""
@@ -171,12 +190,12 @@ class Dispatcher:
                     self._send(client, pack_got(request, copies))
                 case Freed(offset, size_bytes):
                     self._pages.note_change(now_s)
-                    if self._poison is not None:
+                    if self._late:
+                        self._grow(self._late.freed(offset), now_s)
+                    if self._poison is not None and self._pages.has_pages(offset, size_bytes):
                         self._poison(offset, size_bytes)
                 case Created():
-                    if self._pages.admit(effect, now_s):
-                        self._grant(effect, now_s)
-                    self._pages.commit_ahead(now_s)
+                    self._admit(effect, now_s)
                 case CreateExists(client, request, is_sealed):
                     self._send(client, pack_exists(request, is_sealed=is_sealed))
                 case CreateRefused(client, request, fullness):
@@ -225,6 +244,46 @@ class Dispatcher:
                 self._spiller.read(effect)
             case DeleteFile(file_key):
                 self._spiller.delete(file_key)
+
+    def _admit(self, created: Created, now_s: float) -> None:
+        """Answer once the range has its pages, or at once if the client takes late ones."""
+        wish = created.wish
+        if wish.takes_late_pages and not self._pages.is_warm(created):
+            self._send(wish.client, pack_reserved(wish.request, created.serial, created.offset))
+            self._grow([self._late.begin(created)], now_s)
+        elif self._pages.admit(created, now_s):
+            self._grant(created, now_s)
+        self._commit_ahead(now_s)
+
+    def _settle_step(self, created: Created, verdict: Verdict, now_s: float) -> None:
+        """A step of a range with late pages was tried."""
+        if verdict == "ready":
+            self._grow(self._late.grown(created.serial), now_s)
+            return
+        step = self._late.step_under_way(created.serial)
+        if step is None:
+            return  # The object was given up meanwhile.
+        if verdict == "short":
+            self.perform(self._table.evict(step.size_bytes), now_s)
+            self._pages.retry(created, step)
+            return
+        for request in self._late.failed(created.serial):
+            self.perform([self._table.pages_refused(created, request, now_s)], now_s)
+
+    def _grow(self, outcomes: Iterable[Answer | Step], now_s: float) -> None:
+        for outcome in outcomes:
+            match outcome:
+                case Answer(client, request, has_pages):
+                    self._send(client, pack_committed(request, is_written=has_pages))
+                case Step():
+                    self._pages.commit(outcome, now_s)
+                case _:
+                    assert_never(outcome)
+
+    def _commit_ahead(self, now_s: float) -> None:
+        """Speculate, unless somebody waits for pages, or writes, and needs the processor."""
+        if not self._late:
+            self._pages.commit_ahead(now_s)
 
     def _grant(self, created: Created, now_s: float) -> None:
         """The range has its pages: the client may write, or the store reads from disk."""

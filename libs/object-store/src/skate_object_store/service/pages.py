@@ -1,7 +1,8 @@
 """Pages ahead of use: what to commit, when to give back, and which grants wait for it.
 
 Before it: the object table reserved a range (:class:`Created`). After it: the reply may leave,
-because writing into the range cannot fault for want of memory. Runs on the server's loop; the
+because writing into the range cannot fault for want of memory; an object that takes late pages gets
+them step by step. Runs on the server's loop; the
 committer thread does the work.
 """
 
@@ -13,7 +14,8 @@ from typing import Literal
 
 from skate_object_store.constants import COMMIT_STEP_BYTES
 from skate_object_store.machine.allocator import Allocator
-from skate_object_store.machine.commit_map import CommitMap
+from skate_object_store.machine.commit_map import CommitMap, Range
+from skate_object_store.machine.late_pages import Step
 from skate_object_store.machine.records import Created
 from skate_object_store.service.committer import Committer, Job, Outcome
 from skate_object_store.service.config import StoreConfig
@@ -27,6 +29,7 @@ Verdict = Literal["ready", "short", "hopeless"]
 @dataclass(slots=True)
 class _Grant:
     created: Created
+    part: Range  # of the arena, that has to have its pages
     has_retried: bool = False
 
 
@@ -53,10 +56,23 @@ class PageKeeper:
     def admit(self, created: Created, now_s: float) -> bool:
         """True if the range has its pages; else :meth:`settle` names the grant later."""
         self.note_change(now_s)
-        if self._map.is_warm(created.offset, created.wish.size_bytes):
+        if self.is_warm(created):
             return True
-        self._commit(_Grant(created), [])
+        self._commit(_Grant(created, _whole(created)), [])
         return False
+
+    def is_warm(self, created: Created) -> bool:
+        """Whether all of a reserved range has its pages."""
+        return self._map.is_warm(*_whole(created))
+
+    def has_pages(self, offset: int, size_bytes: int) -> bool:
+        """Whether all of this range has them."""
+        return self._map.is_warm(offset, size_bytes)
+
+    def commit(self, step: Step, now_s: float) -> None:
+        """Commit a part of a range; :meth:`settle` names the grant later."""
+        self.note_change(now_s)
+        self._commit(_Grant(step.created, (step.offset, step.size_bytes)), [])
 
     def note_change(self, now_s: float) -> None:
         """Something was created or freed: the store is not idle."""
@@ -80,14 +96,14 @@ class PageKeeper:
         grant = self._grants.pop(outcome.token, None)
         if grant is None:
             return None
-        created = grant.created
-        if self._map.is_warm(created.offset, created.wish.size_bytes):
-            return created, "ready"
-        return created, "hopeless" if grant.has_retried else "short"
+        if self._map.is_warm(*grant.part):
+            return grant.created, "ready"
+        return grant.created, "hopeless" if grant.has_retried else "short"
 
-    def retry(self, created: Created) -> None:
-        """Give every free page back to the machine, then try this grant's range once more."""
-        self._commit(_Grant(created, has_retried=True), self._give_back(keep_bytes=0))
+    def retry(self, created: Created, step: Step | None = None) -> None:
+        """Give every free page back to the machine, then try the range, or step, once more."""
+        part = _whole(created) if step is None else (step.offset, step.size_bytes)
+        self._commit(_Grant(created, part, has_retried=True), self._give_back(keep_bytes=0))
 
     def commit_ahead(self, now_s: float) -> None:
         """Start one more step beyond the used part, if policy wants it and none is under way."""
@@ -121,11 +137,10 @@ class PageKeeper:
             self._committer.submit(Job(next(self._tokens), [], holes))
 
     def _commit(self, grant: _Grant, holes: list[tuple[int, int]]) -> None:
-        created = grant.created
         token = next(self._tokens)
         self._grants[token] = grant
         # Chunks that another job has claimed are ready when this one is: jobs are done in order.
-        ranges = self._map.claim(created.offset, created.wish.size_bytes)
+        ranges = self._map.claim(*grant.part)
         self._committer.submit(Job(token, ranges, holes))
 
     def _give_back(self, keep_bytes: int) -> list[tuple[int, int]]:
@@ -136,3 +151,7 @@ class PageKeeper:
             kept = min(top + keep_bytes, capacity)
             free.append((kept, capacity - kept))
         return self._map.give_back(free)
+
+
+def _whole(created: Created) -> Range:
+    return created.offset, created.wish.size_bytes

@@ -122,6 +122,12 @@ class Borrowing:
             return []
         return [self._drop(borrowed)]
 
+    def set_backlog(self, holder_id: bytes, request_id: int, backlog: int) -> None:
+        """What is behind a request now."""
+        borrowed = self._asks.get(self._by_request.get((holder_id, request_id), 0))
+        if borrowed is not None:
+            borrowed.request = replace(borrowed.request, backlog=backlog)
+
     def give_back(self, holder_id: bytes, lease_id: bytes, discard: bool) -> _Commands:
         """A holder returns its lease."""
         borrowed = self._asks.get(self._by_lease.get(lease_id, 0))

@@ -37,7 +37,7 @@ class LeaseRequested(msgspec.Struct, frozen=True):
     job_id: bytes
     resources: ResourceSet
     env_vars: EnvVars = ()
-    backlog: int = 0  # tasks that wait behind this request
+    backlog: int = 0  # tasks like it that nobody asks a worker for, if they are named here
     strategy: Strategy = DEFAULT_STRATEGY
     since_s: float | None = None  # when it was first asked for; None: now
     is_foreign: bool = False  # of another node's holder: served here or not at all
@@ -49,6 +49,13 @@ class LeaseRequestCancelled(msgspec.Struct, frozen=True):
 
     holder_id: bytes
     request_id: int
+
+
+class BacklogTold(msgspec.Struct, frozen=True):
+    """What is behind a process's requests now. Of a request that is over it changes nothing."""
+
+    holder_id: bytes
+    backlogs: tuple[tuple[int, int], ...]  # request and backlog
 
 
 class LeaseReturned(msgspec.Struct, frozen=True):
@@ -126,6 +133,7 @@ class GroupSeen(msgspec.Struct, frozen=True):
 
     group_id: bytes
     node_ids: tuple[bytes, ...]
+    is_answer: bool = False  # to ``AskForGroup``; as of then, so any news since are newer
 
 
 class GroupGone(msgspec.Struct, frozen=True):
@@ -133,6 +141,7 @@ class GroupGone(msgspec.Struct, frozen=True):
 
     group_id: bytes
     message: str
+    is_answer: bool = False  # as of GroupSeen
 
 
 class GroupUnanswered(msgspec.Struct, frozen=True):
@@ -228,6 +237,7 @@ class WorkerRefused(msgspec.Struct, frozen=True):
 NodeEvent = (
     LeaseRequested
     | LeaseRequestCancelled
+    | BacklogTold
     | LeaseReturned
     | LeaseRevoked
     | ActorRequested

@@ -51,6 +51,10 @@ class GroupDirectory:
         self._asked[group_id] = None
         return True
 
+    def is_asked_for(self, group_id: bytes) -> bool:
+        """Whether the GCS was asked, and nothing was heard of the group since."""
+        return group_id in self._asked
+
     def was_not_answered(self, group_id: bytes) -> None:
         """The question got no answer: it may be asked again."""
         self._asked.pop(group_id, None)

@@ -235,6 +235,20 @@ class LeaseMachine:
             result.append((entry.request, item, entry.backlog))
         return result
 
+    def wanted(
+        self,
+    ) -> Iterator[tuple[ResourceSet, on.LeaseRequested | None, int, bool]]:
+        """What waits outside of placement groups: needs, what was asked for (None: an actor), the
+        backlog, and whether any live node could ever hold it. Those of this node come first.
+        """
+        for item in self.queue:
+            key: Request = item.key  # type: ignore[assignment]  # see _enqueue
+            entry = self._waiting[key]
+            yield item.needs, entry.origin, entry.backlog, True
+        for request, item in self._infeasible.items():
+            entry = self._waiting[request]
+            yield item.needs, entry.origin, entry.backlog, request not in self._homeless_since_s
+
     def is_waiting(self, request: Request) -> bool:
         """Whether the request has no resources yet."""
         return request in self._waiting
@@ -254,6 +268,13 @@ class LeaseMachine:
     def knows(self, request: Request) -> bool:
         """Whether the request waits here or has become a lease here."""
         return request in self._waiting or self.table.of_request(request) is not None
+
+    def set_backlog(self, request: Request, backlog: int) -> None:
+        """What is behind a request of a task that waits here."""
+        entry = self._waiting.get(request)
+        if entry is not None and entry.origin is not None:
+            origin = replace(entry.origin, backlog=backlog)
+            self._waiting[request] = replace(entry, backlog=backlog, origin=origin)
 
     def withdraw(self, request: Request) -> None:
         """The request is served elsewhere; it no longer waits here."""
@@ -514,7 +535,7 @@ class LeaseMachine:
     def _return_bundles(self, event: on.BundlesReturned, commands: list[do.LeaseCommand]) -> None:
         table = self.table
         table.bundles.fence(event.group_id, event.attempt)
-        message = f"The placement group {event.group_id.hex()} was removed."
+        message = f"The placement group {event.group_id.hex()} was removed, or its bundle moved."
         for index in event.indices:
             bundle = table.bundles.get(BundleKey(event.group_id, index))
             if bundle is None or bundle.attempt > event.attempt or bundle.is_returning:
@@ -528,10 +549,19 @@ class LeaseMachine:
                 if isinstance(lease.state, AwaitingWorker):
                     table.remove(lease)
                     commands.append(do.AbandonWorker(lease.lease_id))
-                    commands.append(_refusal(lease.request, GROUP_REMOVED, message))
+                    if lease.state.origin is None:  # an actor: only usable bundles are for those
+                        commands.append(_refusal(lease.request, GROUP_REMOVED, message))
+                    else:
+                        self._wait_again(lease, lease.state, lease.state.origin)
                 else:
                     self._idle_wanted.ended(lease)
                     self._end(lease, True, GROUP_REMOVED, message, 0.0, commands)
+
+    def _wait_again(self, lease: Lease, state: AwaitingWorker, origin: on.LeaseRequested) -> None:
+        """Its bundle was of an attempt that was undone, or of a group that is gone, as news say."""
+        place = (origin.strategy.group_id, state.bundle_index)
+        entry = _Waiting(lease.request, lease.job_id, lease.env_vars, origin.backlog, origin, place)
+        self._enqueue(entry, lease.holder_id, lease.resources, state.since_s)
 
     # ---- what follows ----
 
@@ -663,7 +693,9 @@ class LeaseMachine:
             env_vars=entry.env_vars,
             created_s=now_s,
             device_ids=device_ids,
-            state=AwaitingWorker(),
+            state=AwaitingWorker(
+                entry.origin, -1 if entry.place is None else entry.place[1], item.since_s
+            ),
             bundle_key=None if bundle is None else bundle.key,
         )
         self.table.add(lease)

@@ -23,7 +23,7 @@ import msgspec
 from skate_raylet.machine.bundle_table import Bundle, BundleKey, BundleTable
 from skate_raylet.machine.commands import DeviceIds
 from skate_raylet.machine.devices import free_devices
-from skate_raylet.machine.events import EnvVars
+from skate_raylet.machine.events import EnvVars, LeaseRequested
 from skate_scheduler import CPU, ResourceSet
 
 
@@ -45,7 +45,14 @@ Request = TaskRequest | ActorRequest
 
 
 class AwaitingWorker(msgspec.Struct, frozen=True):
-    """Its resources are set aside; its worker is not there yet."""
+    """Its resources are set aside; its worker is not there yet.
+
+    The rest is for a task whose bundle is given back meanwhile: it waits again, for another one.
+    """
+
+    origin: LeaseRequested | None = None
+    bundle_index: int = -1
+    since_s: float = 0.0
 
 
 class Granted(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from skate_raylet.machine import events as on
 from skate_raylet.machine import loan_events as loan
 from skate_raylet.machine.borrowing import Borrowing
 from skate_raylet.machine.bundle_table import Bundle, Held
+from skate_raylet.machine.demand import Demand, collect_demands
 from skate_raylet.machine.group_directory import GroupDirectory
 from skate_raylet.machine.lease_machine import LeaseConfig, LeaseMachine
 from skate_raylet.machine.lease_table import (
@@ -89,14 +90,6 @@ class WaitingRequest(msgspec.Struct, frozen=True):
     is_foreign: bool = False  # of another node's holder: ``request`` has the ask's number
 
 
-class Demand(msgspec.Struct, frozen=True):
-    """Requests of one shape that wait, with what waits behind them."""
-
-    shape: ResourceSet
-    count: int
-    is_infeasible: bool
-
-
 class NodeMachine:
     """Everything that a node decides about leases and workers."""
 
@@ -126,6 +119,10 @@ class NodeMachine:
             case on.LeaseRequestCancelled(holder_id, request_id):
                 out += self._borrowing.cancel(holder_id, request_id)
                 self._dispatch(event, now_s, out)
+            case on.BacklogTold(holder_id, backlogs):
+                for request_id, backlog in backlogs:
+                    self._leases.set_backlog(TaskRequest(holder_id, request_id), backlog)
+                    self._borrowing.set_backlog(holder_id, request_id, backlog)
             case on.LeaseReturned(holder_id, lease_id, discard):
                 returned = self._borrowing.give_back(holder_id, lease_id, discard)
                 out += returned
@@ -135,12 +132,24 @@ class NodeMachine:
                 self._dispatch(event, now_s, out)
                 text = "The process that owned its tasks ended."
                 out += self._borrowing.lose_holder(holder_id, "owner_died", text)
+            case on.GroupSeen(group_id, is_answer=True) | on.GroupGone(
+                group_id, is_answer=True
+            ) if not self._groups.is_asked_for(group_id):
+                pass  # news came while it travelled
             case on.GroupSeen(group_id, node_ids):
                 self._groups.see(group_id, node_ids)
                 self._move_waiting(now_s, out)
             case on.GroupGone(group_id, message):
                 self._groups.remove(group_id, message)
                 self._dispatch(event, now_s, out)
+            case on.BundlesReturned(group_id):
+                self._dispatch(event, now_s, out)
+                why = self._groups.why_removed(group_id)
+                if why is not None:  # the news were quicker
+                    self._dispatch(on.GroupGone(group_id, why), now_s, out)
+                else:
+                    self._ask_for_groups(out)
+                    self._move_waiting(now_s, out)
             case on.GroupUnanswered(group_id):
                 self._groups.was_not_answered(group_id)
                 self._ask_for_groups(out)
@@ -180,7 +189,7 @@ class NodeMachine:
                 # left.
                 from_pool = self._pool.handle(event, now_s)
                 self._settle(self._leases.handle(event, now_s), from_pool, now_s, out)
-            case on.GroupSeen() | on.GroupUnanswered():
+            case on.GroupSeen() | on.GroupUnanswered() | on.BacklogTold():
                 pass  # of concern to what goes to other nodes alone
             case _:
                 self._settle(self._leases.handle(event, now_s), [], now_s, out)
@@ -548,14 +557,8 @@ class NodeMachine:
         )
 
     def demands(self) -> list[Demand]:
-        """What waits, by shape, in order of first arrival."""
-        counts: dict[tuple[ResourceSet, bool], int] = {}
-        for _, item, backlog in self._leases.waiting():
-            if self._leases.place_of(item.key) is not None:  # type: ignore[arg-type]  # a request
-                continue  # no node can be added for it; its group is the demand
-            key = (item.needs, not item.needs.fits_in(self.total))
-            counts[key] = counts.get(key, 0) + 1 + backlog
-        return [Demand(shape, count, never) for (shape, never), count in counts.items()]
+        """What waits for room, by shape. O(requests that wait)."""
+        return collect_demands(self._leases, self._borrowing)
 
     def waiting(self, now_s: float) -> list[WaitingRequest]:
         """Every request without a worker, with its reason. O(requests x leases)."""

@@ -72,6 +72,7 @@ class Pull:
     ranges: dict[int, Range] = field(default_factory=dict)
     is_unwanted: bool = False  # the transfer is to end; those who wait now get a new one
     successor: tuple[int, bytes] | None = None  # size and owner that those have named
+    withdrawal: tuple[str, bytes] | None = None  # why the store took its room back; then it ends
 
     @property
     def priority(self) -> int:
@@ -123,6 +124,13 @@ class Pull:
         offsets = range(0, max(1, self.size_bytes), piece_bytes)
         pieces = [(offset, min(piece_bytes, self.size_bytes - offset)) for offset in offsets]
         self.missing = pieces[::-1]
+
+    def renew(self) -> None:
+        """The transfer is over: who waits now waits for another, perhaps of a new object."""
+        self.is_unwanted = False
+        if self.successor is not None:
+            self.size_bytes, self.owner_id = self.successor
+            self.successor = None
 
     def is_sent_by(self, node_id: bytes) -> bool:
         """Whether this source is sending a range at this moment."""

@@ -85,6 +85,17 @@ class RoomRefused(msgspec.Struct, frozen=True):
     fullness: bytes = b""  # the store's account of itself, for who waits; opaque here
 
 
+class RoomWithdrawn(msgspec.Struct, frozen=True):
+    """The store has no memory for the rest of a copy that is being fetched. Comes at most once.
+
+    It may come after the transfer has ended, and even in the next one of the same object.
+    """
+
+    object_id: bytes
+    message: str
+    fullness: bytes = b""
+
+
 class RangeProgressed(msgspec.Struct, frozen=True):
     """Bytes of a range have come since it was last heard of."""
 
@@ -139,6 +150,7 @@ PullEvent = (
     | NodeGone
     | RoomMade
     | RoomRefused
+    | RoomWithdrawn
     | RangeProgressed
     | RangeFetched
     | RangeFailed

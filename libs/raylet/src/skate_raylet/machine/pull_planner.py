@@ -8,6 +8,7 @@ after: the shell, which reserves room in the store, moves bytes, and reports.
   the sizes under way stays within ``bytes_max``, but one transfer always may run, however large.
 - A transfer that finds the store full steps aside, so that it holds nothing that a more urgent one
   needs, and tries again until ``room_wait_s`` is over: nothing waits for ever.
+  What it got is dropped, and tried again likewise, if the store runs out of memory on the way.
 - A large object is fetched in pieces from up to two sources at a time. What a source did not send
   the next one does, from that byte on. Where the owner names a node to which a copy is on its way,
   that one alone is asked, and the others stand in for it.
@@ -47,6 +48,7 @@ from skate_raylet.machine.pull_events import (
     RoomMade,
     RoomRefusal,
     RoomRefused,
+    RoomWithdrawn,
     SealCopy,
     StopRange,
     TimePassed,
@@ -90,6 +92,8 @@ class PullPlanner:
                 self._bury(node_id, why, now_s, out)
             case RoomMade() | RoomRefused():
                 self._take_room(event, now_s, out)
+            case RoomWithdrawn():
+                self._give_up_room(event, out)
             case RangeProgressed(object_id, range_id):
                 pull = self._pulls[object_id]
                 pull.ranges[range_id].progress_at_s = now_s
@@ -229,10 +233,7 @@ class PullPlanner:
         """The transfer is over; whoever came too late for it gets a new one."""
         self._queue.end(pull)
         pull.stage = Stage.QUEUED
-        pull.is_unwanted = False
-        if pull.successor is not None:
-            pull.size_bytes, pull.owner_id = pull.successor
-            pull.successor = None
+        pull.renew()
         if pull.waiters:
             self._queue.add(pull)
         else:
@@ -242,6 +243,7 @@ class PullPlanner:
         """Hold nothing for a while, then stand in the queue again."""
         self._queue.end(pull)
         pull.stage = Stage.QUEUED
+        pull.renew()
         self._queue.park(pull, now_s)
 
     # ---- room ----
@@ -262,15 +264,34 @@ class PullPlanner:
             self._done_total += 1
             self._tell_waiters(pull, "", "", (), out)
         is_final = event.reason in {RoomRefusal.TOO_LARGE, RoomRefusal.FAILED}
+        self._try_room_later(pull, event.message, event.fullness, now_s, out, is_final=is_final)
+
+    def _try_room_later(
+        self,
+        pull: Pull,
+        message: str,
+        fullness: bytes,
+        now_s: float,
+        out: list[PullCommand],
+        *,
+        is_final: bool = False,
+    ) -> None:
         if pull.room_deadline_s is None:
             pull.room_deadline_s = now_s + self._config.room_wait_s
         if pull.waiters and (is_final or now_s >= pull.room_deadline_s):
             self._failed_total += 1
-            self._tell_waiters(pull, "full", event.message, (), out, event.fullness)
+            self._tell_waiters(pull, "full", message, (), out, fullness)
         if pull.waiters:
             self._park(pull, now_s)
         else:
             self._finish(pull)
+
+    def _give_up_room(self, event: RoomWithdrawn, out: list[PullCommand]) -> None:
+        pull = self._pulls.get(event.object_id)
+        if pull is None or pull.stage is not Stage.FETCHING or pull.is_unwanted:
+            return  # It has ended meanwhile, or is about to.
+        pull.withdrawal = (event.message, event.fullness)
+        self._abandon(pull, event.message, out)
 
     def _start_fetching(self, pull: Pull) -> None:
         holders = self._sources.holders(pull)
@@ -407,10 +428,14 @@ class PullPlanner:
                 self._done_total += 1
                 self._tell_waiters(pull, "", "", pull.absent_at(), out)
         else:
+            withdrawal, pull.withdrawal = pull.withdrawal, None
             pull.missing.clear()
-            pull.room_deadline_s = None
             pull.forgive_sources(now_s)
             self._sources.lose_dead(pull)
+            if withdrawal is not None and pull.waiters:
+                self._try_room_later(pull, *withdrawal, now_s, out)
+                return
+            pull.room_deadline_s = None
         self._finish(pull)
 
     # ---- checks ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from skate_raylet.machine.events import Strategy
 from skate_rpc import node_protocol as node
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2
 from skate_rpc.node_protocol import ActorView, Death, NodeView
@@ -76,6 +77,19 @@ def strategy_to_proto(body: node.ActorRegistration) -> gcs_pb2.SchedulingStrateg
         placement_group_id=body.placement_group_id,
         bundle_index=body.bundle_index,
         capture_child_tasks=body.captures,
+    )
+
+
+def machine_strategy_to_proto(strategy: Strategy) -> gcs_pb2.SchedulingStrategy:
+    """Where a task that waits may run; nothing of placement groups."""
+    labels = strategy.labels
+    return gcs_pb2.SchedulingStrategy(
+        spread=strategy.is_spread,
+        node_id=strategy.node_id,
+        soft=strategy.is_soft,
+        impatient=strategy.is_impatient,
+        selectors=[_selector_to_proto(selector.to_tuples()) for selector in labels.selectors],
+        preferred=_selector_to_proto(labels.preferred.to_tuples()) if labels.preferred else None,
     )
 
 

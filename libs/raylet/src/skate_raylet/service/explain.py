@@ -1,4 +1,5 @@
-"""Why something waits, in sentences: of a task, an object, an actor, a node or a worker.
+"""Why something waits, in sentences: of a task, an object, an actor, a placement group, a node or a
+worker.
 
 Before it: ``wait_snapshot``. After it: ``skate why``, ``ref.why()``, the warning of a deadlock.
 """
@@ -8,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from skate_raylet.service.explain_groups import lines_of_group, name_of_group
 from skate_raylet.service.wait_snapshot import TASK_ID_BYTES, At, Snapshot
 from skate_rpc import wait_report as report
+from skate_rpc.node_protocol import PlacementGroupView
 from skate_rpc.wait_report import Explanation
 from skate_scheduler import ResourceSet
 from skate_scheduler.wait_graph import (
@@ -63,6 +66,9 @@ class _Explainer:
         for actor_id in dict.fromkeys([*snapshot.actors, *snapshot.hosts]):
             if actor_id.hex().startswith(prefix):
                 yield self._actor(actor_id)
+        for group_id, group in snapshot.groups.items():
+            if group_id.hex().startswith(prefix):
+                yield self._group(group)
         for node_id, node in snapshot.nodes.items():
             if node_id.hex().startswith(prefix):
                 yield self._node(node)
@@ -225,6 +231,25 @@ class _Explainer:
             doing = "lives" if row.state == "ALIVE" else "starts"
             lines.append(f"{pad}{self._name_of_actor(actor_id)} {doing} on {where}.")
         return lines or [f"{pad}{self._name_of_actor(actor_id)} is {row.state}."]
+
+    def _group(self, group: PlacementGroupView) -> Explanation:
+        lines = lines_of_group(group, self._snapshot, self._holders())
+        name = name_of_group(group)
+        return Explanation(name, "placement group", group.state, tuple(lines), (), self._problems)
+
+    def _holders(self) -> dict[bytes, str]:
+        """What to call the workers that are leased: by what they run, or whose they are."""
+        snapshot = self._snapshot
+        holders: dict[bytes, str] = {}
+        for worker_id, (_, lease) in snapshot.leases.items():
+            at = snapshot.processes.get(worker_id)
+            if lease.actor_id:
+                holders[worker_id] = self._name_of_actor(lease.actor_id)
+            elif at is not None and at.process.running:
+                holders[worker_id] = self._name(at.process.running[0].task_id)
+            else:
+                holders[worker_id] = f"a worker of {lease.holder_id.hex()[:12]}"
+        return holders
 
     def _node(self, node: report.NodeWaits) -> Explanation:
         lines: list[str] = []

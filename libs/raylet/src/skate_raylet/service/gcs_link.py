@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 from skate_raylet.config import GCS_RECONNECT_S
+from skate_raylet.service.demand_report import DemandReport
 from skate_rpc.errors import RpcError
 from skate_rpc.gcs_client import GcsClient
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2
@@ -49,6 +50,7 @@ class GcsLink:
         make_report: Callable[[], gcs_pb2.ReportResourcesRequest],
         on_event: Callable[[gcs_pb2.Event], None],
         on_fenced: Callable[[str], None],
+        demand: DemandReport,
         reconnect_s: float = GCS_RECONNECT_S,
     ) -> None:
         """``make_report`` leaves the version to this class; ``on_fenced``: this node must stop."""
@@ -68,6 +70,7 @@ class GcsLink:
         """All that this node holds of placement groups; told with a report each second."""
         self.on_stale_bundles: Callable[[Sequence[gcs_pb2.BundleRef]], None] = _ignore
         """Hears which of those it must give back."""
+        self._demand = demand
         self._tasks: set[asyncio.Task[None]] = set()
         self._delivering: dict[object, asyncio.Task[None]] = {}
 
@@ -152,7 +155,8 @@ class GcsLink:
         loop = asyncio.get_running_loop()
         while True:
             report = self._make_report()
-            if report != last or loop.time() - sent_at_s >= HEARTBEAT_S:
+            is_demand_new = self._demand.is_new()
+            if report != last or is_demand_new or loop.time() - sent_at_s >= HEARTBEAT_S:
                 self._version += 1
                 message = gcs_pb2.ReportResourcesRequest()
                 message.CopyFrom(report)
@@ -161,6 +165,8 @@ class GcsLink:
                     # Not with each: a node may hold thousands, and nothing waits for it.
                     message.has_bundles = True
                     message.bundles.extend(self.held_bundles())
+                if is_demand_new:
+                    self._demand.fill(message)
                 asked_at_s = loop.time()
                 try:
                     reply = await self.client.nodes.report_resources(
@@ -169,6 +175,7 @@ class GcsLink:
                 except RpcError as error:
                     _log.warning("event=heartbeat_failed error=%s", error)
                     last = None
+                    self._demand.unanswered()
                     # From the first failed attempt on: a node that was stopped asks first.
                     away_since_s = asked_at_s if away_since_s is None else away_since_s
                     if loop.time() - away_since_s >= self._reconnect_s:
@@ -180,6 +187,7 @@ class GcsLink:
                 else:
                     last, sent_at_s, away_since_s = report, loop.time(), None
                     self.note_life(reply.gcs_life)
+                    self._demand.answered(reply.gcs_life)
                     if message.has_bundles:
                         bundles_at_s = sent_at_s
                     if not reply.known:
@@ -189,7 +197,7 @@ class GcsLink:
                         self.on_stale_bundles(reply.stale_bundles)
             await asyncio.sleep(REPORT_INTERVAL_S)
             self._changed.clear()
-            if report == last == self._make_report():
+            if report == last == self._make_report() and not self._demand.is_new():
                 # Not wait_for: in Python 3.11 it can take a cancellation for its own time-out.
                 try:
                     async with asyncio.timeout_at(sent_at_s + HEARTBEAT_S):

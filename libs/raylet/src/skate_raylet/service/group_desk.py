@@ -53,6 +53,8 @@ class GroupDesk:
         self._known_groups = known_groups
         self._watchers: dict[bytes, dict[LocalProcess, None]] = {}
         self._mentioned: dict[bytes, None] = {}  # since the last snapshot was complete
+        self._news = 0  # so many were heard
+        self._last_news: dict[bytes, int] = {}  # the number of the latest, of groups that live
         self._flushing: dict[LocalProcess, None] = {}  # that have just been sent news
         self._tasks: set[asyncio.Task[Any]] = set()
         self._registering = _Gathered(self._register, self._spawn)
@@ -81,6 +83,8 @@ class GroupDesk:
         """A row of the table, of a snapshot or because it changed."""
         view = group_view(info)
         self._mentioned[view.group_id] = None
+        self._news += 1
+        self._last_news[view.group_id] = self._news
         self._learn(view)
 
     def snapshot_taken(self) -> None:
@@ -92,16 +96,12 @@ class GroupDesk:
 
     def _learn(self, view: node.PlacementGroupView) -> None:
         group_id = view.group_id
-        if view.state == "REMOVED":
-            message = f"The placement group {group_id.hex()} was removed: {view.removal_reason}"
-            self._tell(on.GroupGone(group_id, message))
-        else:
-            is_usable = view.state in USABLE
-            self._tell(on.GroupSeen(group_id, tuple(view.node_ids) if is_usable else ()))
+        self._tell(_event_of(view))
         for process in self._watchers.get(group_id, ()):
             self._send(process, view)
         if view.state == "REMOVED":
             self._watchers.pop(group_id, None)
+            self._last_news.pop(group_id, None)
 
     def _send(self, process: LocalProcess, view: node.PlacementGroupView) -> None:
         """At once, but what follows shortly after goes together: news come one by one."""
@@ -130,7 +130,10 @@ class GroupDesk:
             await asyncio.sleep(ASK_AGAIN_S)
             self._tell(on.GroupUnanswered(group_id))
             return
-        self._learn(_gone(group_id) if info is None else group_view(info))
+        # It may be quicker than a snapshot that was taken before there was this group.
+        self._mentioned[group_id] = None
+        view = _gone(group_id) if info is None else group_view(info)
+        self._tell(_event_of(view, is_answer=True))
 
     def subscribe(self, process: LocalProcess, message: node.SubscribePlacementGroup) -> None:
         """Tell the process the present state, and every change."""
@@ -139,12 +142,15 @@ class GroupDesk:
 
     async def _tell_present(self, process: LocalProcess, group_id: bytes) -> None:
         while process in self._watchers.get(group_id, ()):
+            asked_at = self._news
             try:
                 info = await self._client.groups.get(group_id)
             except RpcError as error:
                 _log.warning("event=get_placement_group_failed error=%s", error)
                 await asyncio.sleep(ASK_AGAIN_S)
                 continue
+            if self._last_news.get(group_id, 0) > asked_at:
+                return  # it was told these news, and the answer may be older
             view = _gone(group_id) if info is None else group_view(info)
             self._send(process, view)
             return
@@ -246,6 +252,18 @@ class _Gathered(Generic[T, R]):
                         done.set_result(result)
         finally:
             self._is_working = False
+
+
+def _event_of(
+    view: node.PlacementGroupView, *, is_answer: bool = False
+) -> on.GroupSeen | on.GroupGone:
+    """What the machine is to know of a group."""
+    group_id = view.group_id
+    if view.state == "REMOVED":
+        message = f"The placement group {group_id.hex()} was removed: {view.removal_reason}"
+        return on.GroupGone(group_id, message, is_answer)
+    node_ids = tuple(view.node_ids) if view.state in USABLE else ()
+    return on.GroupSeen(group_id, node_ids, is_answer)
 
 
 def _gone(group_id: bytes) -> node.PlacementGroupView:

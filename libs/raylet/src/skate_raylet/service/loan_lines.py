@@ -90,17 +90,22 @@ class LenderLine:
         outbox = self._outbox = Outbox[raylet_pb2.LoanOrder]()
         hello = raylet_pb2.LoanHello(borrower_id=self._own_id, lender_id=self._node_id)
         outbox.put(raylet_pb2.LoanOrder(hello=hello))
-        async with aclosing(client.borrow(_orders(outbox))) as news:
-            async for batch in news:
-                if outbox.is_closed:
-                    return
-                if not self._is_open:
-                    self._is_open = True
-                    self._tell(loan.LenderConnected(self._node_id))
-                for item in batch.items:
-                    message = news_from_proto(item)
-                    if message is not None:
-                        self._tell(loan.LenderSaid(self._node_id, message))
+        try:
+            async with aclosing(client.borrow(_orders(outbox))) as news:
+                async for batch in news:
+                    if outbox.is_closed:
+                        return
+                    if not self._is_open:
+                        self._is_open = True
+                        self._tell(loan.LenderConnected(self._node_id))
+                    for item in batch.items:
+                        message = news_from_proto(item)
+                        if message is not None:
+                            self._tell(loan.LenderSaid(self._node_id, message))
+        finally:
+            # gRPC's task that takes the orders would wait for one for ever: of a call that the
+            # other side ended it is not told.
+            outbox.close()
 
 
 async def _orders(

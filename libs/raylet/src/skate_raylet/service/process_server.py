@@ -106,6 +106,7 @@ class ProcessServer:
         self._handlers: dict[type[Any], Callable[[LocalProcess, Any], None]] = {
             node.RequestLease: self._on_request_lease,
             node.CancelLeaseRequest: self._on_cancel_request,
+            node.TellBacklog: self._on_backlog,
             node.ReturnLease: self._on_return_lease,
             node.Blocked: self._on_blocked,
             node.Unblocked: self._on_unblocked,
@@ -345,6 +346,10 @@ class ProcessServer:
 
     def _on_cancel_request(self, process: LocalProcess, message: node.CancelLeaseRequest) -> None:
         self._tell(on.LeaseRequestCancelled(process.worker_id, message.request_id))
+
+    def _on_backlog(self, process: LocalProcess, message: node.TellBacklog) -> None:
+        backlogs = tuple((number, max(0, count)) for number, count in message.backlogs)
+        self._tell(on.BacklogTold(process.worker_id, backlogs))
 
     def _on_return_lease(self, process: LocalProcess, message: node.ReturnLease) -> None:
         self._tell(on.LeaseReturned(process.worker_id, message.lease_id, message.discard))

@@ -38,6 +38,7 @@ from skate_raylet.service.convert import (
     death_to_proto,
     resources_to_proto,
 )
+from skate_raylet.service.demand_report import DemandReport
 from skate_raylet.service.draining import Draining
 from skate_raylet.service.function_cache import FunctionCache
 from skate_raylet.service.gateway import Gateway
@@ -75,7 +76,6 @@ DEAD_REMEMBERED_MAX = 10_000
 RELEASE_AGAIN_S = 10.0
 DRAINED_GRACE_S = 1.0
 REGISTER_TIMEOUT_S = 10.0  # somebody waits for the start
-DEMANDS_REPORTED_MAX = 1000
 STATISTICS_TIMEOUT_S = 5.0
 ZYGOTE_END_S = 1.0
 JOBS_TIMEOUT_S = 5.0  # a worker of a job that is not known waits this long for the GCS's word
@@ -182,6 +182,7 @@ class Raylet:
             self._make_report,
             self._on_gcs_event,
             self._fenced,
+            DemandReport(self._machine.demands),
             config.gcs_reconnect_s,
         )
         self._draining = Draining(self._why_busy, self._begin_drain, self._leave_drained)
@@ -210,6 +211,7 @@ class Raylet:
             self._machine,
             client.nodes.list,
             client.actors.list,
+            client.groups.list,
         )
         self._gateway.serve("why", node.Why, self._waits.answer)
         log_reader = LogReader(
@@ -664,19 +666,12 @@ class Raylet:
         )
 
     def _make_report(self) -> gcs_pb2.ReportResourcesRequest:
-        report = gcs_pb2.ReportResourcesRequest(
+        return gcs_pb2.ReportResourcesRequest(
             node_id=self._config.node_id,
             available=resources_to_proto(self._machine.available),
             total=resources_to_proto(self._machine.total),
             drain=self._draining.order,
         )
-        for demand in self._machine.demands()[:DEMANDS_REPORTED_MAX]:
-            report.demands.add(
-                shape=resources_to_proto(demand.shape),
-                count=demand.count,
-                infeasible=demand.is_infeasible,
-            )
-        return report
 
     def _held_bundles(self) -> list[gcs_pb2.BundleRef]:
         return [

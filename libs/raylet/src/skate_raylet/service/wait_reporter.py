@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
 from skate_raylet.machine.lease_table import ActorRequest
 from skate_raylet.machine.node_machine import NodeMachine, WaitingRequest
+from skate_raylet.service.convert import group_view
 from skate_raylet.service.explain import explain
 from skate_raylet.service.local_process import LocalProcess, LocalProcesses
 from skate_raylet.service.process_questions import ProcessEndedError, ProcessQuestions
@@ -42,7 +44,7 @@ REQUESTS_MAX = 10_000  # of one node in one report
 
 
 class WaitReporter:
-    """On the daemon's event loop. ``list_nodes`` and ``list_actors`` ask the GCS."""
+    """On the daemon's event loop. The functions that list something ask the GCS."""
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class WaitReporter:
         machine: NodeMachine,
         list_nodes: Callable[[], Awaitable[Sequence[gcs_pb2.NodeInfo]]],
         list_actors: Callable[[], Awaitable[Sequence[gcs_pb2.ActorInfo]]],
+        list_groups: Callable[[], Awaitable[Sequence[gcs_pb2.PlacementGroupInfo]]],
     ) -> None:
         self._info = info
         self._token = token
@@ -59,6 +62,7 @@ class WaitReporter:
         self._machine = machine
         self._list_nodes = list_nodes
         self._list_actors = list_actors
+        self._list_groups = list_groups
         self._questions: ProcessQuestions[WaitsReport] = ProcessQuestions()
 
     def on_report(self, process: LocalProcess, message: WaitsReport) -> None:
@@ -77,8 +81,12 @@ class WaitReporter:
         timeout_s = min(max(timeout_s, 0.1), TIMEOUT_MAX_S)
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        nodes, actors = await asyncio.gather(self._cluster(prefix, timeout_s), self._list_actors())
-        snapshot = Snapshot(nodes, [_actor_row(info) for info in actors])
+        nodes, actors, groups = await asyncio.gather(
+            self._cluster(prefix, timeout_s), self._list_actors(), self._list_groups()
+        )
+        snapshot = Snapshot(
+            nodes, [_actor_row(info) for info in actors], list(map(group_view, groups)), time.time()
+        )
         return explain(prefix, snapshot, loop.time() - began_s)
 
     async def _cluster(self, prefix: str, timeout_s: float) -> list[NodeWaits]:
@@ -130,6 +138,7 @@ class WaitReporter:
                 lease.holder_id,
                 lease.effective.to_dict(),
                 lease.request.actor_id if isinstance(lease.request, ActorRequest) else b"",
+                b"" if lease.bundle_key is None else lease.bundle_key.group_id,
             )
             for lease in self._machine.leases()
             if lease.worker_id

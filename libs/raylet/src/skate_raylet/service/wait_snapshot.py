@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from skate_rpc import wait_report as report
+from skate_rpc.node_protocol import PlacementGroupView
 from skate_scheduler import ResourceSet, WaitKind
 from skate_scheduler.wait_graph import ActorLine, Gate, Hold, Room, Turn, Values, WaitState
 
@@ -42,8 +43,15 @@ class Snapshot:
     """Rows of all nodes by what they are about. O(rows) to make."""
 
     def __init__(
-        self, nodes: Sequence[report.NodeWaits], actors: Sequence[report.ActorRow] = ()
+        self,
+        nodes: Sequence[report.NodeWaits],
+        actors: Sequence[report.ActorRow] = (),
+        groups: Sequence[PlacementGroupView] = (),
+        unix_s: float = 0.0,
     ) -> None:
+        """``unix_s``: the present, to tell since when a group waits."""
+        self.groups = {group.group_id: group for group in groups}
+        self.unix_s = unix_s
         self.nodes = {node.node_id: node for node in nodes}
         self.actors = {actor.actor_id: actor for actor in actors}
         self.processes: dict[bytes, At] = {}

@@ -42,16 +42,18 @@ class ActorCalls(Generic[T]):
     )
 
     def __init__(self, actor_id: bytes) -> None:
-        self.actor_id = actor_id
-        self.state = WAITING
-        self.incarnation = -1
+        self.actor_id: bytes = actor_id
+        self.state: int = WAITING
+        self.incarnation: int = -1
         self.connection: Any = None
         self.serials: Iterator[int] = iter(())  # of what is sent over the connection
         self.waiting: deque[T] = deque()
         self.in_flight: dict[bytes, T] = {}
         self.view: Any = None  # the last ActorView
-        self.is_subscribed = False
-        self.keeper_id = actor_id[:8] + actor_id + b"\0\0\0\1"  # the object that keeps it alive
+        self.is_subscribed: bool = False
+        self.keeper_id: bytes = (
+            actor_id[:8] + actor_id + b"\0\0\0\1"
+        )  # the object that keeps it alive
         self.unknown: list[T] = []  # in flight when the line broke, and not to be retried
 
     def submit(self, call: Any) -> bool:

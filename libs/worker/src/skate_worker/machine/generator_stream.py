@@ -67,24 +67,24 @@ class GeneratorStream:
     )
 
     def __init__(self, table: ReferenceTable, task_id: bytes, limit: int = 0) -> None:
-        self.task_id = task_id
-        self.limit = limit
-        self.consumed = 0
-        self.attempt = 0
+        self.task_id: bytes = task_id
+        self.limit: int = limit
+        self.consumed: int = 0
+        self.attempt: int = 0
         self.end: int | None = None  # how many there are to take, an error included
         self.announced: int | None = None  # how many the task said that it yielded
-        self.is_dropped = False
+        self.is_dropped: bool = False
         # The shell's: who yields, whether any item lies in a store, whose last copy went.
         self.producer: Any = None
-        self.has_stored = False
+        self.has_stored: bool = False
         self.lost: list[Entry] = []
         # Where attempts died, and which items they may have stored without saying so: from this on.
         self.lost_at: list[tuple[bytes, int]] = []
         self._table = table
         self._unread: dict[int, Entry] = {}
-        self.arrived = 0  # items of this attempt
+        self.arrived: int = 0  # items of this attempt
         self._told = 0  # how many taken items this attempt's producer knows of
-        self.head = self._new_entry(0)
+        self.head: Entry = self._new_entry(0)
 
     @property
     def is_finished(self) -> bool:

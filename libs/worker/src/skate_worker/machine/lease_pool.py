@@ -27,6 +27,7 @@ WINDOW_S: Final = (
 )
 WINDOW_MAX: Final = 1000
 REQUESTS_MAX: Final = 4  # outstanding lease requests per key: each grant triggers the next
+BACKLOG_S: Final = 0.5  # what is behind these requests is told to the raylet this often at most
 LINGER_S: Final = 0.2  # an idle lease is kept this long for the next task
 SHORT_LINGER_S: Final = (
     0.001  # the same while others wait: longer than from a result to the next call
@@ -83,17 +84,32 @@ class Lease(Generic[T]):
 class KeyQueue(Generic[T]):
     """The tasks and leases of one scheduling key."""
 
-    __slots__ = ("in_flight", "key", "leases", "open", "pending", "requests")
+    __slots__ = (
+        "backlog_request",
+        "backlog_told",
+        "in_flight",
+        "key",
+        "leases",
+        "open",
+        "pending",
+        "requests",
+    )
 
     def __init__(self, key: Hashable) -> None:
-        self.key = key
+        self.key: Hashable = key
         self.pending: deque[T] = deque()
         self.leases: dict[bytes, Lease[T]] = {}
         self.open: deque[Lease[T]] = (
             deque()
         )  # leases with room; may hold stale ones, checked on use
         self.requests: dict[int, None] = {}  # outstanding request ids
-        self.in_flight = 0  # over all leases
+        self.in_flight: int = 0  # over all leases
+        self.backlog_told: int = 0  # as the raylet was last told, at the request with this number
+        self.backlog_request: int = 0  # 0: it was not, or that request is answered
+
+    def backlog(self) -> int:
+        """Tasks that wait for a worker that none is asked for."""
+        return max(0, len(self.pending) - len(self.requests))
 
 
 class LeasePool(Generic[T]):
@@ -260,7 +276,40 @@ class LeasePool(Generic[T]):
         queue = self._queue_of_request.pop(request_id, None)
         if queue is not None:
             queue.requests.pop(request_id, None)
+            if queue.backlog_request == request_id:
+                queue.backlog_request = queue.backlog_told = 0
         return queue
+
+    def first_backlog(self, queue: KeyQueue[T], request_id: int) -> int:
+        """What a new request is to say of the backlog: nothing while another speaks for it."""
+        if queue.backlog_request == request_id:
+            return queue.backlog_told  # it was told before the request itself is sent
+        if queue.backlog_request or request_id not in queue.requests:
+            return 0
+        backlog = queue.backlog()
+        if backlog:
+            queue.backlog_request, queue.backlog_told = request_id, backlog
+        return backlog
+
+    def backlog_news(self) -> list[tuple[int, int]]:
+        """Request and backlog where it is not what was last told; counts as told.
+
+        O(outstanding requests).
+        """
+        news: list[tuple[int, int]] = []
+        for queue in dict.fromkeys(self._queue_of_request.values()):
+            backlog = queue.backlog()
+            if backlog != queue.backlog_told:
+                if not queue.backlog_request:
+                    queue.backlog_request = next(reversed(queue.requests))  # the last to be served
+                queue.backlog_told = backlog
+                news.append((queue.backlog_request, backlog))
+        return news
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether any lease request is outstanding."""
+        return bool(self._queue_of_request)
 
     def queue_of_request(self, request_id: int) -> KeyQueue[T] | None:
         """The queue that an outstanding request is for."""
@@ -318,6 +367,8 @@ class LeasePool(Generic[T]):
         for queue in self.queues.values():
             assert queue.in_flight == sum(len(lease.in_flight) for lease in queue.leases.values())
             assert len(queue.requests) <= REQUESTS_MAX
+            assert not queue.backlog_request or queue.backlog_request in queue.requests
+            assert queue.backlog_request or not queue.backlog_told
             for lease in queue.leases.values():
                 assert len(lease.in_flight) <= WINDOW_MAX
                 assert self.leases[lease.lease_id] is lease

@@ -107,7 +107,7 @@ class Lineage(Generic[T]):
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self.limit_bytes = limit_bytes  # 0: nothing is kept
-        self.size_bytes = 0
+        self.size_bytes: int = 0
         self._records: dict[bytes, _Record[T]] = {}  # by task id, the oldest first
         self._streams: set[bytes] = set()  # tasks that yield items, and have not ended
 

@@ -60,23 +60,23 @@ class Entry:
     )
 
     def __init__(self, object_id: bytes, owner: Owner | None) -> None:
-        self.object_id = object_id
-        self.owner = owner  # None: this process
-        self.state = PENDING
+        self.object_id: bytes = object_id
+        self.owner: Owner | None = owner  # None: this process
+        self.state: int = PENDING
         self.data: Any = None  # bytes when INLINE or FAILED
-        self.node_id = b""  # whose store holds it, when STORED
-        self.size_bytes = 0
-        self.local = 0
-        self.pins = 0
+        self.node_id: bytes = b""  # whose store holds it, when STORED
+        self.size_bytes: int = 0
+        self.local: int = 0
+        self.pins: int = 0
         self.borrowers: dict[bytes, int] | None = None  # worker id -> registrations
         self.contained: list[Entry] | None = (
             None  # what the value holds; pinned while this entry lives
         )
         self.waiters: list[Callable[[Entry], None]] | None = None
         self.task_id: bytes | None = None  # the task whose return it is
-        self.is_released = False
-        self.is_told = False  # borrowed: the owner knows that this process holds it
-        self.is_asked = False  # borrowed: the owner was asked for the value
+        self.is_released: bool = False
+        self.is_told: bool = False  # borrowed: the owner knows that this process holds it
+        self.is_asked: bool = False  # borrowed: the owner was asked for the value
 
     def settle(self, state: int, data: Any) -> list[Callable[[Entry], None]] | None:
         """Give the entry its value; returns who waits, to be called after locks are released."""

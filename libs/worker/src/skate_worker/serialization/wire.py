@@ -62,9 +62,9 @@ class Serialized:
     def __init__(
         self, parts: Sequence[Buffer], total_bytes: int, contained: Sequence[Any] = _NOTHING
     ) -> None:
-        self.parts = parts
-        self.total_bytes = total_bytes
-        self.contained = contained
+        self.parts: Sequence[Buffer] = parts
+        self.total_bytes: int = total_bytes
+        self.contained: Sequence[Any] = contained
 
     def to_bytes(self) -> bytes:
         """Everything in one piece. Copies unless the value is a single part already."""

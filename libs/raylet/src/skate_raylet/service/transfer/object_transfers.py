@@ -28,6 +28,7 @@ from skate_raylet.service.transfer.copy_deletions import CopyDeletions
 from skate_raylet.service.transfer.copy_keeping import CopyKeeping
 from skate_raylet.service.transfer.daemon_threads import DaemonThreads
 from skate_raylet.service.transfer.object_server import ObjectServer
+from skate_raylet.service.transfer.pages_ahead import SIZE_BYTES_MIN, PagesAhead
 from skate_raylet.service.transfer.peer_connections import PeerConnections
 from skate_raylet.service.transfer.range_fetch import RangeFetch, RangeOutcome
 from skate_raylet.service.transfer.store_access import StoreAccess
@@ -40,6 +41,7 @@ _log = logging.getLogger(__name__)
 ROOM_TRY_S = 1.0
 """How long the store may wait for room at a time; it may spill or evict meanwhile."""
 STORE_THREADS = 16
+PAGE_THREADS = 16
 FETCH_THREADS = 64
 ORDER_THREADS = 16
 IDLE_SWEEP_S = 10.0
@@ -80,6 +82,7 @@ class ObjectTransfers:
         self._planner = PullPlanner(config, node_id)
         self._store = StoreAccess(store_endpoint, token)
         self._store_threads = DaemonThreads("skate-pull-store", STORE_THREADS)
+        self._page_threads = DaemonThreads("skate-pull-pages", PAGE_THREADS)
         self._fetch_threads = DaemonThreads("skate-pull", FETCH_THREADS)
         self._arrivals = Arrivals()
         self._server = ObjectServer(self._store, self._arrivals)
@@ -91,6 +94,7 @@ class ObjectTransfers:
         self._listener: TokenListener | None = None
         self._endpoints: dict[bytes, str] = {}
         self._copies: dict[bytes, memoryview] = {}  # being written
+        self._pages: dict[bytes, PagesAhead] = {}  # of them
         self._fetches: dict[int, RangeFetch] = {}  # by range id
         self._timer: asyncio.TimerHandle | None = None
         self._sweep: asyncio.TimerHandle | None = None
@@ -121,6 +125,8 @@ class ObjectTransfers:
                 timer.cancel()
         for fetch in self._fetches.values():
             fetch.stop()
+        for pages in self._pages.values():
+            pages.stop()
         self._deletions.close()
         self._keeping.close()
         self._connections.close()
@@ -236,11 +242,11 @@ class ObjectTransfers:
                 self._fetches[range_id].stop()
             case on.SealCopy(object_id):
                 self._arrivals.end(object_id, is_whole=True)
-                self._copies.pop(object_id).release()
+                self._end_copy(object_id)
                 self._store_threads.run(partial(self._seal, object_id))
             case on.DropCopy(object_id):
                 self._arrivals.end(object_id, is_whole=False)
-                self._copies.pop(object_id).release()
+                self._end_copy(object_id)
                 self._store_threads.run(partial(self._drop, object_id))
             case on.EndPull(process_id, pull_id, kind, message, lost_at, fullness):
                 if kind not in {"", "cancelled"}:
@@ -263,6 +269,7 @@ class ObjectTransfers:
                 evictable=True,
                 owner=command.owner_id,
                 wait_s=ROOM_TRY_S,
+                late_pages=command.size_bytes >= SIZE_BYTES_MIN,
             )
         except ObjectExistsError as error:
             refusal = on.RoomRefusal.SEALED if error.is_sealed else on.RoomRefusal.BEING_WRITTEN
@@ -280,9 +287,22 @@ class ObjectTransfers:
 
     def _room_made(self, object_id: bytes, view: memoryview) -> None:
         self._copies[object_id] = view
+        pages = PagesAhead(object_id, len(view), partial(self._room_withdrawn, object_id))
+        self._pages[object_id] = pages
         if not self._is_closed:
             self._arrivals.has_room(object_id, view[:])
+            if pages.are_late:
+                self._page_threads.run(partial(pages.run, self._store))
         self._tell(on.RoomMade(object_id))
+
+    def _room_withdrawn(self, object_id: bytes, error: StoreError) -> None:
+        """On a thread: the store has no memory for the rest of a copy."""
+        fullness = pack_fullness(error.fullness) if isinstance(error, StoreFullError) else b""
+        self._tell_soon(on.RoomWithdrawn(object_id, str(error), fullness))
+
+    def _end_copy(self, object_id: bytes) -> None:
+        self._pages.pop(object_id).stop()
+        self._copies.pop(object_id).release()
 
     def _seal(self, object_id: bytes) -> None:
         problem = ""
@@ -310,6 +330,7 @@ class ObjectTransfers:
             command.size_bytes,
             command.offset,
             self._copies[object_id][command.offset : end],
+            self._pages[object_id],
             partial(self._tell_soon, on.RangeProgressed(object_id, range_id)),
             partial(self._arrivals.received, object_id),
             is_arriving=command.is_arriving,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from skate_raylet.service.transfer.pages_ahead import NoPagesError, PagesAhead
 from skate_raylet.service.transfer.peer_connections import PeerConnections
 from skate_raylet.service.transfer.sockets import (
     CHUNK_BYTES,
@@ -54,18 +55,22 @@ class RangeFetch:
         size_bytes: int,
         offset: int,
         target: memoryview,
+        pages: PagesAhead,
         on_progress: Callable[[], None],
         on_bytes: Callable[[int, int], None],
         *,
         is_arriving: bool = False,
     ) -> None:
-        """``target``: where the range goes, as long as it. ``on_bytes(start, end)``: of the object,
-        what has come of the range by now. ``is_arriving``: the source may not have it yet.
+        """``target``: where the range goes, as long as it; ``pages``: how far it may be written.
+
+        ``on_bytes(start, end)``: of the object, what has come of the range by now.
+        ``is_arriving``: the source may not have it yet.
         """
         self._object_id = object_id
         self._size_bytes = size_bytes
         self._offset = offset
         self._target = target
+        self._pages = pages
         self._on_progress = on_progress
         self._on_bytes = on_bytes
         self._is_arriving = is_arriving
@@ -83,6 +88,8 @@ class RangeFetch:
             return RangeOutcome(self._received_bytes)
         except _AbsentError as error:
             return RangeOutcome(0, str(error), is_absent=True)
+        except NoPagesError as error:
+            return RangeOutcome(self._received_bytes, str(error))
         except (OSError, AuthenticationError, MalformedError, ValueError) as error:
             text = str(error) if isinstance(error, PeerClosedError) else f"{endpoint}: {error}"
             return RangeOutcome(self._received_bytes, text)
@@ -140,6 +147,7 @@ class RangeFetch:
         self._await_start(sock)
         while self._received_bytes < length:
             end = min(length, self._received_bytes + CHUNK_BYTES)
+            self._await_pages(self._offset + end)
             with self._target[self._received_bytes : end] as chunk:
                 count = receive_some(sock, chunk)
             self._received_bytes += count
@@ -148,6 +156,12 @@ class RangeFetch:
                 self._tell_progress()
             elif self._is_stopped:
                 raise PeerClosedError("stopped")
+
+    def _await_pages(self, end: int) -> None:
+        while not self._pages.wait_for(end, TICK_S):
+            if self._is_stopped:
+                raise PeerClosedError("stopped")
+            self._tell_progress()  # The source is not to blame.
 
     def _await_start(self, sock: socket.socket) -> None:
         while True:

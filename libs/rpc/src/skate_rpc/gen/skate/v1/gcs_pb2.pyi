@@ -382,12 +382,18 @@ class ReportResourcesRequest(_message.Message):
     DEMANDS_FIELD_NUMBER: _builtins.int
     HAS_BUNDLES_FIELD_NUMBER: _builtins.int
     BUNDLES_FIELD_NUMBER: _builtins.int
+    HAS_DEMANDS_FIELD_NUMBER: _builtins.int
+    DEMANDS_LEFT_OUT_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     node_id: _builtins.bytes
     version: _builtins.int
     """grows with each report of one node; older ones are ignored"""
     has_bundles: _builtins.bool
     """whether bundles lists what the node holds; not every report does"""
+    has_demands: _builtins.bool
+    """whether demands lists what waits there; only a report that changes it does"""
+    demands_left_out: _builtins.int
+    """shapes past the limit"""
     @_builtins.property
     def available(self) -> _common_pb2.ResourceSet: ...
     @_builtins.property
@@ -410,11 +416,13 @@ class ReportResourcesRequest(_message.Message):
         demands: _abc.Iterable[Global___PendingDemand] | None = ...,
         has_bundles: _builtins.bool = ...,
         bundles: _abc.Iterable[Global___BundleRef] | None = ...,
+        has_demands: _builtins.bool = ...,
+        demands_left_out: _builtins.int = ...,
         drain: Global___DrainInfo | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "drain", b"drain", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "bundles", b"bundles", "demands", b"demands", "drain", b"drain", "has_bundles", b"has_bundles", "node_id", b"node_id", "total", b"total", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "bundles", b"bundles", "demands", b"demands", "demands_left_out", b"demands_left_out", "drain", b"drain", "has_bundles", b"has_bundles", "has_demands", b"has_demands", "node_id", b"node_id", "total", b"total", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -422,30 +430,160 @@ Global___ReportResourcesRequest: _TypeAlias = ReportResourcesRequest  # noqa: Y0
 
 @_typing.final
 class PendingDemand(_message.Message):
+    """What waits for room on a node, by shape. What waits inside a placement group is not among it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SHAPE_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     INFEASIBLE_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    BACKLOG_FIELD_NUMBER: _builtins.int
+    ACTORS_FIELD_NUMBER: _builtins.int
     count: _builtins.int
+    """tasks that a worker was asked for"""
     infeasible: _builtins.bool
     """no live node could ever hold it"""
+    backlog: _builtins.int
+    """tasks behind those, for which no worker was asked for yet"""
+    actors: _builtins.int
+    """actors that are to be started"""
     @_builtins.property
     def shape(self) -> _common_pb2.ResourceSet: ...
+    @_builtins.property
+    def strategy(self) -> Global___SchedulingStrategy:
+        """where it may run"""
+
     def __init__(
         self,
         *,
         shape: _common_pb2.ResourceSet | None = ...,
         count: _builtins.int = ...,
         infeasible: _builtins.bool = ...,
+        strategy: Global___SchedulingStrategy | None = ...,
+        backlog: _builtins.int = ...,
+        actors: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape", "strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "infeasible", b"infeasible", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actors", b"actors", "backlog", b"backlog", "count", b"count", "infeasible", b"infeasible", "shape", b"shape", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PendingDemand: _TypeAlias = PendingDemand  # noqa: Y015
+
+@_typing.final
+class GroupDemand(_message.Message):
+    """Placement groups that are alike and wait."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    BUNDLES_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    INFEASIBLE_FIELD_NUMBER: _builtins.int
+    SINCE_S_FIELD_NUMBER: _builtins.int
+    strategy: _builtins.str
+    count: _builtins.int
+    """groups"""
+    infeasible: _builtins.bool
+    """no live nodes could ever hold one"""
+    since_s: _builtins.float
+    """Unix time since which the first in line waits"""
+    @_builtins.property
+    def bundles(self) -> _containers.RepeatedCompositeFieldContainer[Global___BundleDemand]:
+        """of one group: those that are not reserved"""
+
+    def __init__(
+        self,
+        *,
+        strategy: _builtins.str = ...,
+        bundles: _abc.Iterable[Global___BundleDemand] | None = ...,
+        count: _builtins.int = ...,
+        infeasible: _builtins.bool = ...,
+        since_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "count", b"count", "infeasible", b"infeasible", "since_s", b"since_s", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupDemand: _TypeAlias = GroupDemand  # noqa: Y015
+
+@_typing.final
+class BundleDemand(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    @_builtins.property
+    def bundle(self) -> Global___Bundle: ...
+    def __init__(
+        self,
+        *,
+        bundle: Global___Bundle | None = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BundleDemand: _TypeAlias = BundleDemand  # noqa: Y015
+
+@_typing.final
+class ListDemandsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDemandsRequest: _TypeAlias = ListDemandsRequest  # noqa: Y015
+
+@_typing.final
+class ListDemandsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEMANDS_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    DEMANDS_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    GROUPS_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    demands_left_out: _builtins.int
+    """shapes past a limit, of the answer or of a node's report"""
+    groups_left_out: _builtins.int
+    """groups past the answer's limit"""
+    @_builtins.property
+    def demands(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingDemand]:
+        """of the whole cluster, the most numerous first"""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupDemand]:
+        """the most numerous first"""
+
+    def __init__(
+        self,
+        *,
+        demands: _abc.Iterable[Global___PendingDemand] | None = ...,
+        groups: _abc.Iterable[Global___GroupDemand] | None = ...,
+        demands_left_out: _builtins.int = ...,
+        groups_left_out: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demands", b"demands", "demands_left_out", b"demands_left_out", "groups", b"groups", "groups_left_out", b"groups_left_out"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDemandsReply: _TypeAlias = ListDemandsReply  # noqa: Y015
 
 @_typing.final
 class ReportResourcesReply(_message.Message):

@@ -59,6 +59,11 @@ class NodeServiceStub:
                 request_serializer=skate_dot_v1_dot_gcs__pb2.ReportResourcesRequest.SerializeToString,
                 response_deserializer=skate_dot_v1_dot_gcs__pb2.ReportResourcesReply.FromString,
                 _registered_method=True)
+        self.ListDemands = channel.unary_unary(
+                '/skate.v1.NodeService/ListDemands',
+                request_serializer=skate_dot_v1_dot_gcs__pb2.ListDemandsRequest.SerializeToString,
+                response_deserializer=skate_dot_v1_dot_gcs__pb2.ListDemandsReply.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -99,6 +104,13 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDemands(self, request, context):
+        """read only; what an autoscaler asks
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.ReportResources,
                     request_deserializer=skate_dot_v1_dot_gcs__pb2.ReportResourcesRequest.FromString,
                     response_serializer=skate_dot_v1_dot_gcs__pb2.ReportResourcesReply.SerializeToString,
+            ),
+            'ListDemands': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDemands,
+                    request_deserializer=skate_dot_v1_dot_gcs__pb2.ListDemandsRequest.FromString,
+                    response_serializer=skate_dot_v1_dot_gcs__pb2.ListDemandsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +280,33 @@ class NodeService:
             '/skate.v1.NodeService/ReportResources',
             skate_dot_v1_dot_gcs__pb2.ReportResourcesRequest.SerializeToString,
             skate_dot_v1_dot_gcs__pb2.ReportResourcesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDemands(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skate.v1.NodeService/ListDemands',
+            skate_dot_v1_dot_gcs__pb2.ListDemandsRequest.SerializeToString,
+            skate_dot_v1_dot_gcs__pb2.ListDemandsReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class NodeServiceStub:
     """idempotent: a later one replaces it"""
     ReportResources: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.ReportResourcesRequest, _gcs_pb2.ReportResourcesReply]
     """idempotent by version; is the heartbeat"""
+    ListDemands: _grpc.UnaryUnaryMultiCallable[_gcs_pb2.ListDemandsRequest, _gcs_pb2.ListDemandsReply]
+    """read only; what an autoscaler asks"""
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -57,6 +59,8 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """idempotent: a later one replaces it"""
     ReportResources: _aio.UnaryUnaryMultiCallable[_gcs_pb2.ReportResourcesRequest, _gcs_pb2.ReportResourcesReply]  # type: ignore[assignment]
     """idempotent by version; is the heartbeat"""
+    ListDemands: _aio.UnaryUnaryMultiCallable[_gcs_pb2.ListDemandsRequest, _gcs_pb2.ListDemandsReply]  # type: ignore[assignment]
+    """read only; what an autoscaler asks"""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -98,6 +102,14 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gcs_pb2.ReportResourcesReply, _abc.Awaitable[_gcs_pb2.ReportResourcesReply]]:
         """idempotent by version; is the heartbeat"""
+
+    @_abc_1.abstractmethod
+    def ListDemands(
+        self,
+        request: _gcs_pb2.ListDemandsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gcs_pb2.ListDemandsReply, _abc.Awaitable[_gcs_pb2.ListDemandsReply]]:
+        """read only; what an autoscaler asks"""
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
