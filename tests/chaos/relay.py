@@ -8,6 +8,8 @@ each one (``relayed.RelayedNetwork``). What it knows of the protocols:
   one and all behind it (``held``), or loses one (``lost``).
 - On all others (gRPC, and what carries objects between nodes) it works on the bytes of a read:
   holds them, or loses them.
+- A gRPC connection can have a twin (``twice``): another connection to the same server, which is
+  sent the same bytes and whose answers nobody gets. So the server gets each call twice.
 
 TCP loses nothing in the middle of a connection that goes on, and a stream with a hole or with
 foreign bytes in it is no stream, so what is lost is lost with all that comes after it: the
@@ -21,12 +23,14 @@ rates, and is answered with what was done so far. Ends with its standard input.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import socket
 import struct
 import sys
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,13 +45,14 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class Rates:
-    """How likely each fault is, for each frame or read."""
+    """How likely each fault is: for each frame or read, ``twice`` for each connection."""
 
     again: float = 0.0
     late: float = 0.0
     held: float = 0.0
     lost: float = 0.0
     broken: float = 0.0
+    twice: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -118,12 +123,13 @@ class Relay:
         except OSError:
             reset(writer)  # nobody is there
             return
-        line = Line(self, rng, writer, far_writer)
+        line = Line(self, rng, writer, far_writer, lambda: self._dial(road, port))
         try:
             await line.carry(reader, far_reader)
         finally:
             writer.close()
             far_writer.close()
+            line.end_twin()
 
     async def _dial(
         self, road: Road, port: int
@@ -148,8 +154,13 @@ class Line:
         rng: random.Random,
         client: asyncio.StreamWriter,
         server: asyncio.StreamWriter,
+        dial: Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]],
     ) -> None:
+        """``dial`` makes another connection to the server."""
         self._relay = relay
+        self._dial = dial
+        self._twin: asyncio.StreamWriter | None = None
+        self._drain: asyncio.Task[None] | None = None
         self._rng = rng
         self._client = client
         self._server = server
@@ -196,7 +207,20 @@ class Line:
             self._server.write(start)
         else:
             self._has_frames.set_result(False)
+            if self._happens("twice"):
+                await self._begin_twin(start)
         return has_frames
+
+    async def _begin_twin(self, start: bytes) -> None:
+        reader, self._twin = await self._dial()
+        self._twin.write(start)
+        self._drain = asyncio.create_task(_read_away(reader))
+
+    def end_twin(self) -> None:
+        """It lives no longer than this one."""
+        if self._twin is not None and self._drain is not None:
+            self._twin.close()
+            self._drain.cancel()
 
     async def _from_server(self, reader: asyncio.StreamReader) -> bool:
         start = await reader.read(len(MAGIC))
@@ -234,6 +258,8 @@ class Line:
         while data := await reader.read(READ_BYTES):
             await self._hold_or_lose(data, writer)
             writer.write(data)
+            if self._twin is not None and writer is self._server:
+                self._twin.write(data)
             await writer.drain()
 
     async def _hold_or_lose(self, data: bytes, writer: asyncio.StreamWriter) -> None:
@@ -260,6 +286,12 @@ class Line:
 
 class Ended(Exception):
     """The relay has ended this connection."""
+
+
+async def _read_away(reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(OSError):
+        while await reader.read(READ_BYTES):
+            pass
 
 
 def reset(writer: asyncio.StreamWriter) -> None:

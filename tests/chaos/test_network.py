@@ -78,3 +78,27 @@ def test_relay_carries_bytes_both_ways_until_it_is_to_lose_them() -> None:
             assert end_of(server)
             assert end_of(client)
             assert network.spoil() == {"lost": 1}
+
+
+def test_relay_gives_a_server_the_bytes_of_a_connection_twice() -> None:
+    with RelayedNetwork(2, seed=1) as network:
+        network.spoil(twice=1.0)
+        with network.entered(1):
+            listener = socket.create_server((network.address(1), 0))
+        listener.settimeout(WAIT_S)
+        with network.entered(0):
+            client = socket.create_connection(listener.getsockname(), WAIT_S)
+        with listener, client:
+            client.sendall(b"twelve bytes")
+            first, _ = listener.accept()
+            second, _ = listener.accept()
+            with first, second:
+                assert first.recv(12, socket.MSG_WAITALL) == b"twelve bytes"
+                assert second.recv(12, socket.MSG_WAITALL) == b"twelve bytes"
+                for answering in (first, second):
+                    answering.sendall(b"answer")
+                client.settimeout(WAIT_S)
+                assert client.recv(6, socket.MSG_WAITALL) == b"answer"
+                client.settimeout(SILENCE_S)
+                with pytest.raises(TimeoutError):
+                    client.recv(1)

@@ -72,6 +72,7 @@ def describe_class(cls: type, options: Options) -> ActorState:
     """
     groups = tuple(options.get("concurrency_groups", ()))
     retries: int = options.get("max_task_retries", 0)
+    pending_max: int = options.get("max_pending_calls", -1)
     is_async = is_async_class(cls)
     methods = dict(_built_in_methods(cls.__name__))
     for name, function, takes_self in _functions(cls):
@@ -88,6 +89,7 @@ def describe_class(cls: type, options: Options) -> ActorState:
                 max_task_retries=given.get("max_task_retries", retries),
                 retry_exceptions=retry_rule(given),
                 concurrency_group=group,
+                pending_calls_max=pending_max,
             ),
             CallSignature.of(function, skip_first=takes_self),
             yields,
@@ -131,6 +133,7 @@ def encode_state(state: ActorState) -> bytes:
             spec.options.max_task_retries,
             spec.options.retry_exceptions,
             spec.options.concurrency_group,
+            spec.options.pending_calls_max,
             spec.signature.to_tuple(),
             spec.is_generator,
             spec.is_async,
@@ -149,7 +152,7 @@ def decode_state(data: bytes) -> ActorState:
         class_name,
         {
             name: MethodSpec(
-                CallOptions(name, f"{class_name}.{name}", returns, retries, rule, group),
+                CallOptions(name, f"{class_name}.{name}", returns, retries, rule, group, pending),
                 CallSignature(*signature),
                 is_generator,
                 is_async,
@@ -160,6 +163,7 @@ def decode_state(data: bytes) -> ActorState:
                 retries,
                 rule,
                 group,
+                pending,
                 signature,
                 is_generator,
                 is_async,

@@ -53,6 +53,12 @@ def _count(least: int, special: str = "") -> Check:
     return check
 
 
+def _pending_calls(name: str, value: Any) -> None:
+    if value == 0:
+        raise ValueError(f"{name} must be positive, or -1 for no limit, got 0.")
+    _count(-1, " (-1: no limit)")(name, value)
+
+
 def _flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}.")
@@ -223,7 +229,7 @@ ACTOR_OPTIONS: Final[dict[str, Check]] = _SHARED | {
     "get_if_exists": _flag,
     "lifetime": _lifetime,
     "max_concurrency": _count(1),
-    "max_pending_calls": _only(-1),
+    "max_pending_calls": _pending_calls,
     "max_restarts": _count(-1, " (-1: without end)"),
     "max_task_retries": _count(-1, " (-1: without end)"),
     "namespace": _text,

@@ -14,6 +14,7 @@ from skate_rpc import node_protocol as node
 from skate_worker.actor_submitter import ActorCall
 from skate_worker.errors import (
     ActorAlreadyExistsError,
+    PendingCallsLimitExceededError,
 )
 from skate_worker.execution import WorkerExit
 from skate_worker.machine.references import INLINE, PENDING, Entry
@@ -193,7 +194,16 @@ class ActorManagement(TaskSubmission):
     def submit_actor_task(
         self, actor_id: bytes, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
     ) -> list[ObjectRef[Any]]:
-        """Call a method of an actor; returns the references of its returns."""
+        """Call a method of an actor; returns the references of its returns.
+
+        Raises ``PendingCallsLimitExceededError`` when too many calls of this process wait.
+        """
+        calls = self.actor_calls.calls_of(actor_id)
+        if 0 <= options.pending_calls_max <= calls.unfinished_count():
+            raise PendingCallsLimitExceededError(
+                f"{options.name}: {options.pending_calls_max} calls of this process to the actor"
+                " have not ended, which is its max_pending_calls; wait for some of them."
+            )
         data, nested, top_level = serialize_args(args, kwargs, self._promote, options.name)
         task_id = bytes(self._task_ids.of(actor_id))
         message = PushCall(task_id, options.method, data, options.name, options.num_returns)
@@ -202,7 +212,6 @@ class ActorManagement(TaskSubmission):
         if options.max_task_retries:
             message.is_retriable = True
         call = ActorCall(task_id, message, [], options.max_task_retries, options.retry_exceptions)
-        calls = self.actor_calls.calls_of(actor_id)
         refs = self._prepare(call, options.num_returns, nested, top_level, calls.keeper_id)
         if top_level:
             call.is_resolved = False

@@ -196,7 +196,7 @@ class ActorPlacementGroupRemovedError(SkateError):
 
 
 class PendingCallsLimitExceededError(SkateError):
-    """The actor has ``max_pending_calls`` unfinished calls of this handle."""
+    """The actor has ``max_pending_calls`` unfinished calls of this process."""
 
 
 # ---- actors ----

@@ -9,6 +9,7 @@ written at once when nothing else waits; between short tasks results are kept fo
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -25,6 +26,7 @@ from skate_worker.peers import Connection, Peer
 from skate_worker.production import Producers
 from skate_worker.serialization import ErrorValue, deserialize, deserialize_args
 from skate_worker.task_protocol import Leaving, PushCall, PushTask, TasksGivenBack
+from skate_worker.thread_limit import ThreadLimit
 
 if TYPE_CHECKING:
     from skate_worker.core import CoreWorker
@@ -73,7 +75,8 @@ class Executor:
         self.actor: Any = None  # the actor's instance, in an actor's worker
         self.actor_id = b""
         self.slots = 1  # calls that run at a time
-        self.resources: dict[str, int] = {}  # of the lease, or of the actor
+        self.resources: dict[str, int] = {}  # of the lease, or of the actor; see `hold`
+        self._thread_limit = ThreadLimit(os.environ)
         self.handle_elsewhere: Callable[[Work], None] | None = None  # async and threaded actors
         self.run_creation: Callable[[node.CreateActor], None] | None = None
 
@@ -142,6 +145,11 @@ class Executor:
             signal.pthread_kill(self._main_thread, signal.SIGINT)
         else:
             self.producers.cancel(task_id)
+
+    def hold(self, resources: dict[str, int]) -> None:
+        """What runs next has these, in units: a lease begins, or this becomes an actor."""
+        self.resources = resources
+        self._thread_limit.follow(resources)
 
     def exit_soon(self, reason: str, code: int = 0) -> None:
         """End the main loop after the task that runs now."""

@@ -78,7 +78,10 @@ class ActorOptions:
 
 @dataclass(frozen=True, slots=True)
 class CallOptions:
-    """Options of one method of an actor. ``max_task_retries`` -1: without end."""
+    """Options of one method of an actor.
+
+    ``max_task_retries`` -1: without end. ``pending_calls_max`` -1: as many as may be.
+    """
 
     method: str
     name: str
@@ -86,3 +89,4 @@ class CallOptions:
     max_task_retries: int = 0
     retry_exceptions: RetryRule = False
     concurrency_group: str = ""
+    pending_calls_max: int = -1

@@ -64,6 +64,10 @@ class ActorCalls(Generic[T]):
         self.waiting.append(call)
         return False
 
+    def unfinished_count(self) -> int:
+        """Calls that have not ended."""
+        return len(self.waiting) + len(self.in_flight) + len(self.unknown)
+
     def sendable(self) -> list[T]:
         """Takes the calls that may be sent now, in order."""
         calls: list[T] = []
