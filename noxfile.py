@@ -225,6 +225,14 @@ def chaos(session: nox.Session) -> None:
     run_pytest(session, "tests", "-m", "chaos")
 
 
+@nox.session
+def chaos_short(session: nox.Session) -> None:
+    """Kill a dozen workers and nodes under random task graphs: what ``chaos`` does for long."""
+    install(session, MEMBERS.values(), *TESTING, *INTEGRATION)
+    which = ("tests/chaos/test_random_graphs.py", "-k", "leaves")
+    run_pytest(session, *which, "--faults", "12", "--new-work-s", "60")
+
+
 @nox.session(default=False)
 def multinode(session: nox.Session) -> None:
     """Test clusters of several nodes alone; ``integration`` has these tests too."""
@@ -253,5 +261,5 @@ def ci(session: nox.Session) -> None:
         session.notify(name)
     for key in MEMBERS:
         session.notify(f"tests({key})")
-    for name in ("integration", "joblib", "bench_smoke"):
+    for name in ("integration", "joblib", "chaos_short", "bench_smoke"):
         session.notify(name)

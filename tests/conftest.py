@@ -31,8 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--new-work-s",
         type=float,
         default=15.0,
-        help="how long new work may take after the last fault of a chaos test; 2 when nothing else"
-        " runs on the machine",
+        help="how long new work may take after the last fault of a chaos test, and the end of its"
+        " cluster where 3 s are too few; 2 when nothing else runs on the machine",
     )
     parser.addoption("--chaos-seed", type=int, help="seed of the chaos tests; random if not given")
 

@@ -23,6 +23,8 @@ SHUTDOWN_S = 3.0
 SLACK = 2  # descriptors and threads that may have come and gone
 OF_A_WORKER = 4  # descriptors: two sockets, its end, its output
 OF_A_PEER = 4  # descriptors: idle connections for objects, to and from each other node
+OF_AN_IDLE_PEER = 1  # descriptors: a call of the control plane that comes and goes
+IDLE_S = 90.0  # connections for objects are closed after half a minute without use
 THREADS_OF_A_PEER = 4  # serve idle connections, or wait half a minute for more objects to bring
 WORRYING = re.compile(r"unexpected|assert|never retrieved|was destroyed|Traceback", re.IGNORECASE)
 
@@ -72,6 +74,11 @@ def assert_settled(cluster: Cluster, base: Rest, new_work_s: float) -> None:
     assert not lines, "\n".join(["the logs say:", *lines])
 
 
+def assert_idle(cluster: Cluster, base: Rest) -> None:
+    """Once nothing was fetched for a while the head's daemon holds what it held at first."""
+    eventually("the daemon is idle", lambda: grown(cluster, base, is_idle=True), IDLE_S)
+
+
 def use_everywhere(cluster: Cluster, within_s: float) -> None:
     """A task, an actor and a bundle of a placement group on each node."""
     nodes = cluster.list_all_nodes()
@@ -97,15 +104,16 @@ def _rest(cluster: Cluster) -> Rest:
     return Rest(len(os.listdir(folder / "fd")), len(os.listdir(folder / "task")), len(workers))
 
 
-def grown(cluster: Cluster, base: Rest) -> list[Any]:
+def grown(cluster: Cluster, base: Rest, *, is_idle: bool = False) -> list[Any]:
     """What the head's daemon holds beyond what it held at first. The others are new."""
     now = _rest(cluster)
     workers = max(0, now.workers - base.workers)  # idle ones stay for a while
     peers = len(cluster.list_all_nodes()) - 1
-    may_stay = workers * OF_A_WORKER + peers * OF_A_PEER
+    may_stay = workers * OF_A_WORKER + peers * (OF_AN_IDLE_PEER if is_idle else OF_A_PEER)
+    threads = 0 if is_idle else peers * THREADS_OF_A_PEER
     is_at_rest = (
         now.descriptors <= base.descriptors + SLACK + may_stay
-        and now.threads <= base.threads + SLACK + peers * THREADS_OF_A_PEER
+        and now.threads <= base.threads + SLACK + threads
     )
     return [] if is_at_rest else [("at first", base, "now", now)]
 
@@ -126,14 +134,14 @@ def worrying_lines() -> list[str]:
     return found[:20]
 
 
-def assert_ends(cluster: Cluster) -> None:
+def assert_ends(cluster: Cluster, within_s: float = SHUTDOWN_S) -> None:
     """An orderly end takes no longer than it may, and leaves no process and no file."""
     sessions = [node.session_dir for node in cluster.list_all_nodes()]
     start_s = time.monotonic()
     skate.shutdown()
     took_s = time.monotonic() - start_s
     cluster.shutdown()
-    assert took_s < SHUTDOWN_S, f"shutdown took {took_s:.1f} s"
+    assert took_s < within_s, f"shutdown took {took_s:.1f} s"
     eventually("no process is left", lambda: [p for p in processes(sessions).values() if p])
     assert [path for path in sessions if Path(path, "sockets").exists()] == []
 

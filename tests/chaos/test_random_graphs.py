@@ -18,7 +18,15 @@ from skate.cluster_utils import Cluster
 from skate.exceptions import GetTimeoutError
 from skate.util.state import list_objects
 from tests.chaos import graphs
-from tests.chaos.end_check import assert_ends, assert_settled, eventually, rest_of, stored
+from tests.chaos.end_check import (
+    SHUTDOWN_S,
+    assert_ends,
+    assert_idle,
+    assert_settled,
+    eventually,
+    rest_of,
+    stored,
+)
 from tests.chaos.killer import Killer
 
 GET_S = 60.0
@@ -26,6 +34,7 @@ NODES = 3
 AT_ONCE = 4
 BALLAST = 4 * (NODES + 1)
 NODE_ARGS = {"num_cpus": 1, "object_store_memory": 80 << 20}  # little above the least
+LONG = 50  # faults, from which on it is waited until idle connections are closed
 PER_FAULT_S = 5.0  # how long a run may take for each fault
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(0)]
@@ -108,7 +117,9 @@ def test_leaves_are_those_of_a_sequential_run(
     )
     gc.collect()
     assert_settled(chaos_cluster, base, new_work_s)
-    assert_ends(chaos_cluster)
+    if faults >= LONG:
+        assert_idle(chaos_cluster, base)
+    assert_ends(chaos_cluster, max(SHUTDOWN_S, new_work_s))
 
 
 def test_end_check_sees_what_is_spilled(chaos_cluster: Cluster) -> None:

@@ -29,6 +29,7 @@ from skate.exceptions import (
     GetTimeoutError,
     ObjectFreedError,
     OwnerDiedError,
+    ReferenceCountingAssertionError,
     TaskError,
 )
 from skate.experimental import get_local_object_locations, get_object_locations
@@ -409,6 +410,46 @@ def test_reference_pickled_elsewhere_is_refused_where_that_is_forbidden(
     with pytest.raises(skate.exceptions.OutOfBandReferenceError, match=r"test_object_calls\.py:"):
         pickle.dumps(ref)
     assert skate.get(large_of.remote([ref]), timeout=WAIT_S) == [ref]
+
+
+@skate.remote
+class Pickler:
+    def pickled(self, refs: list[Any]) -> bytes:
+        return pickle.dumps(refs[0])
+
+
+def why_lost(data: bytes) -> str:
+    """What a pickled reference's object is said to be lost by; empty: it can be had."""
+    try:
+        skate.get(pickle.loads(data), timeout=WAIT_S)
+    except ReferenceCountingAssertionError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.surface("E16")
+@pytest.mark.parametrize("value", [1, np.zeros(LARGE)], ids=["small", "large"])
+def test_reference_whose_pickler_ended_is_to_a_deleted_object_and_says_so(value: Any) -> None:
+    pickler = Pickler.remote()
+    ref = skate.put(value)
+    data = skate.get(pickler.pickled.remote([ref]), timeout=WAIT_S)
+    del ref
+    assert np.array_equal(skate.get(pickle.loads(data), timeout=WAIT_S), value)  # the actor pins it
+    skate.kill(pickler)
+
+    wait_until(lambda: "pickled the reference by other means" in why_lost(data))
+
+
+@pytest.mark.surface("E16")
+def test_borrowed_reference_whose_pickler_ended_is_told_by_the_owner() -> None:
+    pickler, owner = Pickler.remote(), Holder.remote()
+    stored, small = skate.get(owner.make.remote(), timeout=WAIT_S)
+    datas = [skate.get(pickler.pickled.remote([ref]), timeout=WAIT_S) for ref in (stored, small)]
+    del stored, small
+    skate.kill(pickler)
+
+    for data in datas:
+        wait_until(lambda data=data: bool(why_lost(data)))  # type: ignore[misc]
 
 
 def test_reference_that_is_copied_is_the_same_and_pins_nothing() -> None:

@@ -15,8 +15,11 @@ from click.testing import CliRunner
 
 import skate
 from skate.cluster_utils import Cluster
+from skate.exceptions import GetTimeoutError
 from skate.util.placement_group import placement_group
+from skate.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Inside
 from skate_cluster.cli import cli
+from skate_worker.object_access import EXPLAINED_FROM_S
 
 WAIT_S = 30.0
 
@@ -60,6 +63,11 @@ def hold(folder: str) -> str:
 @skate.remote
 def after(value: Any) -> Any:
     return value
+
+
+@skate.remote
+def nothing() -> None:
+    pass
 
 
 @skate.remote
@@ -258,6 +266,13 @@ def test_group_that_waits_is_explained_on_the_command_line(nodes: Cluster, tmp_p
     found = asked(never.id.hex(), r"No nodes can ever hold it: it needs CPU 3")
     assert "CPU 2" in found["lines"][0]
     assert len(found["lines"]) == 1
+    inside = nothing.options(scheduling_strategy=Inside(never)).remote()
+    says(inside, rf"placement group .*{never.id.hex()}.*: PENDING", "No nodes can ever hold it")
+    ready = never.ready()
+    text = says(ready, "No nodes can ever hold it: it needs CPU 3")
+    assert f"ready() of placement group {never.id.hex()}" in text
+    with pytest.raises(GetTimeoutError, match=f"waits for placement group {never.id.hex()}"):
+        skate.get(ready, timeout=EXPLAINED_FROM_S)
     Path(tmp_path, "go").touch()
     assert group.wait(WAIT_S)
     asked(group.id.hex(), r"^Bundle 0: node [0-9a-f]{12}")

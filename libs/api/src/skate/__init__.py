@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from skate.objects import get as get
     from skate.objects import put as put
     from skate.objects import wait as wait
+    from skate.runtime_context import get_gpu_ids as get_gpu_ids
     from skate.runtime_context import get_runtime_context as get_runtime_context
     from skate.session import init as init
     from skate.session import is_initialized as is_initialized
@@ -69,6 +70,7 @@ _MODULE_OF = {
     "drain_node": "skate.cluster",
     "get": "skate.objects",
     "get_actor": "skate.actor",
+    "get_gpu_ids": "skate.runtime_context",
     "get_runtime_context": "skate.runtime_context",
     "init": "skate.session",
     "is_initialized": "skate.session",

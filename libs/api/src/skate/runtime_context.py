@@ -59,6 +59,16 @@ class RuntimeContext:
         held = self._core.current.resources
         return {name: from_units(amount) for name, amount in held.items()}
 
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        """The devices of the running task or actor by resource, as their drivers name them.
+
+        ``{"GPU": ["0"], "TPU": [], "neuron_cores": []}``; no entries in a driver program.
+        """
+        executor = self._core.executor
+        if executor is None:
+            return {}
+        return {resource: list(names) for resource, names in executor.device_names.items()}
+
     def get_placement_group_id(self) -> str | None:
         """The placement group that the running task or actor is in; None outside of one."""
         return self._core.group_id.hex() or None
@@ -141,6 +151,17 @@ class RuntimeContext:
         if not actor_id:
             raise RuntimeError("This can only be asked inside an actor.")
         return actor_id
+
+
+def get_gpu_ids() -> list[int] | list[str]:
+    """The GPUs of the running task or actor: numbers, or names where the node lists them by name.
+
+    Empty in a driver program. Starts a session if there is none, as ``get_runtime_context``.
+    """
+    names = get_runtime_context().get_accelerator_ids().get("GPU", [])
+    if all(name.isdecimal() for name in names):
+        return [int(name) for name in names]
+    return names
 
 
 def get_runtime_context() -> RuntimeContext:

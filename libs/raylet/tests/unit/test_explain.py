@@ -258,3 +258,18 @@ def test_group_that_is_there_or_removed_says_so() -> None:
     ]
     assert cluster.why(GROUP)[0].lines == ("Bundle 0: node 4e4e4e4e4e4e (first).",)
     assert cluster.why(OTHER)[0].lines == ("It was removed: Its job has finished.",)
+
+
+def test_task_and_actor_inside_a_group_say_why_the_group_waits() -> None:
+    cluster = Cluster()
+    cluster.groups = [group(GROUP, "PENDING", b"", pending_reason="No nodes can ever hold it.")]
+    cluster.queues(1, "Waits for GPU 1 in a bundle.")
+    cluster.node.requests[0].group_id = GROUP
+    cluster.actors.append(ActorRow(ACTOR, "A", "PENDING_CREATION", pending_reason="It waits."))
+    cluster.actors[0].group_id = GROUP
+    for subject in (task_id(1), ACTOR):
+        *_, heading, line = cluster.why(subject)[0].lines
+        assert heading.strip() == f"placement group ({GROUP.hex()}): PENDING"
+        assert line.strip() == "No nodes can ever hold it."
+    cluster.groups[0].state = "CREATED"
+    assert "placement group" not in str(cluster.why(task_id(1))[0])

@@ -83,6 +83,7 @@ class RequestRow(msgspec.Struct, array_like=True, gc=False):
     reason: str  # a sentence
     waited_s: float
     actor_id: bytes = b""  # of an actor's start
+    group_id: bytes = b""  # it waits for room inside this placement group
 
 
 class LeaseRow(msgspec.Struct, array_like=True, gc=False):
@@ -109,6 +110,7 @@ class ActorRow(msgspec.Struct, array_like=True, gc=False):
     pending_reason: str = ""
     death: str = ""
     needs: dict[str, int] = {}  # to be placed
+    group_id: bytes = b""  # it belongs inside this placement group
 
 
 class NodeWaits(msgspec.Struct, array_like=True, gc=False):

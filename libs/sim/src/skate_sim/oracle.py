@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from skate_sim.process import SimProcess
     from skate_sim.raylet import SimRaylet
     from skate_sim.world import World
+    from skate_worker.peers import Peer
 
 _RUNTIME_ERRORS = (
     WorkerCrashedError,
@@ -54,7 +55,7 @@ class Oracle:
         self._ends: dict[bytes, list[int]] = {}  # task -> attempts that came to their end
         self._outcomes: dict[bytes, tuple[int, Any]] = {}
         self._cancelled: dict[bytes, None] = {}
-        self._order: dict[tuple[str, bytes, int, int], int] = {}
+        self._order: dict[tuple[str, bytes, int, Peer | None], int] = {}
         self._constructors: dict[tuple[bytes, int], SimProcess] = {}
         self._accepted: dict[bytes, tuple[int, SimProcess]] = {}
         self._killed: dict[bytes, None] = {}  # actors that the user had killed, to be restarted
@@ -72,7 +73,7 @@ class Oracle:
             self._world.groups.starts_inside(plan.name, plan.group_id, process)
         if plan.actor_id:
             peer = process.executor.caller
-            key = (plan.caller, plan.actor_id, process.executor.incarnation, id(peer))
+            key = (plan.caller, plan.actor_id, process.executor.incarnation, peer)
             last = self._order.get(key, -1)
             if plan.sequence <= last:
                 raise Violation(f"I9: {plan.name} runs after call {last} of the same caller")

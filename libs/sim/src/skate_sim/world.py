@@ -43,8 +43,9 @@ QUIET_S = 60.0  # for leases, workers and reports to be given back once the prog
 POLL_S = 0.5
 UNITS = 10_000
 _PADDING = re.compile(r"(\\x00){4,}")  # of ids, in a trace
-HOME_OF_GROUPS: dict[str, float] = {"CPU": 16, "disk": 4, "slot": 2}
 HOME: dict[str, float] = {"CPU": 8, "GPU": 1, "disk": 2, "slot": 4}  # room for all that is left
+HOME_CPUS_WITH_GROUPS = 48.0
+HOME_OF_GROUPS: dict[str, float] = {"CPU": 48, "disk": 4, "slot": 2}
 
 
 class World:
@@ -356,11 +357,11 @@ class World:
         self.network.habits = self.scenario.habits_at_rest
         self.gcs.crash_rate = 0.0
         self.gcs.restart()
-        if not self.scenario.is_calm:
+        if self.groups.plans:  # which may fill any node for ever, and some need two
+            self.add_node({**HOME, "CPU": HOME_CPUS_WITH_GROUPS})
+            self.add_node(HOME_OF_GROUPS)
+        elif not self.scenario.is_calm:
             self.add_node(HOME)
-        if self.groups.plans:  # whose resources stay taken, some on two nodes
-            self.add_node(HOME_OF_GROUPS)
-            self.add_node(HOME_OF_GROUPS)
 
     def _settle(self) -> None:
         end_s = self.agenda.now_s + SETTLE_S

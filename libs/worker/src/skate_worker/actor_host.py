@@ -51,7 +51,7 @@ class ActorHost:
         core, executor = self._core, self._executor
         task = msgspec.msgpack.decode(message.creation_task, type=CreationTask)
         executor.actor_id = message.actor_id
-        executor.hold(task.resources)
+        executor.hold(task.resources, message.resource_ids)
         core.enter_group(task.placement_group_id, task.captures)
         core.was_restarted = message.incarnation > 0
         core.actor_name = task.actor_name

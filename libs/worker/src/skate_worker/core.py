@@ -27,6 +27,7 @@ from skate_worker.placement_groups import PlacementGroups
 from skate_worker.streams import Streams
 from skate_worker.submission import Submission
 from skate_worker.wait_report import make_waits, reason_here
+from skate_worker.why import explain_ready
 
 ANSWER_MORE_S = 10.0  # for the list of nodes and the way back, beyond what those asked may take
 
@@ -69,7 +70,17 @@ class CoreWorker(ActorManagement, ObjectGiving):
 
     def reason_here(self, entry: Entry) -> str:
         """A sentence on a value that is waited for. O(unfinished tasks)."""
+        group_id = self.placement_groups.awaited_by(entry)
+        if group_id:
+            return f"It waits for placement group {group_id.hex()}."
         return reason_here(self, entry)
+
+    def why_object(self, entry: Entry, timeout_s: float) -> Explanation:
+        """What is known of a value, also of one that stands for a placement group."""
+        group_id = self.placement_groups.awaited_by(entry)
+        if group_id:
+            return explain_ready(self, entry, group_id, timeout_s)
+        return super().why_object(entry, timeout_s)
 
     def why(self, prefix: str, timeout_s: float = wait_report.TIMEOUT_S) -> list[Explanation]:
         """Explain whatever has an id (hex) that begins so, as far as the cluster answers in time.

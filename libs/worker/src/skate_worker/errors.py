@@ -416,10 +416,15 @@ class ObjectFreedError(ObjectLostError):
 
 
 class ReferenceCountingAssertionError(ObjectLostError, AssertionError):
-    """The object was deleted while a reference to it existed: a fault of Skate."""
+    """The object was deleted while a reference to it existed: its owner does not know it any more.
+
+    A reference that was pickled by other means than Skate's counts no longer than the process that
+    pickled it lives. With any other reference it is a fault of Skate.
+    """
 
     REASON: ClassVar[str] = (
-        "it was deleted although it is still referenced, which is a fault of Skate"
+        "it was deleted although this reference to it exists: either the process that pickled the"
+        " reference by other means than Skate's has ended, or it is a fault of Skate"
     )
 
 

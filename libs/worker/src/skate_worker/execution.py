@@ -27,6 +27,7 @@ from skate_worker.production import Producers
 from skate_worker.serialization import ErrorValue, deserialize, deserialize_args
 from skate_worker.task_protocol import Leaving, PushCall, PushTask, TasksGivenBack
 from skate_worker.thread_limit import ThreadLimit
+from skate_worker.visible_devices import ResourceIds, VisibleDevices
 
 if TYPE_CHECKING:
     from skate_worker.core import CoreWorker
@@ -77,6 +78,8 @@ class Executor:
         self.slots = 1  # calls that run at a time
         self.resources: dict[str, int] = {}  # of the lease, or of the actor; see `hold`
         self._thread_limit = ThreadLimit(os.environ)
+        self._visible_devices = VisibleDevices(os.environ)
+        self.device_names: dict[str, list[str]] = {}  # of the lease, or of the actor; by resource
         self.handle_elsewhere: Callable[[Work], None] | None = None  # async and threaded actors
         self.run_creation: Callable[[node.CreateActor], None] | None = None
 
@@ -146,10 +149,11 @@ class Executor:
         else:
             self.producers.cancel(task_id)
 
-    def hold(self, resources: dict[str, int]) -> None:
+    def hold(self, resources: dict[str, int], resource_ids: ResourceIds) -> None:
         """What runs next has these, in units: a lease begins, or this becomes an actor."""
         self.resources = resources
         self._thread_limit.follow(resources)
+        self.device_names = self._visible_devices.follow(resource_ids)
 
     def exit_soon(self, reason: str, code: int = 0) -> None:
         """End the main loop after the task that runs now."""

@@ -19,8 +19,8 @@ from skate_rpc import node_protocol as node
 from skate_rpc.event_loop import IoThread
 from skate_worker.errors import (
     ObjectFetchTimedOutError,
-    ObjectFreedError,
     ObjectLostError,
+    ReferenceCountingAssertionError,
 )
 from skate_worker.machine.fetches import (
     ENDED,
@@ -109,7 +109,7 @@ class Fetching:
             "call_site": self._ownership.sites.get(object_id, ""),
         }
         if outcome.kind == FREED:
-            return ObjectFreedError(name, **of)
+            return ReferenceCountingAssertionError(name, **of)
         if outcome.kind == FULL:
             if outcome.data:
                 return full_error(object_id, unpack_fullness(outcome.data))

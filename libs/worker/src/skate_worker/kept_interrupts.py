@@ -36,6 +36,7 @@ class _KeptInterrupts:
     def __init__(self, post: Post, otherwise: Any) -> None:
         self.post = post
         self._otherwise = otherwise
+        self._is_inside = False
 
     def __call__(self, unraisable: Any) -> None:
         module = getattr(unraisable.object, "__module__", None) or ""
@@ -43,12 +44,25 @@ class _KeptInterrupts:
         if not is_ours or not issubclass(unraisable.exc_type, KeyboardInterrupt):
             self._otherwise(unraisable)
             return
-        # A signal, because the main thread may be waiting for a lock by then.
+        self._is_inside = True
+        try:
+            self.post(self._send)
+            traceback = unraisable.exc_traceback
+            if traceback is not None and traceback.tb_next is None:
+                # It came before the first step of the finalizer, which is yet to be done.
+                ended = traceback.tb_frame.f_locals.get("self")
+                if ended is not None:
+                    ended.__del__()
+        finally:
+            self._is_inside = (
+                False  # last: Python looks for signals at calls, of which none follows
+            )
+
+    def _send(self) -> None:
+        if self._is_inside:
+            self.post(self._send)  # on a busy machine the hook may take longer than the way here
+            return
         main_thread = threading.main_thread().ident
-        self.post(signal.pthread_kill, main_thread, signal.SIGINT)
-        traceback = unraisable.exc_traceback
-        if traceback is not None and traceback.tb_next is None:
-            # It came before the first step of the finalizer, which is yet to be done.
-            ended = traceback.tb_frame.f_locals.get("self")
-            if ended is not None:
-                ended.__del__()
+        assert main_thread is not None
+        # A signal, because the main thread may be waiting for a lock by then.
+        signal.pthread_kill(main_thread, signal.SIGINT)

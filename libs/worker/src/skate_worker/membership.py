@@ -409,7 +409,7 @@ class Membership(ABC):
             if peer.lease is not None:
                 self.tasks.on_leaving(peer, message)
         elif kind is LeaseBegins:
-            self._running().hold(message.resources)
+            self._running().hold(message.resources, message.resource_ids)
             self.enter_group(message.placement_group_id, message.captures)
         elif kind is FreeReturns and self.outcomes is not None:
             self.outcomes.free(message.task_id, message.attempt)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from skate_object_store import ObjectExistsError, StoreClient
 from skate_rpc.stream import StreamClosedError
 from skate_worker.deaths import Deaths
-from skate_worker.errors import ObjectFreedError
+from skate_worker.errors import ReferenceCountingAssertionError
 from skate_worker.machine.references import (
     FAILED,
     INLINE,
@@ -324,11 +324,10 @@ class Ownership:
             entry.local += 1
             if is_own:
                 if is_new:
-                    # Unknown to its owner: it was freed while only unregistered copies existed.
+                    # Unknown to its owner: it was deleted while only unregistered copies existed.
                     entry.state = FAILED
-                    entry.data = serialize(
-                        ObjectFreedError(object_id.hex()), is_error=True
-                    ).to_bytes()
+                    error = ReferenceCountingAssertionError(object_id.hex())
+                    entry.data = serialize(error, is_error=True).to_bytes()
             elif not entry.is_told:
                 self.untold.setdefault(entry, 0)
             return entry
@@ -585,7 +584,8 @@ class Ownership:
         if message.failure:
             site = self.sites.get(message.object_id, "")
             address = f"worker {peer.worker_id.hex()}"
-            self.fail((entry,), ObjectFreedError(message.object_id.hex(), address, site))
+            error = ReferenceCountingAssertionError(message.object_id.hex(), address, site)
+            self.fail((entry,), error)
             return
         if message.contained:
             self.take_contained(entry, message.contained, peer, None)

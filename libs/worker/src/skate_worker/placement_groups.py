@@ -127,6 +127,14 @@ class PlacementGroups:
 
     # ---- questions ----
 
+    def awaited_by(self, entry: Entry) -> bytes:
+        """The group whose creation this value of ``ready()`` waits for; empty: none. O(groups)."""
+        with self._lock:
+            for group_id, group in self._groups.items():
+                if any(waiting is entry for waiting, _ in group.waiting):
+                    return group_id
+        return b""
+
     def view(self, group_id: bytes) -> node.PlacementGroupView | None:
         """What the cluster knows of a group; None: nothing (any more)."""
         self.await_registered(group_id)

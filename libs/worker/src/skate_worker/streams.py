@@ -227,11 +227,11 @@ class Streams:
         # Whether the producer of this item has nothing to yield that somebody wants.
         if stream is not None:
             return stream.is_enough
-        kept = None if self.lineage is None else self.lineage.task_of(message.task_id)
-        if kept is None or not message.attempt:
-            return not message.attempt
+        if self.lineage is None or message.task_id not in self.lineage:
+            return True
         # It runs again for what was lost: of that nothing comes after the last item known.
-        return message.index + FIRST_ITEM > len(kept.submission.entries)
+        kept = self.lineage.task_of(message.task_id)
+        return kept is not None and message.index + FIRST_ITEM > len(kept.submission.entries)
 
     def _completed(
         self, submission: Submission, stream: GeneratorStream, completion: Entry

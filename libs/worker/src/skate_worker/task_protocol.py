@@ -271,6 +271,7 @@ class LeaseBegins(TaskMessage, tag=21):
     serial: int = 0
     placement_group_id: bytes = b""  # they run inside this group
     captures: bool = False  # and so does what they start
+    resource_ids: dict[str, list[tuple[int, int]]] = {}  # devices of the node, and units of each
 
 
 class FreeReturns(TaskMessage, tag=20):

@@ -218,7 +218,7 @@ class TaskSubmitter:
         self._peers.lives_on(peer, message.node_id)
         with self._ownership.lock:
             self._pool.granted(queue, lease, self._now_s())
-            self._begin(lease, queue)
+            self._begin(lease, queue, message.resource_ids)
             self._push(lease)
             first = next(iter(lease.in_flight.values()), None)
             steal = self._pool.steal_for(lease)
@@ -386,8 +386,15 @@ class TaskSubmitter:
             other.connection.flush()
         self._request(queue, requests)
 
-    def _begin(self, lease: Lease[Submission], queue: KeyQueue[Submission]) -> None:
+    def _begin(
+        self,
+        lease: Lease[Submission],
+        queue: KeyQueue[Submission],
+        resource_ids: dict[str, list[tuple[int, int]]],
+    ) -> None:
         begins = LeaseBegins(self._resources[queue.key], next(lease.serials))
+        if resource_ids:
+            begins.resource_ids = resource_ids
         strategy = self._strategies.get(queue.key)
         if strategy is not None and strategy.group_id:
             begins.placement_group_id, begins.captures = strategy.group_id, strategy.captures

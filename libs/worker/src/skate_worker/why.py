@@ -34,6 +34,25 @@ def explain_object(core: ObjectAccess, entry: Entry, timeout_s: float) -> Explan
     return _explain_settled(subject, entry) or Explanation(subject, "object", "", (text,))
 
 
+def explain_ready(
+    core: ObjectAccess, entry: Entry, group_id: bytes, timeout_s: float
+) -> Explanation:
+    """What a value of ``PlacementGroup.ready()`` waits for. Raises as :func:`explain_object`."""
+    name = group_id.hex()
+    subject = f"object {entry.object_id.hex()}, ready() of placement group {name}"
+    found: list[Explanation] = core.raylet.call(
+        "why", node.Why(name, timeout_s), list[Explanation], timeout_s + MORE_S
+    )
+    settled = _explain_settled(subject, entry)
+    if settled is not None:
+        return settled  # it has come while the others were asked
+    if not found:
+        text = "The cluster has not heard of the group yet."
+        return Explanation(subject, "object", "PENDING", (text,))
+    group = found[0]
+    return Explanation(subject, "object", group.state, group.lines, group.circle, group.problems)
+
+
 def _explain_settled(subject: str, entry: Entry) -> Explanation | None:
     text = ""
     if entry.state == INLINE:

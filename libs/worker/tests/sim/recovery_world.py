@@ -14,7 +14,7 @@ from typing import Any
 
 from skate_rpc import node_protocol as node
 from skate_worker.deaths import Deaths
-from skate_worker.errors import ObjectFreedError, WorkerCrashedError
+from skate_worker.errors import ReferenceCountingAssertionError, WorkerCrashedError
 from skate_worker.generator_returns import STREAMING, encode_returns
 from skate_worker.machine.generator_stream import FIRST_ITEM, GeneratorStream, item_id
 from skate_worker.machine.lineage import LIMIT_BYTES
@@ -347,6 +347,8 @@ class World:
         run = self.rng.choice(list(self.runs.values()))
         wanted = run.wanted
         if wanted is None and run.task.items is not None and self.yields(run):
+            if run.submission.task_id not in self.streams._running:
+                assert run.yielded < len(run.submission.entries), "it was not told to stop"
             self.streams.on_item(run.peer, self.item(run))  # type: ignore[arg-type]
             run.yielded += 1
         elif wanted is None:
@@ -450,7 +452,7 @@ class World:
 
     def fail_run(self, run: Run, error: bytes) -> None:
         del self.runs[run.worker_id]
-        assert not isinstance(deserialize(error).to_raise(), ObjectFreedError)
+        assert not isinstance(deserialize(error).to_raise(), ReferenceCountingAssertionError)
         count = len(run.submission.entries) if run.task.items is None else 1
         returns = [Returned(error, is_error=True)] * count
         self.finish(run.submission, TaskReturned(run.submission.task_id, returns, is_error=True))

@@ -22,6 +22,7 @@ SEEDS_FOUND = {
         24,  # an unread item was lost, and forgotten as its stream was dropped
         170,  # a lost item became an error, and where copies of it may be was never forgotten
         198,  # a stream that ran again for two items ran twice at once when the first had come
+        762,  # a stream that was left early ran again to its end, far past what was lost
         827,  # an item was dropped while its stream made it again, unreported, on the same node
         1359,  # a stream's next attempt replaced a copy, and who waited for it was forgotten
     ),
@@ -30,7 +31,7 @@ SEEDS_FOUND = {
 
 @pytest.mark.parametrize("has_streams", [False, True], ids=["returns", "streams"])
 @pytest.mark.parametrize("limit_bytes", [LIMIT_BYTES, 20_000], ids=["unbounded", "bounded"])
-@pytest.mark.invariant("I2")
+@pytest.mark.invariant("I2", "I31")
 def test_every_referenced_value_equals_the_sequential_run(
     limit_bytes: int, has_streams: bool, seeds: range | None
 ) -> None:

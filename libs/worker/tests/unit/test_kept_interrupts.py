@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -79,6 +81,27 @@ def test_interrupt_before_a_finalizer_s_first_step_has_it_run_again(unheard: lis
     assert ref.ends == 2
     assert len(posted) == 1
     assert unheard == []
+
+
+def test_interrupt_is_not_sent_while_the_hook_still_runs(
+    unheard: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posted: list[Any] = []
+    sent: list[Any] = []
+    monkeypatch.setattr(signal, "pthread_kill", lambda *how: sent.append(how))
+
+    def post(send: Any) -> None:
+        posted.append(send)
+        if len(posted) == 1:
+            send()  # another thread is quicker than the rest of the hook
+
+    kept_interrupts.keep_interrupts(post)
+    sys.unraisablehook(Unraisable(KeyboardInterrupt(), Ref.__del__))  # type: ignore[arg-type]
+
+    assert sent == []
+    assert len(posted) == 2
+    posted[1]()
+    assert sent == [(threading.main_thread().ident, signal.SIGINT)]
 
 
 def test_other_exceptions_go_to_the_hook_that_was_there(unheard: list[Any]) -> None:

@@ -88,6 +88,7 @@ class WaitingRequest(msgspec.Struct, frozen=True):
     backlog: int
     reason: WaitReason
     is_foreign: bool = False  # of another node's holder: ``request`` has the ask's number
+    group_id: bytes = b""  # it waits for room inside this placement group
 
 
 class NodeMachine:
@@ -569,8 +570,12 @@ class NodeMachine:
             origin = self._leases.origin_of(request)
             reason = self._reason(item, reserved, origin)
             is_foreign = origin is not None and origin.is_foreign
+            place = self._leases.place_of(request)
+            group_id = b"" if place is None else place[0]
             found.append(
-                WaitingRequest(request, item.holder, item.needs, backlog, reason, is_foreign)
+                WaitingRequest(
+                    request, item.holder, item.needs, backlog, reason, is_foreign, group_id
+                )
             )
         found += map(self._asked, self._borrowing.unanswered())
         for lease in self._leases.table:

@@ -181,6 +181,7 @@ class _Explainer:
         for node, request in self._snapshot.requests_of(at, task)[:1]:
             waited = _seconds(request.waited_s)
             lines.append(f"{pad}Asked for at {_node(node)} {waited} ago: {request.reason}")
+            lines += self._lines_of_waiting_group(request.group_id, depth)
         return lines
 
     # ---- actors, nodes, workers ----
@@ -220,6 +221,7 @@ class _Explainer:
             lines.append(
                 f"{pad}{self._name_of_actor(actor_id)} is not placed: {row.pending_reason}"
             )
+            lines += self._lines_of_waiting_group(row.group_id, depth)
         start = snapshot.starts.get(actor_id)
         if start is not None:
             node, request = start
@@ -236,6 +238,16 @@ class _Explainer:
         lines = lines_of_group(group, self._snapshot, self._holders())
         name = name_of_group(group)
         return Explanation(name, "placement group", group.state, tuple(lines), (), self._problems)
+
+    def _lines_of_waiting_group(self, group_id: bytes, depth: int) -> list[str]:
+        """Why the group is not there, for what waits inside it."""
+        group = self._snapshot.groups.get(group_id)
+        if group is None or group.state == "CREATED":
+            return []
+        pad = "  " * (depth + 1)
+        lines = lines_of_group(group, self._snapshot, self._holders())
+        heading = f"{pad}{name_of_group(group)}: {group.state}"
+        return [heading, *(f"{pad}  {line}" for line in lines)]
 
     def _holders(self) -> dict[bytes, str]:
         """What to call the workers that are leased: by what they run, or whose they are."""

@@ -200,6 +200,7 @@ def _request_row(one: WaitingRequest, now_s: float) -> RequestRow:
         reason.sentence(),
         now_s - reason.since_s,
         request.actor_id if isinstance(request, ActorRequest) else b"",
+        one.group_id,
     )
 
 
@@ -218,4 +219,5 @@ def _actor_row(info: gcs_pb2.ActorInfo) -> ActorRow:
         info.pending_reason,
         info.death_cause.message,
         dict(spec.placement_resources.amounts),
+        spec.strategy.placement_group_id,
     )

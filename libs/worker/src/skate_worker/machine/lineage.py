@@ -114,6 +114,10 @@ class Lineage(Generic[T]):
     def __len__(self) -> int:
         return len(self._records)
 
+    def __contains__(self, task_id: bytes) -> bool:
+        """Whether a return of the task may be needed again, kept or not."""
+        return task_id in self._records
+
     def keep(
         self,
         task_id: bytes,
