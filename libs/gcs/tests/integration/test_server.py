@@ -9,7 +9,6 @@ import pytest
 from skate_gcs import GcsConfig, GcsConfigError, GcsLimits, GcsServer, StorageBusyError
 from skate_rpc.errors import RpcAuthenticationError, RpcError, RpcUnavailableError
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2
-from skate_rpc.methods import METHODS
 
 ALIVE = gcs_pb2.ACTOR_STATE_ALIVE
 DEAD = gcs_pb2.ACTOR_STATE_DEAD
@@ -364,98 +363,3 @@ def test_statistics_count_what_happened(harness, run):
             assert statistics.events_handled == statistics.rpc_calls == 3
 
     run(main())
-
-
-# ---- every call may be repeated (RELIABILITY I25) ----
-
-REPEATED = {
-    "NodeService.Register": lambda c, x: c.nodes.register(x["node"]),
-    "NodeService.Unregister": lambda c, x: c.nodes.unregister(x["node_id"]),
-    "NodeService.List": lambda c, x: c.nodes.list(),
-    "NodeService.ListDemands": lambda c, x: c.nodes.list_demands(),
-    "NodeService.Drain": lambda c, x: c.nodes.drain(x["node_id"], x["drain"]),
-    "NodeService.ReportResources": lambda c, x: c.nodes.report_resources(
-        gcs_pb2.ReportResourcesRequest(node_id=x["node_id"], version=1)
-    ),
-    "JobService.Add": lambda c, x: c.jobs.add(x["job"]),
-    "JobService.Finish": lambda c, x: c.jobs.finish(b"\0\0\0\1"),
-    "JobService.List": lambda c, x: c.jobs.list(),
-    "ActorService.Register": lambda c, x: c.actors.register(x["spec"]),
-    "ActorService.Get": lambda c, x: c.actors.get(x["alive"]),
-    "ActorService.GetNamed": lambda c, x: c.actors.get_named("alive", ""),
-    "ActorService.List": lambda c, x: c.actors.list(),
-    "ActorService.Kill": lambda c, x: c.actors.kill(x["alive"]),
-    "ActorService.Release": lambda c, x: c.actors.release(x["alive"]),
-    "ActorService.ReportStarted": lambda c, x: c.actors.report_started(
-        x["alive"], 0, x["address"], 42
-    ),
-    "ActorService.ReportFailed": lambda c, x: c.actors.report_failed(
-        x["alive"], 0, common_pb2.DeathCause(kind=common_pb2.DeathCause.KIND_SIGNALED)
-    ),
-    "PlacementGroupService.Register": lambda c, x: c.groups.register([x["group"]]),
-    "PlacementGroupService.Remove": lambda c, x: c.groups.remove([x["group"].group_id]),
-    "PlacementGroupService.Get": lambda c, x: c.groups.get(x["group"].group_id),
-    "PlacementGroupService.List": lambda c, x: c.groups.list(),
-    "WorkerService.ReportDeath": lambda c, x: c.workers.report_death(
-        gcs_pb2.WorkerInfo(worker_id=b"w" * 28)
-    ),
-    "WorkerService.ListDead": lambda c, x: c.workers.list_dead(),
-    "KvService.Put": lambda c, x: c.kv.put("n", b"k", b"v"),
-    "KvService.Get": lambda c, x: c.kv.get("n", b"k"),
-    "KvService.Delete": lambda c, x: c.kv.delete("n", b"k"),
-    "KvService.Keys": lambda c, x: c.kv.keys("n"),
-}
-
-
-async def stored(gcs):
-    tables = ("nodes", "jobs", "actor_specs", "placement_groups", "kv")
-    incarnations = [info.incarnation for info in await gcs.client.actors.list()]
-    return [gcs.server._storage.scan(table) for table in tables], incarnations
-
-
-@pytest.mark.invariant("I25")
-def test_every_unary_method_of_the_gcs_is_in_the_repetition_test():
-    of_gcs = {
-        name
-        for name, method in METHODS.items()
-        if method.service != "RayletService" and method.deadline_s is not None
-    }
-    assert REPEATED.keys() == of_gcs
-
-
-@pytest.mark.parametrize("name", REPEATED)
-@pytest.mark.invariant("I25")
-def test_repeated_call_has_no_second_effect(harness, run, name):
-    async def main():
-        async with harness() as gcs:
-            raylet = await gcs.add_raylet()
-            alive = gcs.spec(name="alive", max_restarts=3)
-            await gcs.client.actors.register(alive)
-            info = await gcs.until_actor(alive.actor_id, ALIVE)
-            await gcs.add_job()
-            known = {
-                "node": (await gcs.client.nodes.list())[0],
-                "node_id": raylet.node_id,
-                "job": gcs_pb2.JobInfo(driver=common_pb2.Address(worker_id=b"d" * 28)),
-                "spec": gcs.spec(name="new", placement_resources=_GPU),
-                "alive": alive.actor_id,
-                "address": info.address,
-                "drain": _PREEMPTION,
-                "group": gcs_pb2.PlacementGroupSpec(
-                    group_id=b"g" * 18,
-                    strategy="PACK",
-                    bundles=[gcs_pb2.Bundle(resources=_GPU)],
-                ),
-            }
-            first = await REPEATED[name](gcs.client, known)
-            before = await stored(gcs)
-            second = await REPEATED[name](gcs.client, known)
-            if name != "KvService.Delete":  # answers how many there were
-                assert first == second
-            assert await stored(gcs) == before
-
-    run(main())
-
-
-_PREEMPTION = gcs_pb2.DrainInfo(reason=gcs_pb2.DrainInfo.REASON_PREEMPTION, deadline_s=9e9)
-_GPU = common_pb2.ResourceSet(amounts={"GPU": 10_000})

@@ -14,6 +14,7 @@ from skate_gcs.machine.events import (
 )
 from skate_gcs.machine.limits import GcsLimits
 from skate_gcs.machine.records import DeathCause, DeathKind, NodeRecord
+from skate_scheduler import ResourceSet
 
 
 def nodes(world):
@@ -37,6 +38,18 @@ def test_registration_repeated_is_not_announced_again(world):
     world.handle(NodeRegistered(node))
     assert len(world.published) == 1
     assert world.commits == 1
+
+
+@pytest.mark.invariant("I25")
+def test_late_repetition_of_a_registration_does_not_make_the_node_look_free(world):
+    node = NodeRecord(world.id(28), total={"CPU": 10_000})
+    world.handle(NodeRegistered(node))
+    world.report(node.node_id, 1, {"CPU": 3_000})
+    world.machine._nodes.claim(node.node_id, ResourceSet({"CPU": 2_000}))
+    world.handle(NodeRegistered(node))
+    (view,) = world.machine._nodes.candidates()
+    assert view.available == ResourceSet({"CPU": 1_000})
+    assert nodes(world)[node.node_id].available == {"CPU": 3_000}
 
 
 def test_node_id_of_wrong_length_is_refused(world):

@@ -46,6 +46,7 @@ class ScriptedGcs(
     gcs_pb2_grpc.NodeServiceServicer,
     gcs_pb2_grpc.JobServiceServicer,
     gcs_pb2_grpc.ActorServiceServicer,
+    gcs_pb2_grpc.PlacementGroupServiceServicer,
     gcs_pb2_grpc.WorkerServiceServicer,
     gcs_pb2_grpc.KvServiceServicer,
     gcs_pb2_grpc.EventServiceServicer,
@@ -81,7 +82,7 @@ class ScriptedGcs(
 
     async def _serve(self, endpoint: str) -> SecureServer:
         server = SecureServer(TOKEN)
-        for name in ("Node", "Job", "Actor", "Worker", "Kv", "Event"):
+        for name in ("Node", "Job", "Actor", "PlacementGroup", "Worker", "Kv", "Event"):
             server.add(getattr(gcs_pb2_grpc, f"add_{name}ServiceServicer_to_server"), self)
         await server.start(endpoint)
         return server
@@ -134,6 +135,8 @@ class ScriptedGcs(
     async def List(self, request: Any, context: Any) -> Any:  # noqa: N802
         if isinstance(request, gcs_pb2.ListNodesRequest):
             return gcs_pb2.ListNodesReply()
+        if isinstance(request, gcs_pb2.ListPlacementGroupsRequest):
+            return gcs_pb2.ListPlacementGroupsReply()
         if isinstance(request, gcs_pb2.ListJobsRequest):
             self.job_lists += 1
             jobs = [

@@ -64,6 +64,7 @@ _TABLE = (
     Method("PlacementGroupService", "List", _READ, ""),
     Method("WorkerService", "ReportDeath", _IDEMPOTENT, "worker_id"),
     Method("WorkerService", "ListDead", _READ, ""),
+    # The last write of a key holds; one that is repeated behind another's counts as a new write.
     Method("KvService", "Put", _IDEMPOTENT, "namespace and key"),
     Method("KvService", "Get", _READ, "", deadline_s=50.0),  # the size is not known beforehand
     Method("KvService", "Delete", _IDEMPOTENT, "namespace and key"),

@@ -112,15 +112,19 @@ class NodeTable:
             problem = "This node was declared dead; it must exit and come back under a new id."
             out.append(Reply(Refused(RefusalKind.FENCED, problem)))
             return None
+        available, view = node.available or node.total, None
+        if known is not None and (known.total, known.labels) == (node.total, node.labels):
+            # It is said again, perhaps late: its reports, and what was placed there since, hold.
+            available, view = known.available, self._live[node.node_id].view
         record = replace(
             node,
-            available=node.available or node.total,
+            available=available,
             death_cause=None,
             start_time_s=known.start_time_s if known is not None else now.unix_s,
             end_time_s=0.0,
             drain=known.drain if known is not None else None,
         )
-        self._heard(node.node_id, now, _view(record))
+        self._heard(node.node_id, now, view or _view(record))
         if known is not None:
             self._leave(known)
         replaced = self._settle_at(record)
