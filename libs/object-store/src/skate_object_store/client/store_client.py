@@ -233,7 +233,7 @@ class StoreClient:
         with self._attachment as attachment:
             call = attachment.link.begin()
             try:
-                # Without late pages: with them the first put of 800 MB took 0.8 of the time, and the
+                # Without late pages: with them a first put of 800 MB took 0.8 of the time, but
                 # later ones into the same memory 1.3 times as long (why is not known).
                 serial, offset, _ = self._create(
                     call, object_id, size, evictable, owner, wait_s, note, takes_late_pages=False
