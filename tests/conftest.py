@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import skate
+from skate.cluster_utils import Cluster
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT_TIMEOUT_S = 50.0
@@ -82,6 +83,15 @@ def session_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SKATE_TMPDIR", str(root))
     yield root
     shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def nodes(session_root: Path) -> Iterator[Cluster]:
+    """A cluster of real nodes on this machine, none yet: the test adds them, and connects."""
+    made = Cluster()
+    yield made
+    skate.shutdown()
+    made.shutdown()
 
 
 @pytest.fixture

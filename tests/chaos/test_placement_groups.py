@@ -10,8 +10,6 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -30,14 +28,6 @@ FAULTS_PER_KILL = 10
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 
 Bundle = tuple[bytes, bytes, int]  # node, group, index
-
-
-@pytest.fixture
-def nodes(session_root: Path) -> Iterator[Cluster]:
-    cluster = Cluster()
-    yield cluster
-    skate.shutdown()
-    cluster.shutdown()
 
 
 class Watch:

@@ -5,22 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import skate
+from tests.waiting import wait_for
 
 WAIT_S = 30.0
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"waited in vain: {what}"
-        time.sleep(0.02)
 
 
 def touch(folder: str, name: str) -> None:

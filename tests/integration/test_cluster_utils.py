@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,6 @@ import skate
 from skate.cluster_utils import Cluster
 
 WAIT_S = 20.0
-
-
-@pytest.fixture
-def nodes(session_root: Path) -> Iterator[Cluster]:
-    cluster = Cluster()
-    yield cluster
-    skate.shutdown()
-    cluster.shutdown()
 
 
 def alive_ids() -> set[str]:

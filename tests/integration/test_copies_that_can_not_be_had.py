@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from skate.exceptions import (
     ObjectStoreFullError,
 )
 from skate_worker.current import require_core
+from tests.waiting import wait_for
 
 WAIT_S = 30.0
 STORE_BYTES = 80 << 20
@@ -52,13 +53,6 @@ class Reader:
 
     def first(self, refs: list[Any]) -> int:
         return int(skate.get(refs[0], timeout=WAIT_S)[0])
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not come true in time"
-        time.sleep(0.02)
 
 
 def spilled() -> set[str]:
@@ -94,7 +88,7 @@ def test_damaged_file_is_a_lost_copy_and_the_task_runs_again(
     ref = made.remote(7)
     skate.wait([ref], timeout=WAIT_S)
     kept = fill_the_store_here()
-    wait_until(lambda: ref.hex() in spilled())
+    wait_for(lambda: ref.hex() in spilled())
     damage_files(session_root)
     del kept
     assert skate.get(ref, timeout=WAIT_S)[0] == 7
@@ -106,7 +100,7 @@ def test_damaged_file_of_a_put_is_an_error_that_names_it_here_and_from_elsewhere
 ) -> None:
     refs = [skate.put(np.full(MIB_8, 5)) for _ in range(2)]
     kept = fill_the_store_here()
-    wait_until(lambda: {ref.hex() for ref in refs} <= spilled())
+    wait_for(lambda: {ref.hex() for ref in refs} <= spilled())
     damage_files(session_root)
     del kept
     with pytest.raises(ObjectReconstructionFailedError, match=r"\[OBJECT_.*PUT\].*checksum"):
@@ -124,7 +118,7 @@ def test_damaged_file_does_no_harm_where_another_node_has_a_copy(
     reader = Reader.options(resources={"other": 1}).remote()
     assert skate.get(reader.first.remote([ref]), timeout=WAIT_S) == 6
     kept = fill_the_store_here()
-    wait_until(lambda: ref.hex() in spilled())
+    wait_for(lambda: ref.hex() in spilled())
     damage_files(session_root)
     del kept
     assert skate.get(ref, timeout=WAIT_S)[0] == 6
@@ -159,5 +153,5 @@ def test_value_that_comes_slowly_is_had_by_looking_again_and_again(cluster: Clus
         except GetTimeoutError:
             return False
 
-    wait_until(is_had)
+    wait_for(is_had)
     assert looks > 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,11 @@ from skate.cluster_utils import Cluster
 from skate.util.placement_group import placement_group, remove_placement_group
 from skate.util.scheduling_strategies import In, NodeLabelSchedulingStrategy
 from skate_cluster.cli import cli
+from tests.waiting import wait_for
 
 WAIT_S = 30.0
 
 pytestmark = [pytest.mark.surface("K3"), pytest.mark.surface("Z2"), pytest.mark.surface("P16")]
-
-
-@pytest.fixture
-def nodes(session_root: Path) -> Iterator[Cluster]:
-    cluster = Cluster()
-    yield cluster
-    skate.shutdown()
-    cluster.shutdown()
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    deadline_s = time.monotonic() + WAIT_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline_s, f"waited in vain: {what}"
-        time.sleep(0.05)
-    return value
 
 
 def status(cluster: Cluster, *arguments: str) -> str:

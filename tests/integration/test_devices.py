@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 
 import pytest
 
 import skate
+from tests.waiting import wait_for
 
 WAIT_S = 30.0
 
@@ -39,14 +39,6 @@ class Holder:
 look = skate.remote(seen)
 
 
-def wait_for_free_gpus() -> None:
-    """What earlier tests leased is given back, so that no GPU is split already."""
-    deadline_s = time.monotonic() + WAIT_S
-    while skate.available_resources().get("GPU") != 4:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-
-
 @pytest.mark.surface("Q4", "Q6", "T5")
 def test_task_sees_the_gpus_that_it_holds(names: list[str]) -> None:
     visible, ids, gpu_ids = skate.get(look.options(num_gpus=2).remote(), timeout=WAIT_S)
@@ -66,7 +58,8 @@ def test_task_without_gpus_sees_none(names: list[str]) -> None:
 
 @pytest.mark.surface("A37", "Q4")
 def test_actors_hold_gpus_of_their_own_for_life_and_shares_are_packed(names: list[str]) -> None:
-    wait_for_free_gpus()
+    # What earlier tests leased is given back: no GPU is split already.
+    wait_for(lambda: skate.available_resources().get("GPU") == 4, "all GPUs are free")
     whole = [skate.remote(num_gpus=1, num_cpus=0)(Holder).remote() for _ in range(3)]
     parts = [skate.remote(num_gpus=0.5, num_cpus=0)(Holder).remote() for _ in range(2)]
     found = skate.get([actor.seen.remote() for actor in [*whole, *parts]], timeout=WAIT_S)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from skate_gcs.redis_for_tests import OwnRedisServer, is_redis_installed
 from skate_node import NodeOptions, RunningNode, start_node
 from skate_node.session import find_node
 from tests.process_tree import gcs_of
+from tests.waiting import wait_for
 
 WAIT_S = 30.0
 STORE_BYTES = 80 << 20
@@ -39,14 +39,6 @@ def storage(request: pytest.FixtureRequest, session_root: Path) -> Iterator[str]
     server.kill()
 
 
-@pytest.fixture
-def nodes(session_root: Path) -> Iterator[Cluster]:
-    cluster = Cluster()
-    yield cluster
-    skate.shutdown()
-    cluster.shutdown()
-
-
 @skate.remote
 def double(number: int) -> int:
     return 2 * number
@@ -63,14 +55,6 @@ class Counter:
 
     def pid(self) -> int:
         return os.getpid()
-
-
-def wait_until(condition: Callable[[], Any]) -> Any:
-    deadline_s = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline_s, "the condition was not met in time"
-        time.sleep(0.02)
-    return found
 
 
 def head_again(head: RunningNode, storage: str, port: int) -> RunningNode:
@@ -130,8 +114,8 @@ def test_gcs_killed_again_and_again_under_load_loses_no_actor(nodes: Cluster, st
     maker = threading.Thread(target=make_actors)
     maker.start()
     for kill in range(4):
-        wait_until(lambda wanted=4 * (kill + 1): len(names) >= wanted)  # type: ignore[misc]
-        os.kill(wait_until(lambda: gcs_of(head.pid)), signal.SIGKILL)
+        wait_for(lambda wanted=4 * (kill + 1): len(names) >= wanted)  # type: ignore[misc]
+        os.kill(wait_for(lambda: gcs_of(head.pid)), signal.SIGKILL)
         assert skate.get([double.remote(n) for n in range(20)], timeout=WAIT_S)[-1] == 38
     is_over.set()
     maker.join()
@@ -167,7 +151,7 @@ def test_head_that_was_killed_is_started_again_on_its_storage(
             return {node["NodeID"]: node["Alive"] for node in skate.nodes()}
 
         expected = {head.node_id: False, other.node_id: True, again.node_id: True}
-        wait_until(lambda: states() == expected)
+        wait_for(lambda: states() == expected)
         # Commands on the other node's machine find the cluster where it is now.
         assert find_node(again.gcs_endpoint).pid in {other.pid, again.pid}
         assert skate.get(Counter.options(**far).remote().add.remote(), timeout=WAIT_S) == 1

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import skate
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
 WAIT_S = 20.0
@@ -66,13 +67,6 @@ class AsyncSource:
 
 def get(refs: Any) -> list[Any]:
     return [skate.get(ref, timeout=WAIT_S) for ref in refs]
-
-
-def wait_until(condition: Any, within_s: float = WAIT_S) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.005)
 
 
 def test_generator_function_gives_its_items_as_references() -> None:
@@ -153,10 +147,10 @@ def test_bound_holds_and_dropping_frees_the_producer(tmp_path: Path) -> None:
 
     generator = write.remote(str(made))
     for taken in range(30):
-        wait_until(lambda: len(made.read_text()) == taken + 2)  # noqa: B023
+        wait_for(lambda: len(made.read_text()) == taken + 2)  # noqa: B023
         assert skate.get(next(generator), timeout=WAIT_S) == taken
     del generator
-    wait_until(Path(f"{made}-closed").exists, within_s=2.0)
+    wait_for(Path(f"{made}-closed").exists, within_s=2.0)
 
 
 def test_dynamic_and_static_returns() -> None:
@@ -222,4 +216,4 @@ def test_nothing_is_left_in_the_store() -> None:
         core.ownership.drain_dropped()
         return not core.ownership.table.entries and not core.streams._running
 
-    wait_until(is_empty)
+    wait_for(is_empty)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 import skate
 from skate.exceptions import PendingCallsLimitExceeded
+from tests.waiting import wait_for
 
 WAIT_S = 30.0
 
@@ -42,13 +42,6 @@ class Gate:
         return "all were taken"
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-
-
 @pytest.mark.surface("A29", "E27")
 def test_call_above_max_pending_calls_is_refused_until_others_have_ended(tmp_path: Path) -> None:
     actor = skate.remote(max_pending_calls=2)(Gate).remote()
@@ -72,7 +65,7 @@ def test_limit_travels_with_the_handle_and_counts_each_process_alone(tmp_path: P
     assert "3 calls" in skate.get(other.hold.remote(gate, go, 4), timeout=WAIT_S)
     Path(go).touch()
     assert skate.get(mine, timeout=WAIT_S) == [go] * 3
-    eventually(lambda: skate.get(other.hold.remote(gate, go, 1), timeout=WAIT_S).startswith("all"))
+    wait_for(lambda: skate.get(other.hold.remote(gate, go, 1), timeout=WAIT_S).startswith("all"))
 
 
 @pytest.mark.surface("A29")

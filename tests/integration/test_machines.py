@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.waiting import wait_for
 
 WAIT_S = 40.0
 PORT = 6390
@@ -150,14 +151,6 @@ class Machines:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
         for root in self.roots:
             shutil.rmtree(root, ignore_errors=True)
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    deadline_s = time.monotonic() + WAIT_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline_s, f"waited in vain: {what}"
-        time.sleep(0.02)
-    return value
 
 
 def answer_of(driver: subprocess.Popen[bytes]) -> Any:

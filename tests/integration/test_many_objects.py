@@ -9,8 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import pytest
 import skate
 from skate.util.state import list_objects
 from skate_worker.current import require_core
+from tests.waiting import wait_for
 
 WAIT_S = 120.0
 ROUNDS = 3
@@ -55,13 +55,6 @@ class Reader:
 
     def total(self, refs: list[Any]) -> int:
         return sum(skate.get(refs))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not come true in time"
-        time.sleep(0.05)
 
 
 def store() -> Any:
@@ -123,11 +116,11 @@ def test_bytes_rows_and_memory_are_back_after_very_many_objects(
     start = memory()
     for _ in range(ROUNDS):
         make_use_and_drop(object_count, reader)
-        wait_until(is_clean)
+        wait_for(is_clean, within_s=WAIT_S)
         gc.collect()
         after.append(memory())
     del reader
-    wait_until(lambda: not list_objects())
+    wait_for(lambda: not list_objects(), within_s=WAIT_S)
     core = require_core()
     assert not core.ownership.untold
     assert not core.ownership.sites

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,9 @@ import skate
 from skate.cluster_utils import Cluster
 from skate_node import RunningNode
 from tests.process_tree import is_running, tree_of
+from tests.waiting import wait_for
 
 WAIT_S = 30.0
-
-
-@pytest.fixture
-def nodes(session_root: Path) -> Iterator[Cluster]:
-    cluster = Cluster()
-    yield cluster
-    skate.shutdown()
-    cluster.shutdown()
 
 
 @skate.remote(num_cpus=0, max_restarts=1, resources={"far": 0.01})
@@ -52,14 +44,6 @@ def row_of(node: RunningNode) -> dict[str, Any]:
     return row
 
 
-def wait_until(condition: Callable[[], Any]) -> Any:
-    deadline_s = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline_s, "the condition was not met in time"
-        time.sleep(0.02)
-    return found
-
-
 @pytest.mark.invariant("I22")
 @pytest.mark.timeout(90)
 def test_node_that_pauses_is_suspect_and_alive_again(nodes: Cluster) -> None:
@@ -68,10 +52,10 @@ def test_node_that_pauses_is_suspect_and_alive_again(nodes: Cluster) -> None:
     nodes.connect()
     os.kill(other.pid, signal.SIGSTOP)
     try:
-        wait_until(lambda: row_of(other)["State"] == "SUSPECT")
+        wait_for(lambda: row_of(other)["State"] == "SUSPECT")
     finally:
         os.kill(other.pid, signal.SIGCONT)
-    wait_until(lambda: row_of(other)["State"] == "ALIVE")
+    wait_for(lambda: row_of(other)["State"] == "ALIVE")
     assert other.is_running()
 
 
@@ -88,7 +72,7 @@ def test_node_that_returns_after_its_death_is_fenced_and_its_actor_refused(nodes
     for process in stopped:
         os.kill(process, signal.SIGSTOP)
     late = person.place.remote()  # reaches the old one, if at all, when it is too late
-    wait_until(lambda: not row_of(far)["Alive"])
+    wait_for(lambda: not row_of(far)["Alive"])
     home = nodes.add_node(resources={"far": 1})
     place, fresh_pid = skate.get(person.place.remote(), timeout=WAIT_S)
     assert (place, fresh_pid != pid) == (home.node_id, True)
@@ -98,7 +82,7 @@ def test_node_that_returns_after_its_death_is_fenced_and_its_actor_refused(nodes
     assert skate.get(late, timeout=WAIT_S) == (home.node_id, fresh_pid)
     for _ in range(20):
         assert skate.get(person.place.remote(), timeout=WAIT_S) == (home.node_id, fresh_pid)
-    wait_until(lambda: not is_running(pid))
+    wait_for(lambda: not is_running(pid))
     assert row_of(far)["DeathReason"] == 2
     assert "silent" in row_of(far)["DeathReasonMessage"]
 
@@ -114,7 +98,7 @@ def test_preempted_node_gives_its_work_away_and_nothing_is_counted(
     person = Person.remote()
     assert skate.get(person.place.remote(), timeout=WAIT_S)[0] == far.node_id
     task = stay.remote(str(tmp_path), far.node_id)
-    wait_until((tmp_path / far.node_id).exists)
+    wait_for((tmp_path / far.node_id).exists)
     assert "not idle" in skate.drain_node(far.node_id, "idle_termination")
     assert row_of(far)["State"] == "ALIVE"
     assert skate.drain_node(far.node_id, message="spot", deadline_s=1.5) == ""
@@ -123,8 +107,8 @@ def test_preempted_node_gives_its_work_away_and_nothing_is_counted(
     newcomer = Person.remote()
     assert skate.get(newcomer.place.remote(), timeout=WAIT_S)[0] == home.node_id
     assert skate.get(task, timeout=WAIT_S) == home.node_id
-    wait_until(lambda: not row_of(far)["Alive"])
-    moved = wait_until(lambda: place_of(person))
+    wait_for(lambda: not row_of(far)["Alive"])
+    moved = wait_for(lambda: place_of(person))
     assert moved[0] == home.node_id
     assert far.wait(WAIT_S) is not None
     row = row_of(far)
@@ -133,7 +117,7 @@ def test_preempted_node_gives_its_work_away_and_nothing_is_counted(
     assert skate.drain_node(far.node_id) == ""  # it is dead already
     # The restart was not counted: there is one left.
     os.kill(moved[1], signal.SIGKILL)
-    again = wait_until(lambda: place_of(person))
+    again = wait_for(lambda: place_of(person))
     assert again[0] == home.node_id
 
 
@@ -156,7 +140,7 @@ def test_idle_node_that_is_not_needed_leaves_at_once(nodes: Cluster) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert (done.returncode, "takes no new work" in done.stdout) == (0, True), done.stderr
     assert idle.wait(WAIT_S) is not None
-    wait_until(lambda: row_of(idle)["DeathReason"] == 4)
+    wait_for(lambda: row_of(idle)["DeathReason"] == 4)
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert "dead already" in done.stdout
     for wrong in ("preempt", ""):

@@ -35,17 +35,11 @@ from skate.exceptions import (
 from skate.experimental import get_local_object_locations, get_object_locations
 from skate.internal import free
 from skate.util.state import list_objects
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
 WAIT_S = 20.0
 LARGE = 50_000  # float64 values: more than an inline value may have
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not come true in time"
-        time.sleep(0.005)
 
 
 @skate.remote
@@ -149,7 +143,7 @@ def test_on_completed_calls_back_once_with_value_or_error() -> None:
     skate.put(3)._on_completed(seen.append)
     fail.remote("told")._on_completed(seen.append)
 
-    wait_until(lambda: len(seen) == 2)
+    wait_for(lambda: len(seen) == 2)
     assert seen[0] == 3
     assert isinstance(seen[1], KeyError)
 
@@ -276,7 +270,7 @@ def test_value_put_for_an_actor_outlives_its_maker_and_dies_with_the_actor(size:
         skate.get(unread, timeout=WAIT_S)
     with pytest.raises(RuntimeError, match=r"actor Owner \(\w+\), (is dead|died)"):
         skate.put(1, _owner=owner)
-    wait_until(lambda: object_id not in {r.object_id for r in list_objects() if r.stored_on})
+    wait_for(lambda: object_id not in {r.object_id for r in list_objects() if r.stored_on})
 
 
 @pytest.mark.surface("O2")
@@ -287,7 +281,7 @@ def test_value_put_for_an_actor_goes_with_its_last_reference() -> None:
     assert skate.get(inner, timeout=WAIT_S).sum() == 0
     ids = {ref.hex(), inner.hex()}
     del ref, inner
-    wait_until(lambda: not ids & {row.object_id for row in list_objects()})
+    wait_for(lambda: not ids & {row.object_id for row in list_objects()})
 
 
 def test_free_of_an_owner_reaches_those_who_hold_the_value() -> None:
@@ -298,7 +292,7 @@ def test_free_of_an_owner_reaches_those_who_hold_the_value() -> None:
 
     free(ref)
 
-    wait_until(lambda: skate.get(holder.read.remote(), timeout=WAIT_S) == "freed")
+    wait_for(lambda: skate.get(holder.read.remote(), timeout=WAIT_S) == "freed")
 
 
 def test_free_by_a_borrower_reaches_the_owner_and_both_know() -> None:
@@ -318,7 +312,7 @@ def test_free_by_a_borrower_reaches_the_owner_and_both_know() -> None:
             return True
         return False
 
-    wait_until(is_freed)
+    wait_for(is_freed)
 
 
 def test_free_leaves_what_is_not_ready_alone(tmp_path: Path) -> None:
@@ -377,7 +371,7 @@ def test_locations_of_a_dead_owners_objects_are_left_out() -> None:
     owner = Holder.remote()
     stored, small = skate.get(owner.make.remote(), timeout=WAIT_S)
     skate.kill(owner)
-    wait_until(lambda: get_object_locations([stored, small], timeout_ms=2000) == {})
+    wait_for(lambda: get_object_locations([stored, small], timeout_ms=2000) == {})
 
 
 def test_locations_with_wrong_arguments_are_refused() -> None:
@@ -437,7 +431,7 @@ def test_reference_whose_pickler_ended_is_to_a_deleted_object_and_says_so(value:
     assert np.array_equal(skate.get(pickle.loads(data), timeout=WAIT_S), value)  # the actor pins it
     skate.kill(pickler)
 
-    wait_until(lambda: "pickled the reference by other means" in why_lost(data))
+    wait_for(lambda: "pickled the reference by other means" in why_lost(data))
 
 
 @pytest.mark.surface("E16")
@@ -449,7 +443,7 @@ def test_borrowed_reference_whose_pickler_ended_is_told_by_the_owner() -> None:
     skate.kill(pickler)
 
     for data in datas:
-        wait_until(lambda data=data: bool(why_lost(data)))  # type: ignore[misc]
+        wait_for(lambda data=data: bool(why_lost(data)))  # type: ignore[misc]
 
 
 def test_reference_that_is_copied_is_the_same_and_pins_nothing() -> None:
@@ -471,7 +465,7 @@ def test_error_whose_reference_goes_unread_is_logged(caplog: pytest.LogCaptureFi
     del ref
     skate.put(np.zeros(LARGE))  # its end is noted at once, and takes the other along
 
-    wait_until(lambda: len(unhandled(caplog)) == 1)
+    wait_for(lambda: len(unhandled(caplog)) == 1)
     assert "nobody looks" in caplog.text
     assert "SKATE_IGNORE_UNHANDLED_ERRORS=1" in caplog.text
 
@@ -492,7 +486,7 @@ def test_error_that_was_shown_is_not_logged(caplog: pytest.LogCaptureFixture) ->
     del read, awaited, argument, dependent, last, ref
     skate.put(np.zeros(LARGE))
 
-    wait_until(lambda: any("the last" in text for text in unhandled(caplog)))
+    wait_for(lambda: any("the last" in text for text in unhandled(caplog)))
     assert len(unhandled(caplog)) == 1
 
 

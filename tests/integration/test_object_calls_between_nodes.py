@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from skate.experimental import get_object_locations
 from skate.internal import free
 from skate.util.state import list_objects
 from skate_worker.current import require_core
+from tests.waiting import wait_for
 
 WAIT_S = 30.0
 LARGE = 100_000
@@ -41,13 +41,6 @@ def other(session_root: Path) -> Iterator[Any]:
     cluster.shutdown()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not come true in time"
-        time.sleep(0.01)
-
-
 def stored_on(object_id: str) -> set[str]:
     return {
         node.node_id.hex()
@@ -65,7 +58,7 @@ def test_locations_grow_with_copies_and_free_deletes_them_all(other: Any) -> Non
     assert get_object_locations([ref])[ref]["node_ids"] == [node.node_id]
 
     assert skate.get(ref, timeout=WAIT_S).sum() == sum(range(LARGE))
-    wait_until(lambda: set(get_object_locations([ref])[ref]["node_ids"]) == {here, node.node_id})
+    wait_for(lambda: set(get_object_locations([ref])[ref]["node_ids"]) == {here, node.node_id})
     assert stored_on(ref.hex()) == {here, node.node_id}
     (row,) = (r for r in list_objects() if r.object_id == ref.hex())
     assert set(row.stored_on) == {here, node.node_id}
@@ -74,7 +67,7 @@ def test_locations_grow_with_copies_and_free_deletes_them_all(other: Any) -> Non
 
     with pytest.raises(ObjectFreedError):
         skate.get(ref)
-    wait_until(lambda: stored_on(ref.hex()) == set())
+    wait_for(lambda: stored_on(ref.hex()) == set())
 
 
 def test_free_with_local_only_drops_the_copy_here_and_it_can_come_again(other: Any) -> None:
@@ -82,7 +75,7 @@ def test_free_with_local_only_drops_the_copy_here_and_it_can_come_again(other: A
     ref = maker.make.remote()
     skate.get(ref, timeout=WAIT_S)
     free([ref], local_only=True)
-    wait_until(lambda: stored_on(ref.hex()) == {node.node_id})
+    wait_for(lambda: stored_on(ref.hex()) == {node.node_id})
     assert skate.get(ref, timeout=WAIT_S)[-1] == LARGE - 1
 
 
@@ -98,7 +91,7 @@ def test_futures_and_await_bring_values_from_another_node(other: Any) -> None:
     own[0] = 5
     seen: list[Any] = []
     maker.make.remote()._on_completed(seen.append)
-    wait_until(lambda: len(seen) == 1)
+    wait_for(lambda: len(seen) == 1)
     assert seen[0][-1] == LARGE - 1
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,11 @@ from skate.internal import free
 from skate.util.state import ObjectState, StateApiError, list_objects, summarize_objects
 from skate_cluster.cli import cli
 from skate_worker.current import require_core
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.usefixtures("shared_cluster")
 WAIT_S = 20.0
 LARGE = 50_000
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not come true in time"
-        time.sleep(0.005)
 
 
 def rows(ref: Any) -> list[ObjectState]:
@@ -79,7 +73,7 @@ def test_items_of_a_generator_that_nobody_has_taken_are_listed_as_that(tmp_path:
         return [row for row in list_objects() if row.reasons.get("UNREAD_GENERATOR_ITEM")]
 
     stream = items.remote(str(tmp_path / "go"))
-    wait_until(lambda: len(listed()) == 3)
+    wait_for(lambda: len(listed()) == 3)
     for row in listed():
         assert row.reasons == {"UNREAD_GENERATOR_ITEM": 1}
         assert row.reference_type == "UNREAD_GENERATOR_ITEM"
@@ -92,10 +86,10 @@ def test_items_of_a_generator_that_nobody_has_taken_are_listed_as_that(tmp_path:
     (row,) = rows(taken)
     assert row.reasons == {"LOCAL_REFERENCE": 1}
     (tmp_path / "go").touch()
-    wait_until(lambda: {row.task_status for row in listed()} == {"FINISHED"})
+    wait_for(lambda: {row.task_status for row in listed()} == {"FINISHED"})
     assert len(listed()) == 2
     del stream
-    wait_until(lambda: not listed())
+    wait_for(lambda: not listed())
 
 
 def test_local_reference_is_listed_with_its_line() -> None:
@@ -123,10 +117,10 @@ def test_view_of_the_bytes_is_listed_and_outlives_the_reference() -> None:
         found = list_objects(filters=[("object_id", "=", object_id)])
         return [row.reference_type for row in found] == ["PINNED_IN_MEMORY"]
 
-    wait_until(only_viewed)
+    wait_for(only_viewed)
     assert array.sum() == 0
     del array
-    wait_until(lambda: list_objects(filters=[("object_id", "=", object_id)]) == [])
+    wait_for(lambda: list_objects(filters=[("object_id", "=", object_id)]) == [])
 
 
 def test_argument_of_a_pending_task_is_listed_and_so_is_the_task(tmp_path: Path) -> None:
@@ -138,13 +132,13 @@ def test_argument_of_a_pending_task_is_listed_and_so_is_the_task(tmp_path: Path)
     (row,) = rows(ref)
     assert row.reasons["USED_BY_PENDING_TASK"] == 1
     assert row.reference_type == "USED_BY_PENDING_TASK"
-    wait_until(lambda: rows(result)[0].task_status == "SUBMITTED_TO_WORKER")
+    wait_for(lambda: rows(result)[0].task_status == "SUBMITTED_TO_WORKER")
     pending = rows(result)[0]
     assert (pending.object_size, pending.task_name) == (-1, "Keeper.wait_for")
 
     (tmp_path / "go").touch()
     skate.get([result, queued], timeout=WAIT_S)
-    wait_until(lambda: "USED_BY_PENDING_TASK" not in rows(ref)[0].reasons)
+    wait_for(lambda: "USED_BY_PENDING_TASK" not in rows(ref)[0].reasons)
     assert rows(queued)[0].task_status == "FINISHED"
 
 
@@ -175,14 +169,14 @@ def test_reference_inside_a_value_is_listed_as_captured() -> None:
     inner_id = inner.hex()
     outer = skate.put([inner, inner])
     del inner
-    wait_until(
+    wait_for(
         lambda: (
             [row.reasons for row in list_objects(filters=[("object_id", "=", inner_id)])]
             == [{"CAPTURED_IN_OBJECT": 1}]
         )
     )
     free(outer)
-    wait_until(lambda: list_objects(filters=[("object_id", "=", inner_id)]) == [])
+    wait_for(lambda: list_objects(filters=[("object_id", "=", inner_id)]) == [])
 
 
 def test_borrower_and_owner_are_both_listed() -> None:
@@ -191,7 +185,7 @@ def test_borrower_and_owner_are_both_listed() -> None:
     ref = skate.put(np.zeros(LARGE))
     skate.get(keeper.keep.remote([ref]), timeout=WAIT_S)
 
-    wait_until(lambda: {row.pid for row in rows(ref)} == {os.getpid(), pid})
+    wait_for(lambda: {row.pid for row in rows(ref)} == {os.getpid(), pid})
     by_pid = {row.pid: row for row in rows(ref)}
     assert by_pid[os.getpid()].reasons["BORROWED"] == 1
     assert by_pid[pid].reasons == {"LOCAL_REFERENCE": 1}

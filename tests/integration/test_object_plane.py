@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from skate.experimental import get_object_locations
 from skate_node import RunningNode
 from skate_object_store import StoreClient
 from skate_rpc.handshake import ClientHandshake
+from tests.waiting import wait_for
 
 WAIT_S = 30.0
 LARGE = 200_000
@@ -39,13 +39,6 @@ def cluster(session_root: Path) -> Iterator[Cluster]:
     yield cluster
     skate.shutdown()
     cluster.shutdown()
-
-
-def wait_until(condition: Callable[[], bool], within_s: float = WAIT_S) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
 
 
 def holds(running: RunningNode, *refs: Any) -> list[bool]:
@@ -113,7 +106,7 @@ def test_value_made_on_another_node_is_read_passed_on_and_freed_everywhere(
     assert [holds(node, ref) for node in nodes if node is not None] == [[True]] * 3
     name = Named(ref.binary())
     del ref
-    wait_until(lambda: not any(holds(node, name)[0] for node in nodes if node is not None))
+    wait_for(lambda: not any(holds(node, name)[0] for node in nodes if node is not None))
 
 
 @pytest.mark.invariant("I5")
@@ -123,13 +116,13 @@ def test_owner_on_another_node_is_named_when_it_dies(cluster: Cluster) -> None:
     pid = skate.get(left.pid.remote(), timeout=WAIT_S)
     assert skate.get(ref, timeout=WAIT_S).sum() == LARGE
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: is_owner_dead(ref), 5)
+    wait_for(lambda: is_owner_dead(ref), within_s=5)
     with pytest.raises(OwnerDiedError, match=f"pid={pid}"):
         skate.get(ref, timeout=5)
     # The copy on this node goes too.
     assert cluster.head_node is not None
     head = cluster.head_node
-    wait_until(lambda: holds(head, ref) == [False], 10)
+    wait_for(lambda: holds(head, ref) == [False], within_s=10)
 
 
 @pytest.mark.invariant("I5")
@@ -142,8 +135,8 @@ def test_owner_dies_with_its_node(cluster: Cluster) -> None:
     assert holds(head, ref) == [True]
     cluster.remove_node(cluster.worker_nodes[1], allow_graceful=False)
 
-    wait_until(lambda: is_owner_dead(ref), 10)
-    wait_until(lambda: holds(head, ref) == [False], 10)
+    wait_for(lambda: is_owner_dead(ref), within_s=10)
+    wait_for(lambda: holds(head, ref) == [False], within_s=10)
 
 
 def test_method_result_that_dies_with_its_node_says_so(cluster: Cluster) -> None:
@@ -194,9 +187,9 @@ def test_last_copy_of_a_value_outlives_a_full_store(session_root: Path) -> None:
         cluster.wait_for_nodes()
         ref = made.options(resources={"right": 1}, max_retries=0).remote(8)
         assert skate.get(ref, timeout=WAIT_S)[0] == 8
-        wait_until(lambda: len(locations(ref)) == 2)
+        wait_for(lambda: len(locations(ref)) == 2)
         cluster.remove_node(cluster.worker_nodes[0], allow_graceful=False)
-        wait_until(lambda: len(locations(ref)) == 1)
+        wait_for(lambda: len(locations(ref)) == 1)
         kept = [skate.put(np.zeros(1_000_000)) for _ in range(20)]  # twice what there is room for
         assert skate.get(ref, timeout=WAIT_S)[0] == 8
         assert skate.get(kept[0], timeout=WAIT_S)[0] == 0
@@ -219,4 +212,4 @@ def test_broadcast_reaches_every_node_and_is_freed_from_all(cluster: Cluster) ->
     name = Named(ref.binary())
     assert [holds(node, name) for node in nodes] == [[True]] * 3
     del ref
-    wait_until(lambda: not any(holds(node, name)[0] for node in nodes))
+    wait_for(lambda: not any(holds(node, name)[0] for node in nodes))

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from skate.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from skate_node import RunningNode
 from skate_worker.current import require_core
 from tests.namespaces import Network, why_not
+from tests.waiting import wait_for
 
 WAIT_S = 30.0
 OWNER_DEATH_S = 5.0  # until everybody who needs its objects is told
@@ -89,13 +90,6 @@ def _counter(node: RunningNode, family: str) -> int:
             if found.name == family:
                 return int(next(s.value for s in found.samples if s.name.endswith("_total")))
     return 0
-
-
-def wait_until(condition: Callable[[], bool], within_s: float = WAIT_S) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not come true in time"
-        time.sleep(0.02)
 
 
 def stored_on(object_id: str) -> set[str]:
@@ -197,12 +191,12 @@ def test_broadcast_fans_out_and_the_first_holder_serves_half_at_most(nodes: Node
         ]
 
     size_bytes = get_size(object_id)
-    wait_until(lambda: sum(served()) >= 4 * size_bytes)
+    wait_for(lambda: sum(served()) >= 4 * size_bytes)
     assert sum(served()) == 4 * size_bytes, "each node got it once"
     assert served()[0] <= 2 * size_bytes, "the others passed it on"
 
     del ref
-    wait_until(lambda: not stored_on(object_id), FREED_S)
+    wait_for(lambda: not stored_on(object_id), within_s=FREED_S)
 
 
 def get_size(object_id: str) -> int:
@@ -229,9 +223,9 @@ def test_object_made_on_one_node_and_passed_by_another_goes_straight_to_the_thir
     places = {nodes.at[name].node_id for name in ("one", "three")}
     assert stored_on(object_id) == {str(node_id) for node_id in places}
     size_bytes = get_size(object_id)
-    wait_until(lambda: nodes.served_bytes(nodes.at["one"]) - before == size_bytes)
+    wait_for(lambda: nodes.served_bytes(nodes.at["one"]) - before == size_bytes)
     get([middle.drop.remote(), reader.drop.remote()])
-    wait_until(lambda: not stored_on(object_id), FREED_S)
+    wait_for(lambda: not stored_on(object_id), within_s=FREED_S)
 
 
 # ---- chains of borrowers ----
@@ -256,10 +250,10 @@ def test_last_of_a_chain_over_three_nodes_holds_whatever_those_before_it_do(
             os.kill(get(one.pid.remote()), signal.SIGKILL)
     assert get(chain[2].total.remote()) == LARGE
     time_to_forget_s = time.monotonic() + 3  # longer than an owner keeps what the dead ones held
-    wait_until(lambda: time.monotonic() > time_to_forget_s)
+    wait_for(lambda: time.monotonic() > time_to_forget_s)
     assert get(chain[2].total.remote()) == LARGE
     get(chain[2].drop.remote())
-    wait_until(lambda: not stored_on(object_id), FREED_S)
+    wait_for(lambda: not stored_on(object_id), within_s=FREED_S)
 
 
 def test_bytes_held_by_a_borrower_that_is_killed_are_freed(nodes: Nodes) -> None:
@@ -272,7 +266,7 @@ def test_bytes_held_by_a_borrower_that_is_killed_are_freed(nodes: Nodes) -> None
     pid = get(borrower.pid.remote())
     assert len(stored_on(object_id)) == 2
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not stored_on(object_id), FREED_S)
+    wait_for(lambda: not stored_on(object_id), within_s=FREED_S)
 
 
 # ---- the death of an owner ----
@@ -288,7 +282,7 @@ def test_owner_that_is_killed_is_named_to_who_waits_who_asks_later_and_who_pulls
     get(later.keep.remote(refs))
     answer = waiting.error_of_get.remote()
     pid = get(owner.pid.remote())
-    wait_until(lambda: bool(answer_is_pending(answer)))
+    wait_for(lambda: bool(answer_is_pending(answer)))
     killed_s = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     kind, text, _ = get(answer)
@@ -333,7 +327,7 @@ def test_owner_that_is_killed_while_its_object_travels_ends_the_pull_and_frees_t
         os.kill(source.pid, signal.SIGCONT)
     assert kind == "OwnerDiedError"
     assert f"pid={pid}" in text
-    wait_until(lambda: not stored_on(object_id), FREED_S)
+    wait_for(lambda: not stored_on(object_id), within_s=FREED_S)
 
 
 # ---- what is on disk, and what is lost ----
@@ -357,7 +351,7 @@ def test_objects_spilled_on_one_node_are_read_from_others(session_root: Path) ->
         assert get([one.last_numbers.remote() for one in readers]) == [list(range(14))] * 2
         assert get(maker.last_numbers.remote()) == list(range(14))
         get([one.drop.remote() for one in (maker, *readers)])
-        wait_until(
+        wait_for(
             lambda: (
                 not any(
                     item.object_id.hex() in object_ids

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,6 +29,7 @@ from skate.util.placement_group import (
 )
 from skate.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Inside
 from skate.util.state import list_placement_groups
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.invariant("I13")
 
@@ -41,22 +41,6 @@ def one_node(session_root: Path) -> Iterator[None]:
     skate.init(num_cpus=4)
     yield
     skate.shutdown()
-
-
-@pytest.fixture
-def nodes(session_root: Path) -> Iterator[Cluster]:
-    cluster = Cluster()
-    yield cluster
-    skate.shutdown()
-    cluster.shutdown()
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    deadline_s = time.monotonic() + WAIT_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline_s, f"waited in vain: {what}"
-        time.sleep(0.02)
-    return value
 
 
 def free_cpus() -> float:

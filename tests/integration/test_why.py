@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,9 @@ from skate.util.placement_group import placement_group
 from skate.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Inside
 from skate_cluster.cli import cli
 from skate_worker.object_access import EXPLAINED_FROM_S
+from tests.waiting import wait_for
 
 WAIT_S = 30.0
-
-
-@pytest.fixture
-def nodes(session_root: Path) -> Iterator[Cluster]:
-    cluster = Cluster()
-    yield cluster
-    skate.shutdown()
-    cluster.shutdown()
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    deadline_s = time.monotonic() + WAIT_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline_s, f"waited in vain: {what}"
-        time.sleep(0.05)
-    return value
 
 
 def says(subject: Any, *patterns: str) -> str:
