@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 
 import skate
 from skate.cluster_utils import Cluster
+from tests.waiting import wait_for
 
 WAIT_S = 30.0
 
@@ -59,14 +59,14 @@ def speak(text: str, count: int) -> None:
 
 def file_with(cluster: Cluster, text: str) -> str:
     """The name of the worker's file on the far node into which ``text`` was printed."""
-    deadline_s = time.monotonic() + WAIT_S
     node = next(node for node in cluster.list_all_nodes() if node is not cluster.head_node)
-    while True:
-        for path in Path(node.session_dir, "logs").glob("worker-*.out"):
-            if text in path.read_text():
-                return path.name
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
+    folder = Path(node.session_dir, "logs")
+
+    def look() -> str:
+        found = [path for path in folder.glob("worker-*.out") if text in path.read_text()]
+        return found[0].name if found else ""
+
+    return wait_for(look, f"{text} is in a log")
 
 
 @pytest.mark.surface("K4")
@@ -161,3 +161,66 @@ def test_health_is_told_by_the_exit_status(cluster: Cluster) -> None:
     token = Path(cluster.head_node.session_dir, "token")
     done = subprocess.run([*away, str(token)], capture_output=True, check=False, timeout=WAIT_S)
     assert done.returncode in (3, 5)
+
+
+def rows_of(cluster: Cluster, *arguments: str) -> list[dict[str, Any]]:
+    code, out, err = run(cluster, *arguments, "--format", "json")
+    assert code == 0, err
+    rows: list[dict[str, Any]] = json.loads(out)["rows"]
+    return rows
+
+
+@pytest.mark.surface("K4", "S4")
+def test_nodes_and_jobs_are_listed_with_what_they_have(cluster: Cluster) -> None:
+    nodes = rows_of(cluster, "list", "nodes")
+    assert {row["state"] for row in nodes} == {"ALIVE"}
+    assert {row["node_id"] for row in nodes} == {node.node_id for node in cluster.list_all_nodes()}
+    (far,) = [row for row in nodes if "far" in row["resources_total"]]
+    assert not far["is_head"]
+    assert rows_of(cluster, "get", "nodes", far["node_id"][:10]) == [far]
+    assert far["node_id"][:16] in run(cluster, "list", "nodes")[1]
+    mine = skate.get_runtime_context().get_job_id()
+    (job,) = [row for row in rows_of(cluster, "list", "jobs") if row["job_id"] == mine]
+    assert (job["state"], job["driver_pid"]) == ("RUNNING", os.getpid())
+
+
+@pytest.mark.surface("K4", "S4")
+def test_actors_are_found_by_filters_and_counted_by_class_and_state(cluster: Cluster) -> None:
+    kept = [Sleeper.options(name=f"kept-{number}").remote() for number in range(2)]
+    gone = Sleeper.options(name="gone").remote()
+    pids = skate.get([actor.pid.remote() for actor in (*kept, gone)], timeout=WAIT_S)
+    skate.kill(gone)
+    raises_with(gone.pid.remote(), "killed")
+
+    alive = rows_of(cluster, "list", "actors", "--filter", "state=ALIVE")
+    assert {row["pid"] for row in alive} >= set(pids[:2])
+    wait_for(
+        lambda: rows_of(cluster, "list", "actors", "-f", "name=gone", "-f", "state!=ALIVE"),
+        "the GCS knows the death",
+    )
+    (dead,) = rows_of(cluster, "get", "actors", "gone")
+    assert "killed" in dead["cause"]
+    code, out, _ = run(cluster, "summary", "actors", "--format", "json")
+    groups = {(one["class_name"], one["state"]): one["count"] for one in json.loads(out)["groups"]}
+    assert code == 0
+    assert groups["Sleeper", "ALIVE"] == len(alive)
+    limited = run(cluster, "list", "actors", "--limit", "1")
+    assert len(limited[1].splitlines()) == 2
+    assert "--limit shows them" in limited[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["list", "nodes", "--filter", "colour=red"], 2, "the columns are: "),
+        (["list", "nodes", "--filter", "state"], 2, "column=value"),
+        (["list", "cats"], 2, "cats"),
+        (["get", "actors", "nobody"], 4, "skate list actors"),
+        (["get", "nodes", "zzzz"], 4, "skate list nodes"),
+    ],
+)
+def test_questions_that_make_no_sense_are_refused(
+    cluster: Cluster, arguments: list[str], code: int, says: str
+) -> None:
+    found, _, err = run(cluster, *arguments)
+    assert (found, says in err) == (code, True), err

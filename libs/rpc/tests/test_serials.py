@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from skate_rpc.serials import COUNT_BITS, Received, Serials
-from skate_worker.task_protocol import TakeBack
 
 
 def test_serials_in_order_are_new_once() -> None:
@@ -54,7 +54,7 @@ def test_new_of_batches_is_what_is_new_one_by_one(seed: int) -> None:
     whole, single = Received(), Received()
     while serials:
         batch = [serials.pop(0) for _ in range(min(len(serials), rng.randrange(1, 6)))]
-        work = [("peer", TakeBack(1, serial)) for serial in batch]
+        work = [("peer", SimpleNamespace(serial=serial)) for serial in batch]
         new = [message.serial for _, message in whole.new_of(work)]
         assert new == [serial for serial in batch if single.is_new(serial)]
         whole.check_invariants()

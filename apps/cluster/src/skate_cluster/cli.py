@@ -18,6 +18,7 @@ import click
 class _Entry:
     module: str
     summary: str
+    attribute: str = "command"
 
 
 _COMMANDS = {
@@ -26,6 +27,13 @@ _COMMANDS = {
     "status": _Entry("skate_cluster.status_command", "Show nodes, resources and what waits."),
     "drain-node": _Entry("skate_cluster.drain_command", "Have a node take no work and leave."),
     "memory": _Entry("skate_cluster.memory_command", "Explain what the object stores hold."),
+    "list": _Entry(
+        "skate_cluster.list_commands",
+        "List nodes, actors, jobs, placement groups, dead workers.",
+        "list_command",
+    ),
+    "get": _Entry("skate_cluster.list_commands", "Show one of those.", "get_command"),
+    "summary": _Entry("skate_cluster.list_commands", "Count them by state.", "summary_command"),
     "logs": _Entry("skate_cluster.logs_command", "List, print and follow log files."),
     "health-check": _Entry("skate_cluster.health_command", "Say whether the cluster answers."),
     "kill-actor": _Entry("skate_cluster.kill_actor_command", "End an actor by its name or id."),
@@ -45,7 +53,7 @@ class _LazyGroup(click.Group):
         entry = _COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        command: click.Command = importlib.import_module(entry.module).command
+        command: click.Command = getattr(importlib.import_module(entry.module), entry.attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
