@@ -11,10 +11,9 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 from skate_worker.setup_hook import SETUP_VARIABLE
 
@@ -29,8 +28,11 @@ _ELSEWHERE: Final = {
 _SHELLS: Final = {"ray._common": "skate._private"}
 
 
-class AliasFinder(MetaPathFinder):
-    """Finds ``ray`` and what is below it."""
+class AliasFinder:
+    """Finds ``ray`` and what is below it.
+
+    Not derived from ``importlib.abc``, whose import would cost each driver 50 modules.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -49,10 +51,11 @@ class AliasFinder(MetaPathFinder):
                 " in docs/surface.md.",
                 name=fullname,
             )
-        return ModuleSpec(fullname, _AliasLoader(real), origin=f"alias of {real}")
+        loader: Any = _AliasLoader(real)
+        return ModuleSpec(fullname, loader, origin=f"alias of {real}")
 
 
-class _AliasLoader(Loader):
+class _AliasLoader:
     """Hands out a module under a second name, and leaves it as it is."""
 
     def __init__(self, real: str) -> None:

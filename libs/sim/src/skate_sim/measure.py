@@ -27,6 +27,7 @@ from skate_raylet.machine.node_machine import NodeMachine
 from skate_raylet.machine.worker_pool_machine import PoolConfig
 from skate_scheduler import NodeView, ResourceSet
 from skate_worker.machine.lease_pool import Lease, LeasePool
+from skate_worker.task_protocol import TaskDone
 
 NODES: Final = (100, 1_000, 10_000)
 TASKS: Final = (10_000, 100_000, 1_000_000)
@@ -184,7 +185,7 @@ def measure_owner(tasks: int, leases: int = 100) -> Iterator[Row]:
     while running:
         following: list[tuple[Lease[_Task], _Task]] = []
         for lease, task in running:
-            pool.done(lease, task.task_id, 0, 0.01, 0.0)
+            pool.done_all(lease, [TaskDone(task.task_id, b"", 10_000)], 0.0)
             following += [(lease, one) for one in pool.refill(lease)]
             done += 1
         running = following

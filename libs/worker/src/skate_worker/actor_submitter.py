@@ -273,15 +273,8 @@ class ActorSubmitter:
             # From an incarnation that was given up: its calls ran again, or failed.
             self._completion.refuse(peer, results)
             return
-        finished: list[tuple[Submission, Any]] = []
-        given_up: list[Any] = []
         with self._ownership.lock:
-            for result in results:
-                call = calls.done(result.task_id, result.attempt)
-                if call is None:
-                    given_up.append(result)
-                else:
-                    finished.append((call, result))
+            finished, given_up = calls.done_all(results)
             self._completion.settle(finished)
         for again in self._completion.finish(peer, finished):
             self.submit(calls, again)  # type: ignore[arg-type]

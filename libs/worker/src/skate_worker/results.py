@@ -6,7 +6,7 @@ values; ``finish`` runs after it without the lock, wakes who waits and sends wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from skate_rpc.stream import StreamClosedError
@@ -39,7 +39,7 @@ class Completion:
         # Where attempts of unsettled tasks died, by task: they may have written returns there.
         self._lost_at: dict[bytes, list[bytes]] = {}
 
-    def settle(self, finished: list[tuple[Submission, Any]]) -> None:
+    def settle(self, finished: Sequence[tuple[Submission, Any]]) -> None:
         """Write the values of the common outcomes. With the lock."""
         waiters = self._waiters
         table = self._ownership.table
@@ -56,7 +56,7 @@ class Completion:
                     table.unpin_all(submission.pinned, self._released)
                     submission.pinned = ()
 
-    def finish(self, peer: Peer, finished: list[tuple[Submission, Any]]) -> list[Submission]:
+    def finish(self, peer: Peer, finished: Sequence[tuple[Submission, Any]]) -> list[Submission]:
         """Release, and handle the less common outcomes. Returns what is to be retried.
 
         :meth:`wake` is to be called last of all: whoever wakes needs the interpreter lock, which

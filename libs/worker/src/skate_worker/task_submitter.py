@@ -427,18 +427,9 @@ class TaskSubmitter:
         """Outcomes from one leased worker, in one batch."""
         lease: Lease[Submission] = peer.lease
         now_s = self._now_s()
-        finished: list[tuple[Submission, Any]] = []
-        given_up: list[Any] = []
         pool = self._pool
         with self._ownership.lock:
-            for result in results:
-                submission = pool.done(
-                    lease, result.task_id, result.attempt, result.run_us * 1e-6, now_s
-                )
-                if submission is None:
-                    given_up.append(result)
-                else:
-                    finished.append((submission, result))
+            finished, given_up = pool.done_all(lease, results, now_s)
             self._completion.settle(finished)
             self._push(lease)
             steal = None if lease.in_flight or lease.queue is None else pool.steal_for(lease)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +32,21 @@ def task(number: int, *, is_solo: bool = False) -> Task:
 
 def lease(name: bytes) -> Lease[Task]:
     return Lease(name, b"worker-" + name, "unix:/x", 1)
+
+
+def end(
+    pool: LeasePool[Task],
+    granted: Lease[Task],
+    task_id: bytes,
+    attempt: int,
+    run_s: float,
+    now_s: float,
+) -> Task | None:
+    """One outcome comes; gives the task whose end it is."""
+    outcome = SimpleNamespace(task_id=task_id, attempt=attempt, run_us=run_s * 1e6)
+    finished, given_up = pool.done_all(granted, [outcome], now_s)
+    assert len(finished) + len(given_up) == 1
+    return finished[0][0] if finished else None
 
 
 class World:
@@ -65,7 +81,7 @@ def test_first_tasks_travel_alone_until_their_length_is_known() -> None:
         world.pool.submit(world.queue, task(number))
     granted, pushed = world.grant(b"a")
     assert [t.task_id for t in pushed] == [task(0).task_id]
-    world.pool.done(granted, task(0).task_id, 0, 10e-6, 1.0)
+    end(world.pool, granted, task(0).task_id, 0, 10e-6, 1.0)
     assert len(world.pool.refill(granted)) == 99
 
 
@@ -74,7 +90,7 @@ def test_long_tasks_keep_the_window_at_one() -> None:
     for number in range(3):
         world.pool.submit(world.queue, task(number))
     granted, _ = world.grant(b"a")
-    world.pool.done(granted, task(0).task_id, 0, 2.0, 1.0)
+    end(world.pool, granted, task(0).task_id, 0, 2.0, 1.0)
     assert [t.task_id for t in world.pool.refill(granted)] == [task(1).task_id]
 
 
@@ -82,7 +98,7 @@ def test_task_without_retries_shares_a_worker_with_no_other() -> None:
     world = World()
     world.pool.submit(world.queue, task(0))
     granted, _ = world.grant(b"a")
-    world.pool.done(granted, task(0).task_id, 0, 1e-6, 1.0)
+    end(world.pool, granted, task(0).task_id, 0, 1e-6, 1.0)
     world.pool.refill(granted)
     assert world.pool.submit(world.queue, task(1, is_solo=True)) is granted
     assert world.pool.submit(world.queue, task(2)) is None
@@ -113,7 +129,7 @@ def test_blocked_worker_gets_nothing_until_its_task_ends() -> None:
     world.pool.given_back(blocked, [task(1).task_id], is_blocked=True)
     assert world.pool.refill(blocked) == []
     assert world.pool.requests_wanted(world.queue) == 1
-    world.pool.done(blocked, task(0).task_id, 0, 1.0, 1.0)
+    end(world.pool, blocked, task(0).task_id, 0, 1.0, 1.0)
     assert [t.task_id for t in world.pool.refill(blocked)] == [task(1).task_id]
 
 
@@ -127,7 +143,7 @@ def test_lost_worker_gives_its_tasks_in_the_order_of_pushing() -> None:
     assert lost is not None
     assert [t.task_id for t in lost[1]] == [task(n).task_id for n in range(3)]
     assert world.pool.lost(b"a") is None
-    assert world.pool.done(granted, task(0).task_id, 0, 1.0, 1.0) is None
+    assert end(world.pool, granted, task(0).task_id, 0, 1.0, 1.0) is None
 
 
 def test_reclaimed_lease_is_returned_when_its_task_ends() -> None:
@@ -137,7 +153,7 @@ def test_reclaimed_lease_is_returned_when_its_task_ends() -> None:
     world.pool.reclaim(b"a")
     assert world.pool.returnable(0.0) == []
     assert world.pool.submit(world.queue, task(1)) is None
-    world.pool.done(granted, task(0).task_id, 0, 1.0, 1.0)
+    end(world.pool, granted, task(0).task_id, 0, 1.0, 1.0)
     assert world.pool.returnable(1.0) == [granted]
 
 
@@ -179,7 +195,7 @@ def test_random_histories_run_every_task_exactly_once(seed: int) -> None:
             if held[target]:
                 done = held[target].pop(0)
                 assert (
-                    pool.done(target, done.task_id, 0, rng.choice((1e-6, 1e-3, 1.0)), now_s) is done
+                    end(pool, target, done.task_id, 0, rng.choice((1e-6, 1e-3, 1.0)), now_s) is done
                 )
                 finished.append(done.task_id)
             push(target)
@@ -206,7 +222,7 @@ def test_random_histories_run_every_task_exactly_once(seed: int) -> None:
         for target, tasks in held.items():
             while tasks:
                 done = tasks.pop(0)
-                pool.done(target, done.task_id, 0, 1e-6, 9e9)
+                end(pool, target, done.task_id, 0, 1e-6, 9e9)
                 finished.append(done.task_id)
             push(target)
     assert sorted(finished) == [task(n).task_id for n in range(submitted)]
@@ -226,7 +242,7 @@ def test_busy_lease_that_others_wait_for_stays_until_it_pauses() -> None:
     world.pool.submit(world.queue, task(1))
     world.pool.wanted(granted.lease_id)
     assert world.pool.returnable(LINGER_S * 2) == []
-    world.pool.done(granted, task(1).task_id, 0, 0.001, 1.0)
+    end(world.pool, granted, task(1).task_id, 0, 0.001, 1.0)
     assert world.pool.returnable(1.0 + 2 * SHORT_LINGER_S) == [granted]
 
 
@@ -235,13 +251,13 @@ def test_end_that_is_told_twice_does_not_end_the_retry() -> None:
     first = task(0)
     world.pool.submit(world.queue, first)
     granted, _ = world.grant(b"a")
-    assert world.pool.done(granted, first.task_id, 0, 1.0, 1.0) is first
+    assert end(world.pool, granted, first.task_id, 0, 1.0, 1.0) is first
     first.attempt = 1
     world.pool.requeue(world.queue, [first])
     assert world.pool.refill(granted) == [first]
 
-    assert world.pool.done(granted, first.task_id, 0, 1.0, 1.0) is None
+    assert end(world.pool, granted, first.task_id, 0, 1.0, 1.0) is None
 
     assert granted.in_flight == {first.task_id: first}
-    assert world.pool.done(granted, first.task_id, 1, 1.0, 1.0) is first
+    assert end(world.pool, granted, first.task_id, 1, 1.0, 1.0) is first
     world.pool.check_invariants()

@@ -81,14 +81,23 @@ class ActorCalls(Generic[T]):
                 self.in_flight[first.task_id] = first
         return calls
 
-    def done(self, task_id: bytes, attempt: int) -> T | None:
-        """A call ended. None: this attempt was given up before, or its end is told a second
-        time.
+    def done_all(self, outcomes: list[Any]) -> tuple[list[tuple[T, Any]], list[Any]]:
+        """Calls ended, in one batch; each outcome has ``task_id`` and ``attempt``.
+
+        Returns the calls with their outcomes, and the outcomes of attempts that were given up
+        before, or whose end is told a second time.
         """
-        call: Any = self.in_flight.get(task_id)
-        if call is None or call.attempt != attempt:
-            return None
-        return self.in_flight.pop(task_id)
+        in_flight = self.in_flight
+        finished: list[tuple[T, Any]] = []
+        given_up: list[Any] = []
+        for outcome in outcomes:  # paid by every call
+            call: Any = in_flight.get(outcome.task_id)
+            if call is None or call.attempt != outcome.attempt:
+                given_up.append(outcome)
+            else:
+                del in_flight[outcome.task_id]
+                finished.append((call, outcome))
+        return finished, given_up
 
     def connected(self, connection: Any, incarnation: int, serials: Iterator[int]) -> None:
         """The actor lives and there is a line to it; take :meth:`sendable` next."""

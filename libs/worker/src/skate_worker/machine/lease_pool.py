@@ -178,27 +178,38 @@ class LeasePool(Generic[T]):
             queue.open.append(lease)
         return pushed
 
-    def done(
-        self, lease: Lease[T], task_id: bytes, attempt: int, run_s: float, now_s: float
-    ) -> T | None:
-        """A task finished. None: this attempt is not in flight here, because it was given back, the
-        lease was lost, or it is told a second time.
+    def done_all(
+        self, lease: Lease[T], outcomes: list[Any], now_s: float
+    ) -> tuple[list[tuple[T, Any]], list[Any]]:
+        """Tasks of one lease finished, in one batch; each outcome has ``task_id``, ``attempt`` and
+        ``run_us``.
+
+        Returns the tasks with their outcomes, and the outcomes of attempts that are not in flight
+        here: they were given back, the lease was lost, or they are told a second time.
         """
-        task: Any = lease.in_flight.get(task_id)
-        if task is None or task.attempt != attempt:
-            return None
-        del lease.in_flight[task_id]
-        queue = lease.queue
-        assert queue is not None
-        queue.in_flight -= 1
-        lease.is_blocked = False
+        in_flight = lease.in_flight
         mean_s = lease.run_s
-        mean_s = run_s if mean_s == 0.0 else mean_s + _EWMA * (run_s - mean_s)
-        lease.run_s = mean_s
-        lease.window = max(1, int(WINDOW_S / max(mean_s, _RUN_FLOOR_S)))
-        if not lease.in_flight:
-            lease.idle_since_s = now_s
-        return task  # type: ignore[no-any-return]
+        finished: list[tuple[T, Any]] = []
+        given_up: list[Any] = []
+        for outcome in outcomes:  # paid by every task
+            task: Any = in_flight.get(outcome.task_id)
+            if task is None or task.attempt != outcome.attempt:
+                given_up.append(outcome)
+                continue
+            del in_flight[outcome.task_id]
+            finished.append((task, outcome))
+            run_s = outcome.run_us * 1e-6
+            mean_s = run_s if mean_s == 0.0 else mean_s + _EWMA * (run_s - mean_s)
+        if finished:
+            queue = lease.queue
+            assert queue is not None
+            queue.in_flight -= len(finished)
+            lease.is_blocked = False
+            lease.run_s = mean_s
+            lease.window = max(1, int(WINDOW_S / max(mean_s, _RUN_FLOOR_S)))
+            if not in_flight:
+                lease.idle_since_s = now_s
+        return finished, given_up
 
     def unsent(self, lease: Lease[T], tasks: list[T]) -> None:
         """Placed tasks that could not be sent: the connection is gone. Back to the head they go."""
