@@ -71,6 +71,11 @@ class PlayedRaylet(raylet_pb2_grpc.RayletServiceServicer):
         self.alive += accepted
         return accepted
 
+    async def settle(self) -> None:
+        """Wait for the reports that are under way; the GCS is there to take them."""
+        if self._reports:
+            await asyncio.wait(self._reports, timeout=SETTLE_S)
+
     async def beat(self) -> None:
         """The heartbeat, for as long as the task lives."""
         version = 0
@@ -164,6 +169,7 @@ async def _measure(folder: str, storage: str, actors: int, rounds: int) -> Sampl
         )
     beat.cancel()
     await asyncio.gather(beat, return_exceptions=True)
+    await raylet.settle()
     await channel.close()
     await gcs.stop(0.2)
     await played.stop(0)
