@@ -9,7 +9,8 @@ from typing import Any
 import skate
 from skate.cluster_utils import Cluster
 from skate.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from tests.chaos.workload import GET_S, is_alive
+from tests.chaos.watched import GET_S
+from tests.chaos.workload import is_alive
 
 BEGIN_S = 30.0
 

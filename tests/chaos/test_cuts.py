@@ -33,7 +33,8 @@ from tests.chaos.attempts import (
 from tests.chaos.cutter import Cutter, both_ways, cut
 from tests.chaos.end_check import assert_ends, assert_settled, rest_of
 from tests.chaos.machines import Machines, machines
-from tests.chaos.workload import GET_S, Workload, check_graph, without_calls
+from tests.chaos.watched import GET_S
+from tests.chaos.workload import Workload, check_graph, without_calls
 from tests.namespaces import Network, why_not
 
 HOSTS = 4

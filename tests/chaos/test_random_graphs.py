@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import faulthandler
 import gc
 import random
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +13,6 @@ import pytest
 
 import skate
 from skate.cluster_utils import Cluster
-from skate.exceptions import GetTimeoutError
-from skate.util.state import list_objects
 from tests.chaos import graphs
 from tests.chaos.end_check import (
     SHUTDOWN_S,
@@ -28,8 +24,8 @@ from tests.chaos.end_check import (
     stored,
 )
 from tests.chaos.killer import Killer
+from tests.chaos.watched import Watched
 
-GET_S = 60.0
 NODES = 3
 AT_ONCE = 4
 BALLAST = 4 * (NODES + 1)
@@ -49,27 +45,6 @@ def chaos_cluster(session_root: Path) -> Iterator[Cluster]:
     yield cluster
     skate.shutdown()
     cluster.shutdown()
-
-
-class Watched:
-    """``skate.get`` with a stop-watch; one that takes too long dumps what is known."""
-
-    def __init__(self) -> None:
-        self.longest_s = 0.0
-        self.values = 0
-
-    def get(self, refs: list[Any]) -> list[Any]:
-        start_s = time.monotonic()
-        try:
-            found: list[Any] = skate.get(refs, timeout=GET_S)
-        except GetTimeoutError:
-            faulthandler.dump_traceback(sys.stderr)
-            for row in list_objects(limit=200, raise_on_missing_output=False):
-                print(row, file=sys.stderr)
-            raise
-        self.longest_s = max(self.longest_s, time.monotonic() - start_s)
-        self.values += len(refs)
-        return found
 
 
 def check(seed: int, submitted: tuple[dict[int, Any], Any], watched: Watched) -> None:

@@ -24,7 +24,8 @@ from tests.chaos import graphs
 from tests.chaos.end_check import assert_ends, assert_settled, rest_of, use_everywhere
 from tests.chaos.machines import Machines, machines
 from tests.chaos.relayed import RelayedNetwork
-from tests.chaos.workload import GET_S, Workload, check_graph, started_once, without_calls
+from tests.chaos.watched import GET_S
+from tests.chaos.workload import Workload, check_graph, started_once, without_calls
 from tests.namespaces import why_not
 
 HOSTS = 3

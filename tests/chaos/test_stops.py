@@ -29,7 +29,8 @@ from tests.chaos.attempts import (
 from tests.chaos.end_check import assert_ends, assert_settled, rest_of
 from tests.chaos.killer import processes
 from tests.chaos.stopper import Stopper, stopped
-from tests.chaos.workload import GET_S, Workload, check_graph, without_calls
+from tests.chaos.watched import GET_S
+from tests.chaos.workload import Workload, check_graph, without_calls
 from tests.process_tree import gcs_of
 
 NODES = 3

@@ -7,22 +7,17 @@ overtaken shows.
 
 from __future__ import annotations
 
-import faulthandler
 import random
-import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import skate
-from skate.exceptions import GetTimeoutError
 from skate.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from skate.util.state import list_objects
 from tests.chaos import graphs
+from tests.chaos.watched import Watched
 
-GET_S = 60.0
 GRAPHS_AT_ONCE = 3
 TASKS_PER_ROUND = 8
 CALLS_PER_ROUND = 5
@@ -48,13 +43,12 @@ class Counter:
         return self.seen[-3:]
 
 
-class Workload:
+class Workload(Watched):
     """Work for a cluster that loses no process. ``values`` counts what was compared."""
 
     def __init__(self, seed: int, folder: Path, node_ids: Iterable[str]) -> None:
-        self.values = 0
+        super().__init__()
         self.graphs = 0
-        self.longest_s = 0.0
         self._rng = random.Random(seed)
         self._path = folder / "starts"
         self._path.touch()
@@ -98,20 +92,6 @@ class Workload:
         starts = sorted(int(line) for line in self._path.read_text().splitlines())
         assert starts == list(range(self._tasks)), "tasks did not start once each"
         self._actors.clear()
-
-    def get(self, refs: list[Any]) -> list[Any]:
-        """``skate.get`` with a stop-watch; one that takes too long dumps what is known."""
-        start_s = time.monotonic()
-        try:
-            found: list[Any] = skate.get(refs, timeout=GET_S)
-        except GetTimeoutError:
-            faulthandler.dump_traceback(sys.stderr)
-            for row in list_objects(limit=200, raise_on_missing_output=False):
-                print(row, file=sys.stderr)
-            raise
-        self.longest_s = max(self.longest_s, time.monotonic() - start_s)
-        self.values += len(refs)
-        return found
 
     def _submit(self) -> tuple[int, list[graphs.Step], dict[int, Any], Any]:
         seed = self._rng.randrange(1 << 30)

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 import click
 
 from skate_cluster.addresses import Cluster, chosen_address, find_cluster
+from skate_cluster.connections import gcs_at
 from skate_cluster.exit_codes import FAILED, NOT_FOUND, USAGE, CommandError
 from skate_cluster.failed_calls import explained
 from skate_cluster.shared_options import which_cluster
-from skate_rpc.clients import GcsClient
 from skate_rpc.gen.skate.v1 import gcs_pb2
-from skate_rpc.grpc_channel import open_channel
 
 _REASONS = {
     "idle-termination": gcs_pb2.DrainInfo.REASON_IDLE_TERMINATION,
@@ -76,13 +75,9 @@ async def _drain(
     cluster: Cluster, node_id: str, drain: gcs_pb2.DrainInfo, timeout_s: float
 ) -> tuple[gcs_pb2.NodeInfo, str]:
     """The node, and why it refused."""
-    channel = open_channel(cluster.gcs_endpoint, cluster.token)
-    try:
-        nodes = GcsClient(channel, cluster.gcs_endpoint).nodes
-        node = _find(await nodes.list(timeout_s=timeout_s), node_id)
-        reply = await nodes.drain(node.node_id, drain, timeout_s=timeout_s)
-    finally:
-        await channel.close()
+    async with gcs_at(cluster.gcs_endpoint, cluster.token) as gcs:
+        node = _find(await gcs.nodes.list(timeout_s=timeout_s), node_id)
+        reply = await gcs.nodes.drain(node.node_id, drain, timeout_s=timeout_s)
     return node, "" if reply.accepted else reply.rejection
 
 

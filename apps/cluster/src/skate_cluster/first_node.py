@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from skate_rpc.clients import GcsClient, RayletClient
+from skate_cluster.connections import gcs_at, raylet_at
+from skate_rpc.clients import RayletClient
 from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import gcs_pb2
-from skate_rpc.grpc_channel import open_channel
 
 Answer = TypeVar("Answer")
 
@@ -23,21 +23,16 @@ async def ask_first_node(
 
     Nothing when no node is alive. Raises ``RpcError`` when the GCS or every node fails to answer.
     """
-    channel = open_channel(gcs_endpoint, token)
-    try:
-        nodes = await GcsClient(channel, gcs_endpoint).nodes.list(timeout_s=timeout_s)
-    finally:
-        await channel.close()
+    async with gcs_at(gcs_endpoint, token) as gcs:
+        nodes = await gcs.nodes.list(timeout_s=timeout_s)
     alive = [row for row in nodes if row.state == gcs_pb2.NodeInfo.STATE_ALIVE]
     failure: RpcError | None = None
     for row in sorted(alive, key=lambda row: not row.is_head):
-        line = open_channel(row.raylet_endpoint, token)
-        try:
-            return await ask(RayletClient(line, row.raylet_endpoint))
-        except RpcError as error:
-            failure = error
-        finally:
-            await line.close()
+        async with raylet_at(row.raylet_endpoint, token) as raylet:
+            try:
+                return await ask(raylet)
+            except RpcError as error:
+                failure = error
     if failure is not None:
         raise failure
     return []

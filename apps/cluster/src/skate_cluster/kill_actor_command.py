@@ -8,12 +8,11 @@ import re
 import click
 
 from skate_cluster.addresses import Cluster, chosen_address, find_cluster
+from skate_cluster.connections import gcs_at
 from skate_cluster.exit_codes import NOT_FOUND, USAGE, CommandError
 from skate_cluster.failed_calls import explained
 from skate_cluster.shared_options import which_cluster
-from skate_rpc.clients import GcsClient
 from skate_rpc.gen.skate.v1 import common_pb2, gcs_pb2
-from skate_rpc.grpc_channel import open_channel
 
 _ID_DIGITS_MIN = 6
 
@@ -62,9 +61,8 @@ async def _kill(
     *,
     no_restart: bool,
 ) -> gcs_pb2.ActorInfo:
-    channel = open_channel(cluster.gcs_endpoint, cluster.token)
-    try:
-        actors = GcsClient(channel, cluster.gcs_endpoint).actors
+    async with gcs_at(cluster.gcs_endpoint, cluster.token) as gcs:
+        actors = gcs.actors
         found = [
             row
             for row in await actors.list(timeout_s=timeout_s)
@@ -82,8 +80,6 @@ async def _kill(
         )
         await actors.kill(found[0].spec.actor_id, no_restart, cause, timeout_s=timeout_s)
         return found[0]
-    finally:
-        await channel.close()
 
 
 def _is_meant(spec: gcs_pb2.ActorSpec, name: str | None, namespace: str, id_: str | None) -> bool:

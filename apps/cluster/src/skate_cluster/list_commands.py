@@ -11,13 +11,12 @@ from typing import Any, Final
 import click
 
 from skate_cluster.addresses import Cluster, chosen_address, find_cluster
+from skate_cluster.connections import gcs_at
 from skate_cluster.exit_codes import NOT_FOUND, USAGE, CommandError
 from skate_cluster.failed_calls import explained
 from skate_cluster.report_text import columns
 from skate_cluster.shared_options import how_shown, which_cluster
 from skate_cluster.tables import TABLES, BadFilterError, Row, filtered
-from skate_rpc.clients import GcsClient
-from skate_rpc.grpc_channel import open_channel
 
 SCHEMA: Final = "skate.list/1"
 CELL_MAX: Final = 60
@@ -147,11 +146,8 @@ def _rows(
 
 
 async def _ask(cluster: Cluster, kind: str, timeout_s: float) -> list[Row]:
-    channel = open_channel(cluster.gcs_endpoint, cluster.token)
-    try:
-        return await TABLES[kind].rows(GcsClient(channel, cluster.gcs_endpoint), timeout_s)
-    finally:
-        await channel.close()
+    async with gcs_at(cluster.gcs_endpoint, cluster.token) as gcs:
+        return await TABLES[kind].rows(gcs, timeout_s)
 
 
 def _is_meant(row: Row, wanted: str) -> bool:

@@ -7,22 +7,21 @@ import fnmatch
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
 import click
 
 from skate_cluster.addresses import Cluster, chosen_address, find_cluster
+from skate_cluster.connections import gcs_at, raylet_at
 from skate_cluster.exit_codes import FAILED, NOT_FOUND, USAGE, CommandError
 from skate_cluster.failed_calls import explained
 from skate_cluster.report_text import columns, format_bytes
 from skate_cluster.shared_options import how_shown, which_cluster
-from skate_rpc.clients import GcsClient, RayletClient
+from skate_rpc.clients import RayletClient
 from skate_rpc.errors import RpcError
 from skate_rpc.gen.skate.v1 import gcs_pb2
-from skate_rpc.grpc_channel import open_channel
 
 SCHEMA: Final = "skate.logs/1"
 CHUNK_BYTES: Final = 1 << 20
@@ -105,11 +104,8 @@ async def find_files(
 
 
 async def _live_nodes(cluster: Cluster, timeout_s: float) -> list[gcs_pb2.NodeInfo]:
-    channel = open_channel(cluster.gcs_endpoint, cluster.token)
-    try:
-        rows = await GcsClient(channel, cluster.gcs_endpoint).nodes.list(timeout_s=timeout_s)
-    finally:
-        await channel.close()
+    async with gcs_at(cluster.gcs_endpoint, cluster.token) as gcs:
+        rows = await gcs.nodes.list(timeout_s=timeout_s)
     alive = [row for row in rows if row.state != gcs_pb2.NodeInfo.STATE_DEAD]
     return sorted(alive, key=lambda row: not row.is_head)
 
@@ -117,21 +113,12 @@ async def _live_nodes(cluster: Cluster, timeout_s: float) -> list[gcs_pb2.NodeIn
 async def _files_of(cluster: Cluster, row: gcs_pb2.NodeInfo, timeout_s: float) -> list[File] | str:
     """A node's files, or what to say about its silence."""
     try:
-        async with _raylet(cluster, row.raylet_endpoint) as raylet:
+        async with raylet_at(row.raylet_endpoint, cluster.token) as raylet:
             found = await raylet.list_logs(timeout_s=timeout_s)
     except RpcError as error:
         return f"Node {row.node_id.hex()[:12]} does not answer: {error}"
     name = row.node_name
     return [File(row.node_id.hex(), name, one.name, one.size, one.changed_s) for one in found]
-
-
-@asynccontextmanager
-async def _raylet(cluster: Cluster, endpoint: str) -> AsyncIterator[RayletClient]:
-    channel = open_channel(endpoint, cluster.token)
-    try:
-        yield RayletClient(channel, endpoint)
-    finally:
-        await channel.close()
 
 
 def _one_of(files: Sequence[File], pattern: str) -> File:
@@ -162,7 +149,7 @@ async def _print(
 ) -> None:
     rows = await _live_nodes(cluster, timeout_s)
     endpoint = next(row.raylet_endpoint for row in rows if row.node_id.hex() == file.node_id)
-    async with _raylet(cluster, endpoint) as raylet:
+    async with raylet_at(endpoint, cluster.token) as raylet:
         offset = 0 if tail < 0 else await _start_of_tail(raylet, file, tail, timeout_s)
         while True:
             part = await raylet.read_log(file.name, offset, CHUNK_BYTES, timeout_s=timeout_s)

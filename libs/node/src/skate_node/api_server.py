@@ -32,7 +32,6 @@ from skate_rpc.errors import BindError
 _log = logging.getLogger(__name__)
 
 BACKLOG: Final = 128
-KILL_AFTER_S: Final = 1.0
 PAUSE_FIRST_S: Final = 0.1
 PAUSE_MAX_S: Final = 5.0
 SETTLED_S: Final = 10.0

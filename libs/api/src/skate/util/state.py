@@ -49,7 +49,21 @@ RayStateApiException = StateApiError
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectState:
+class _Row:
+    """A row of the state API: its fields are also found by name, and are a dict on request."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.__dataclass_fields__:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def asdict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectState(_Row):
     """One reference: an object as one process holds it. Ids in hex, sizes in bytes."""
 
     object_id: str
@@ -81,18 +95,9 @@ class ObjectState:
     view_count: int
     """Views of its bytes that processes have, such as arrays."""
 
-    def __getitem__(self, name: str) -> Any:
-        if name not in _FIELDS:
-            raise KeyError(name)
-        return getattr(self, name)
-
-    def asdict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
-class PlacementGroupState:
+class PlacementGroupState(_Row):
     """One placement group. Ids in hex."""
 
     placement_group_id: str
@@ -108,15 +113,6 @@ class PlacementGroupState:
     """As in ``placement_group_table``; ``pending_reason`` says why it is not created."""
     strategy: str
     ray_namespace: str
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in _GROUP_FIELDS:
-            raise KeyError(name)
-        return getattr(self, name)
-
-    def asdict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
 
 
 _FIELDS: Final = tuple(field.name for field in fields(ObjectState))
